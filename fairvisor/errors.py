@@ -1,0 +1,96 @@
+"""The exceptions of Fairvisor Edge: one small tree.
+
+Each class says what it means for the caller: a request error carries the HTTP status that answers it, the others stop
+a command or leave the active bundle in place. They are raised where the fault is found and translated once, at the
+edge (HTTP or command line). A message names the field, the value and what is allowed; it is shown to people as it is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class FairvisorError(Exception):
+    """Anything that Fairvisor Edge itself reports to its user."""
+
+
+class RequestError(FairvisorError):
+    """A request that cannot be answered as asked; `status` is the HTTP status, the message is for the client."""
+
+    status = 400
+
+
+class Forbidden(RequestError):
+    """The peer may not ask this."""
+
+    status = 403
+
+
+class NotFound(RequestError):
+    """There is nothing at this path."""
+
+    status = 404
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, for another method."""
+
+    status = 405
+
+
+class Conflict(RequestError):
+    """It was done already: a reservation settled twice."""
+
+    status = 409
+
+
+class Gone(RequestError):
+    """It is no longer there: an expired reservation."""
+
+    status = 410
+
+
+class BodyTooLarge(RequestError):
+    """The body exceeds what the endpoint reads."""
+
+    status = 413
+
+
+class HeadTooLarge(RequestError):
+    """The request head exceeds 16 KiB."""
+
+    status = 431
+
+
+class SettingsError(FairvisorError):
+    """A setting with a wrong value: names the variable, the value and what is allowed."""
+
+
+class SegmentError(FairvisorError):
+    """The shared-memory segment cannot be created, attached or trusted."""
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a bundle: its JSON path (`policies[0].spec.rules[1].name`) and what is the matter."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class BundleInvalid(FairvisorError):
+    """A bundle with errors: refused whole, the active one stays. `problems` holds every error found."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class BundleRefused(FairvisorError):
+    """A well-formed bundle that may not replace the active one; `code` is stable (`version_not_monotonic`...)."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
