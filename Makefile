@@ -1,0 +1,68 @@
+# `make help` lists the targets. Everything is installed into .venv, with the first python3 >= 3.10 found;
+# PYTHON=/path/to/python3 chooses another. A stamp file in .venv remembers what was installed, so that a target only
+# installs again when the package's metadata or its C source changed.
+
+VENV := .venv
+BIN := $(VENV)/bin
+BIND ?= 127.0.0.1:8080
+TEMPLATE ?= api
+PYTHON ?=
+
+SOURCES_OF_THE_INSTALL := setup.cfg setup.py pyproject.toml $(wildcard fairvisor/counters/*.c fairvisor/counters/*.h)
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format docs clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+run: $(RUN_STAMP) policy.json ## build, install and serve policy.json on BIND (127.0.0.1:8080)
+	@BIND=$(BIND) sh conf/try.sh
+	@exec $(BIN)/fairvisor serve --config-file policy.json --bind $(BIND) --state-dir $(VENV)/state
+
+test: $(DEV_STAMP) ## every test that needs no server on this machine; the rest is listed at the end
+	$(BIN)/python -m pytest
+
+check: $(DEV_STAMP) ## format, lint, types, C warnings as errors, tests and docs: all that CI asks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	FAIRVISOR_WERROR=1 $(BIN)/python setup.py -q build_ext --force --build-temp $(VENV)/werror --build-lib $(VENV)/werror
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/python -m pytest
+
+format: $(DEV_STAMP) ## put the code into the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(DEV_STAMP) ## write the generated pages of docs/ again
+	$(BIN)/python docs/generate.py
+
+clean: ## remove what the other targets made; policy.json stays
+	rm -rf $(VENV) build dist *.egg-info fairvisor/counters/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+policy.json: | $(RUN_STAMP)
+	$(BIN)/fairvisor init --template $(TEMPLATE)
+
+$(BIN)/python:
+	@for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10; do \
+	    "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || continue; \
+	    "$$candidate" -m venv $(VENV) && exit 0; \
+	    echo "$$candidate cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv)" >&2; \
+	    rm -rf $(VENV); exit 1; \
+	done; \
+	echo "Python 3.10 or later was not found. Install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1
+
+$(RUN_STAMP): $(SOURCES_OF_THE_INSTALL) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
+	    MEINHELD_NOGREEN=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[meinheld]' \
+	    || echo 'meinheld did not build here; the default worker does not need it, going on without it.'; \
+	else echo 'meinheld does not run on Python 3.13 and later; the default worker does not need it.'; fi
+	@touch $@
+
+$(DEV_STAMP): $(RUN_STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

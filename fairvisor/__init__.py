@@ -1,0 +1,29 @@
+"""Fairvisor Edge: a policy enforcement point for API traffic. This is the map of the package.
+
+A request passes, in this order:
+
+    http/           1. bytes to requests and answers to bytes; knows nothing of policies
+    context.py      2. one request as the policies see it
+    descriptors.py     "jwt:sub" becomes a function from a context to a value, at load
+    identity/          who sent it: tokens, addresses behind proxies, countries, bots
+    llm/               what it asks of a language model, and what that cost
+    route.py        3. the policies that apply to it
+    engine.py       4. decide(): the order of evaluation, and only the order
+    rules/          5. one module per kind of limit
+    counters/       6. the shared memory that all workers count in; knows nothing of rules
+    decision.py     7. what was decided, and why
+    response.py     8. a decision becomes status, headers and body
+
+Before the first request:
+
+    cli/            the commands, one module each
+    settings.py     every FAIRVISOR_* variable, declared once
+    master.py       the process that starts, reloads and replaces the workers
+    bundle/         the policy bundle: load, validate, compile
+    clock.py        the one place that reads a clock
+    errors.py       the exceptions, one small tree
+
+Imports point one way: cli and http use the engine, the engine uses the rules, the rules use the counters.
+"""
+
+__version__ = "0.1.0"

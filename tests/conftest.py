@@ -1,0 +1,68 @@
+"""What every test shares: the one mechanism for tests that need a program which may not be installed.
+
+`@pytest.mark.needs("nginx")` on a test, class or module (`pytestmark`) says that it drives that program. Where the
+program is missing the test is left out and listed at the end of the run, never skipped silently; with
+FAIRVISOR_TEST_ALL=1, as in CI, it runs all the same and fails, saying what is missing. A name that is no program on
+the PATH may be an importable Python module (`needs("meinheld")`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+TEST_ALL = "FAIRVISOR_TEST_ALL"
+LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
+
+# Debian keeps servers where the PATH of an ordinary user does not look.
+os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
+
+
+def is_installed(name: str) -> bool:
+    """Whether `name` is a program on the PATH or an importable Python module."""
+    return shutil.which(name) is not None or importlib.util.find_spec(name) is not None
+
+
+def missing(item: pytest.Item) -> list[str]:
+    """What `item` needs and this machine does not have, in the order of its markers."""
+    needed = (name for marker in item.iter_markers("needs") for name in marker.args)
+    return [name for name in dict.fromkeys(needed) if not is_installed(name)]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LEFT_OUT] = {}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what cannot run here, unless everything was asked for."""
+    if os.environ.get(TEST_ALL):
+        return
+    left_out = [item for item in items if missing(item)]
+    for item in left_out:
+        config.stash[LEFT_OUT].setdefault(", ".join(missing(item)), []).append(item.nodeid)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.fixture(autouse=True)
+def _needed_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail, where everything was asked for, a test whose program is not there."""
+    absent = missing(request.node)
+    if absent:
+        pytest.fail(
+            f"not installed: {', '.join(absent)} (without {TEST_ALL} this test is left out)", pytrace=False
+        )
+    yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """List what was left out and what it would need."""
+    for programs, tests in sorted(config.stash[LEFT_OUT].items()):
+        terminalreporter.section(f"left out: {programs} not installed ({len(tests)})")
+        for test in tests:
+            terminalreporter.line(test)
