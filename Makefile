@@ -16,7 +16,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 .PHONY: help run test check format docs clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 run: $(RUN_STAMP) policy.json ## build, install and serve policy.json on BIND (127.0.0.1:8080)
 	@BIND=$(BIND) sh conf/try.sh

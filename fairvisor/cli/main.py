@@ -1,0 +1,84 @@
+"""The `fairvisor` command: its subcommands, and the one place where an error becomes a message and an exit code.
+
+Users never see a traceback for what they can mend: a FairvisorError, a file that cannot be written, an interrupt or a
+closed pipe ends in one line on stderr or in silence. A traceback means a defect of ours.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from fairvisor import __version__
+from fairvisor.cli.exits import FAILED, INTERRUPTED, USAGE
+from fairvisor.cli.init import init
+from fairvisor.cli.schema import schema
+from fairvisor.cli.serve import serve
+from fairvisor.cli.validate import validate
+from fairvisor.cli.version import version
+from fairvisor.errors import FairvisorError
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="fairvisor", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Enforce rate limits, budgets and LLM token limits beside an API gateway.
+
+    Start with `fairvisor init`, which writes a policy to edit and says what to do next.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@cli.command("help")
+@click.argument("command", required=False)
+@click.pass_context
+def show_help(context: click.Context, command: str | None) -> None:
+    """Show the commands, or the options of one."""
+    group = context.parent
+    assert group is not None, "help is a subcommand"
+    if command is None:
+        click.echo(group.get_help())
+        return
+    found = cli.get_command(group, command)
+    if found is None:
+        raise click.UsageError(f"No such command '{command}'.", group)
+    click.echo(found.get_help(click.Context(found, group, command)))
+
+
+for _command in (init, schema, serve, validate, version):
+    cli.add_command(_command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and gives its exit code."""
+    try:
+        return cli.main(list(arguments), prog_name="fairvisor", standalone_mode=False) or 0
+    except click.UsageError as error:
+        error.show()
+        return USAGE
+    except click.ClickException as error:
+        error.show()
+        return FAILED
+    except click.Abort:
+        return INTERRUPTED
+    except FairvisorError as error:
+        return _failed(str(error))
+    except OSError as error:
+        return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+
+
+def _failed(message: str) -> int:
+    click.echo(f"Error: {message}", err=True)
+    return FAILED
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""What commands print, and the option that chooses between people and programs.
+
+Lines are never wrapped, so that they can be searched and piped; colours appear on a terminal only. Text from files is
+printed as it is: no markup, no emoji codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import orjson
+from rich.console import Console
+from rich.text import Text
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def format_option(command: Command) -> Command:
+    """Adds `--format table|json`, the parameter `output_format`."""
+    return click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        help="table for people (default), json for programs.",
+    )(command)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))
+
+
+def print_line(*parts: str | tuple[str, str]) -> None:
+    """One line on stdout; a part is a text or a pair of text and rich style."""
+    Console(highlight=False, emoji=False).print(Text.assemble(*parts), soft_wrap=True)
+
+
+def count_of(number: int, one: str, many: str) -> str:
+    """`1 policy`, `2 policies`."""
+    return f"{number} {one if number == 1 else many}"

@@ -1,0 +1,31 @@
+"""`fairvisor serve`: starts the edge. Every setting is a flag of the same name, made from its declaration.
+
+Flags stay text until `Settings.load` reads them together with the environment, so that a wrong value is reported the
+same way wherever it was set. What happens after that is the master's business.
+"""
+
+from __future__ import annotations
+
+import click
+
+from fairvisor import master
+from fairvisor.settings import Declared, Settings, declared, environment
+
+
+def _option(setting: Declared) -> click.Option:
+    default = f"  Default: {setting.default}." if setting.default else ""
+    return click.Option(
+        [setting.flag, setting.name],
+        metavar="VALUE",
+        help=f"{setting.help}{default}  [{setting.variable}]",
+    )
+
+
+@click.command(params=[_option(setting) for setting in declared()])
+def serve(**flags: str | None) -> None:
+    """Enforce a policy bundle, in the foreground.
+
+    A flag wins over the environment variable of the same name, which is shown in brackets.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    master.serve(Settings.load(environment(), given))
