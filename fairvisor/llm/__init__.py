@@ -1,1 +1,12 @@
-"""."""
+"""What Fairvisor Edge knows about LLM providers: requests, token estimates, usage, error shapes.
+
+    request.py      a JSON body -> the facts a limit needs: model, completion asked for, choices
+    models.py       the many spellings of a model's name -> one
+    estimate.py     prompt tokens of a request, before the provider has counted them
+    usage.py        what the provider counted, as disjoint kinds; weights
+    reservation.py  what was taken for a request, as a signed token that settles it later
+    dialect.py      a refusal in the shape of the provider whose SDK asked
+    stream.py       usage out of a response that arrives in pieces
+
+Nothing here does I/O, reads a clock, or knows policies, counters or gateways.
+"""

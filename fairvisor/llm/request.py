@@ -1,0 +1,147 @@
+"""The LLM request in an HTTP body: model, completion tokens asked for, number of choices, streaming or not.
+
+Reads the JSON bodies of OpenAI (chat/completions, completions, responses, embeddings) and of what speaks the same
+(Azure, Mistral, vLLM...), of Anthropic messages, Gemini generateContent and Bedrock. Where the provider takes the
+model from the path (Azure deployments, Gemini, Vertex, Bedrock), the path wins over the body, as it does there.
+
+The body is the client's: a value that is no positive whole number (bool, string, NaN, negative, beyond 1e12) counts as
+not sent, and a body that is no JSON object is no LLM request. This module must not know limits, estimates or aliases.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final
+from urllib.parse import unquote
+
+import orjson
+
+MAX_NUMBER: Final = 10**12
+"""Token counts above this are nonsense and ignored (the largest context windows have some 1e7)."""
+
+# /openai/deployments/<name>/... (Azure), /models/<name>:<method> (Gemini, Vertex), /model/<name>/invoke (Bedrock).
+_MODEL_IN_PATH: Final = re.compile(
+    r"/openai/deployments/+([^/]+)/"
+    r"|/models/+([^/]+):[a-z]+$"
+    r"|/model/+([^/]+)/(?:invoke|converse)",
+    re.IGNORECASE,
+)
+_STREAM_IN_PATH: Final = re.compile(
+    r":stream(?:GenerateContent|RawPredict)$|/(?:invoke-with-response|converse)-stream$", re.I
+)
+
+_CAP_FIELDS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_tokens_to_sample")
+_CHOICE_FIELDS: Final = ("n", "best_of")
+# Protobuf JSON accepts both spellings of a field; Bedrock's Converse calls its own inferenceConfig.
+_CONFIG_FIELDS: Final = ("generationConfig", "generation_config", "inferenceConfig")
+_CONFIG_CAPS: Final = ("maxOutputTokens", "max_output_tokens", "maxTokens")
+_CONFIG_CHOICES: Final = ("candidateCount", "candidate_count")
+
+
+class LlmRequest:
+    """What one request asks of a model.
+
+    `document` is the whole JSON object, `model` the name as sent ("" if none), `completion_cap` the completion tokens
+    per choice the client allows (None: not said), `choices` how many completions it wants, `stream` whether it asked
+    for a stream.
+    """
+
+    __slots__ = ("choices", "completion_cap", "document", "model", "stream")
+
+    def __init__(
+        self, document: dict[str, object], model: str, completion_cap: int | None, choices: int, stream: bool
+    ) -> None:
+        self.document = document
+        self.model = model
+        self.completion_cap = completion_cap
+        self.choices = choices
+        self.stream = stream
+
+
+def read_request(path: str, body: bytes | None) -> LlmRequest | None:
+    """The LLM request in `body`, sent to `path` (normalised, without query); None: no body, or no JSON object."""
+    if not body:
+        return None
+    document = _parse(body)
+    if not isinstance(document, dict):
+        return None
+    config = _config(document)
+    cap = _largest(document, _CAP_FIELDS)
+    choices = _largest(document, _CHOICE_FIELDS) or 1
+    if config is not None:
+        cap = max(cap, _largest(config, _CONFIG_CAPS))
+        choices = max(choices, _largest(config, _CONFIG_CHOICES))
+    return LlmRequest(
+        document,
+        _model(path, document),
+        cap or None,
+        choices * _prompts(document),
+        document.get("stream") is True or _STREAM_IN_PATH.search(path) is not None,
+    )
+
+
+def whole_number(value: object) -> int | None:
+    """`value` as a count of tokens: a whole JSON number from 0 to 1e12 (`5`, `5.0`); None for anything else."""
+    if type(value) is int:
+        return value if 0 <= value <= MAX_NUMBER else None
+    if type(value) is float and 0 <= value <= MAX_NUMBER and value.is_integer():  # False for NaN
+        return int(value)
+    return None
+
+
+def _parse(body: bytes) -> object:
+    """The JSON value in `body`, None when there is none.
+
+    What orjson refuses and providers written in Python accept (NaN, lone surrogates, UTF-16, a byte order mark) gets a
+    second, slower reading: a body that we cannot read would otherwise be a way around the limits on its model.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _config(document: dict[str, object]) -> dict[str, object] | None:
+    for name in _CONFIG_FIELDS:
+        config = document.get(name)
+        if isinstance(config, dict):
+            return config
+    return None
+
+
+def _largest(document: dict[str, object], names: tuple[str, ...]) -> int:
+    """The largest usable value among the fields `names`, 0 when there is none.
+
+    The largest, because a provider ignores the fields it does not know: a small decoy beside the real one must not
+    shrink the reservation.
+    """
+    largest = 0
+    for name in names:
+        if name in document:
+            value = whole_number(document[name])
+            if value is not None and value > largest:
+                largest = value
+    return largest
+
+
+def _model(path: str, document: dict[str, object]) -> str:
+    found = _MODEL_IN_PATH.search(unquote(path) if "%" in path else path)
+    if found is not None:
+        return found[1] or found[2] or found[3]
+    model = document.get("model")
+    if not isinstance(model, str):
+        return ""
+    return model if model.isascii() else model.encode(errors="replace").decode()  # no lone surrogates
+
+
+def _prompts(document: dict[str, object]) -> int:
+    """How many prompts a /v1/completions request holds: each gets its own `n` completions; 1 for anything else."""
+    prompt = document.get("prompt")
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
+        return len(prompt)
+    return 1
