@@ -1,0 +1,201 @@
+"""Which headers of which gateway describe the original request: one endpoint for each way of telling it.
+
+Each endpoint reads exactly one family of headers, the one its gateway overwrites, so that a client cannot choose its
+own method, path or host by sending another family's headers along. What an endpoint does beyond that (status of an
+allow, form of a deny, whether it reads a body, whether request ids count) stands in the same table.
+
+This module decides what the original request was. It knows nothing of policies; the path is handed on as it was sent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from ipaddress import IPv6Address
+from typing import Final, NamedTuple
+
+from fairvisor.errors import RequestError
+from fairvisor.http.request import Request
+
+ENVOY_PREFIXES: Final = ("/v1/ext-authz/", "/v1/decision/")
+
+# Methods and hosts repeat from request to request, so their readings are kept. A client can make up new ones: a full
+# map is emptied and starts again.
+_REMEMBERED: Final = 4096
+
+_METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # a token, RFC 9110 5.6.2
+_HOST: Final = re.compile(
+    r"[a-z0-9._~!$&'()*+;=%-]{1,255}|\[[0-9a-f:.]{2,45}\]"
+)  # RFC 3986 3.2.2, without a comma
+
+
+class Original(NamedTuple):
+    """The original request: method in upper case, target as sent (Latin-1), host normalised, "" when not told."""
+
+    method: str
+    target: str
+    host: str
+
+
+class Family(NamedTuple):
+    """The three headers of one family, by their lower-case names."""
+
+    method: str
+    target: str
+    host: str
+
+
+ORIGINAL: Final = Family("x-original-method", "x-original-uri", "x-original-host")
+FORWARDED: Final = Family("x-forwarded-method", "x-forwarded-uri", "x-forwarded-host")
+
+
+class Endpoint(NamedTuple):
+    """A path that decides.
+
+    `describe` finds the original request; `allow_status` is the status of an allow, None for the configured one;
+    `carrier` says that a deny is a 403 with the real status in a header, for gateways that pass nothing else;
+    `host_header` is what a request without a host is told to send.
+    """
+
+    describe: Callable[[Request], Original]
+    host_header: str
+    allow_status: int | None = None
+    carrier: bool = False
+    reads_body: bool = True
+    request_ids: bool = False
+
+
+class Readings:
+    """Methods and hosts as the policies see them, each worked out once; bounded. One per process."""
+
+    __slots__ = ("_hosts", "_methods")
+
+    def __init__(self) -> None:
+        self._methods: dict[bytes, str] = {}
+        self._hosts: dict[bytes, str] = {}
+
+    def method(self, value: bytes) -> str:
+        """The method in upper case, so that no spelling of it escapes a policy. Raises RequestError (400)."""
+        known = self._methods.get(value)
+        if known is None:
+            if not _METHOD.fullmatch(value):
+                raise RequestError(f"the method {value[:80]!r} is not a token")
+            known = _remember(self._methods, value, value.decode("ascii").upper())
+        return known
+
+    def host(self, value: bytes) -> str:
+        """The host as `normal_host` gives it. Raises RequestError (400)."""
+        known = self._hosts.get(value)
+        if known is None:
+            known = _remember(self._hosts, value, normal_host(value.decode("latin-1")))
+        return known
+
+
+def _remember(known: dict[bytes, str], value: bytes, reading: str) -> str:
+    if len(known) >= _REMEMBERED:
+        known.clear()
+    known[value] = reading
+    return reading
+
+
+def normal_host(text: str) -> str:
+    """A Host value without port and trailing dot, in lower case; an IPv6 literal in its canonical spelling.
+
+    Raises RequestError (400) for what cannot be a host (RFC 9110 7.2, RFC 3986 3.2.2), two joined values included.
+    """
+    host = text.strip().lower()
+    name, colon, port = host.rpartition(":")
+    if colon and (port == "" or port.isascii() and port.isdigit()) and not name.endswith(":"):
+        host = name if "]" in name or ":" not in name else host
+    if not _HOST.fullmatch(host):
+        raise RequestError(f"the host {text[:80]!r} is not a host name or address")
+    if host.startswith("["):
+        return _normal_ipv6(host, text)
+    host = host.removesuffix(".")
+    if not host:
+        raise RequestError(f"the host {text[:80]!r} is not a host name or address")
+    return host
+
+
+def _normal_ipv6(host: str, text: str) -> str:
+    try:
+        return f"[{IPv6Address(host[1:-1])}]"
+    except ValueError:
+        raise RequestError(f"the host {text[:80]!r} is not an IPv6 address") from None
+
+
+def _read_family(family: Family, readings: Readings) -> Callable[[Request], Original]:
+    """The reader of one family of headers. Bound once, at start."""
+    method_name, target_name, host_name = family
+    method_of, host_of = readings.method, readings.host
+
+    def describe(request: Request) -> Original:
+        headers = request.headers
+        method = headers.get(method_name)
+        target = headers.get(target_name)
+        if not method or not target:
+            raise RequestError(f"the header {_written(target_name if method else method_name)} is missing")
+        if b" " in target:
+            raise RequestError(f"the header {_written(target_name)} holds a space or was sent twice")
+        host = headers.get(host_name)
+        return Original(method_of(method), target.decode("latin-1"), host_of(host) if host else "")
+
+    return describe
+
+
+def _read_either(readings: Readings) -> Callable[[Request], Original]:
+    """X-Original-* when any of them is there, else X-Forwarded-*: one family whole."""
+    original, forwarded = _read_family(ORIGINAL, readings), _read_family(FORWARDED, readings)
+    method_name, target_name, host_name = ORIGINAL
+
+    def describe(request: Request) -> Original:
+        headers = request.headers
+        if target_name in headers or method_name in headers or host_name in headers:
+            return original(request)
+        if FORWARDED.method not in headers and FORWARDED.target not in headers:
+            raise RequestError("the header X-Original-Method (or X-Forwarded-Method) is missing")
+        return forwarded(request)
+
+    return describe
+
+
+def _read_request_line(prefix: str, readings: Readings) -> Callable[[Request], Original]:
+    """The request line after the prefix, and Host: Envoy prepends its prefix to the original path."""
+    kept = len(prefix) - 1
+
+    def describe(request: Request) -> Original:
+        host = request.headers.get("host")
+        method = readings.method(request.method.encode("latin-1"))
+        return Original(method, request.target[kept:], readings.host(host) if host else "")
+
+    return describe
+
+
+def _written(name: str) -> str:
+    """A header name as people write it: `x-original-uri` is X-Original-URI."""
+    return name.title().replace("-Uri", "-URI")
+
+
+def decision_endpoints(request_ids: bool) -> Mapping[str, Endpoint]:
+    """Every deciding endpoint by its path; those under a prefix end in a slash.
+
+    `request_ids` says whether X-Fairvisor-Request-Id counts where the gateway is not known to set it itself.
+    """
+    readings = Readings()
+    table = {
+        "/v1/decision": Endpoint(_read_either(readings), "X-Original-Host", request_ids=request_ids),
+        "/v1/auth-request": Endpoint(
+            _read_family(ORIGINAL, readings),
+            "X-Original-Host",
+            carrier=True,
+            reads_body=False,
+            request_ids=True,
+        ),
+        "/v1/forward-auth": Endpoint(
+            _read_family(FORWARDED, readings), "X-Forwarded-Host", request_ids=request_ids
+        ),
+    }
+    for prefix in ENVOY_PREFIXES:
+        describe = _read_request_line(prefix, readings)
+        table[prefix] = Endpoint(describe, "Host", allow_status=200, request_ids=request_ids)
+    return table
