@@ -1,0 +1,204 @@
+"""The bundle as a tree of frozen objects: what `load.py` reads and what `compile.py` builds the engine from.
+
+The names and ranges are those of the policy reference; the limits themselves are in `model_limits.py`, single values in
+`fields.py`. Instants are nanoseconds since the Unix epoch (`expires_at_ns` is the JSON's `expires_at`), absent ones are
+None. This module knows what a well-formed bundle is; whether it may replace the active one is decided in `load.py`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict, ValidationInfo, field_validator
+
+from fairvisor.bundle.fields import (
+    Descriptor,
+    Host,
+    InstantNs,
+    Method,
+    Name,
+    Path,
+    Route,
+    ScalarText,
+    Text,
+    Version,
+    fault,
+    show,
+)
+from fairvisor.bundle.model_limits import (
+    AnyRule,
+    CircuitBreaker,
+    CostBased,
+    CostBasedRule,
+    FallbackRule,
+    LlmTokens,
+    LlmTokensRule,
+    LoopDetection,
+    OnMissing,
+    Rule,
+    StagedAction,
+    Strictly,
+    TokenBucket,
+    TokenBucketRule,
+)
+
+__all__ = [
+    "AnyRule", "Bundle", "CircuitBreaker", "CostBased", "CostBasedRule", "Defaults", "JwtKey", "KillSwitch",
+    "LlmTokens", "LlmTokensRule", "LoopDetection", "Mode", "OnMissing", "Override", "Policy", "Rule", "Selector",
+    "Spec", "StagedAction", "TokenBucket", "TokenBucketRule",
+]  # fmt: skip
+
+Mode = Literal["enforce", "shadow"]
+
+
+class Selector(Strictly):
+    """Where a policy applies: either path matching is enough; no methods or hosts: any."""
+
+    path_exact: Path | None = Field(default=None, alias="pathExact")
+    methods: Annotated[tuple[Method, ...], Strict(False)] = ()
+    hosts: Annotated[tuple[Host, ...], Strict(False)] = ()
+    path_prefix: Path | None = Field(default=None, alias="pathPrefix", validate_default=True)
+
+    @field_validator("methods", "hosts")
+    @classmethod
+    def _not_empty(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise fault("must not be an empty array: leave the field out to match any")
+        return names
+
+    @field_validator("path_prefix")
+    @classmethod
+    def _some_path(cls, prefix: str | None, info: ValidationInfo) -> str | None:
+        if prefix is None and info.data.get("path_exact", "") is None:
+            raise fault("is required where there is no pathExact")
+        return prefix
+
+
+class Spec(Strictly):
+    """What a policy does where it applies. After load a control that is switched off is None."""
+
+    selector: Selector
+    mode: Mode = "enforce"
+    rules: Annotated[tuple[AnyRule, ...], Strict(False)]
+    fallback_limit: FallbackRule | None = None
+    loop_detection: LoopDetection | None = None
+    circuit_breaker: CircuitBreaker | None = None
+
+
+class Policy(Strictly):
+    """One policy of the bundle."""
+
+    id: Name
+    spec: Spec
+
+    def resolved(self, defaults: Defaults) -> Policy:
+        """This policy with the bundle's defaults where it says nothing, and without controls that are switched off."""
+        spec = self.spec
+        update: dict[str, Any] = {}
+        given = spec.model_fields_set
+        if "mode" not in given and defaults.mode != spec.mode:
+            update["mode"] = defaults.mode
+        if defaults.on_missing != "skip":
+            update["rules"] = tuple(_with_on_missing(rule, defaults.on_missing) for rule in spec.rules)
+            if spec.fallback_limit is not None:
+                update["fallback_limit"] = _with_on_missing(spec.fallback_limit, defaults.on_missing)
+        loop = spec.loop_detection or defaults.loop_detection
+        breaker = spec.circuit_breaker or defaults.circuit_breaker
+        loop = loop if loop is not None and loop.enabled else None
+        breaker = breaker if breaker is not None and breaker.enabled else None
+        if loop is not spec.loop_detection:
+            update["loop_detection"] = loop
+        if breaker is not spec.circuit_breaker:
+            update["circuit_breaker"] = breaker
+        if not update:
+            return self
+        return self.model_copy(update={"spec": spec.model_copy(update=update)})
+
+
+def _with_on_missing(rule: AnyRule, on_missing: OnMissing) -> AnyRule:
+    if "on_missing" in rule.model_fields_set:
+        return rule
+    return rule.model_copy(update={"on_missing": on_missing})
+
+
+class KillSwitch(Strictly):
+    """Stops everything whose descriptor `scope_key` has the value `scope_value` (`*`: any), until `expires_at_ns`."""
+
+    scope_key: Descriptor
+    scope_value: ScalarText
+    route: Route | None = None
+    reason: Text | None = None
+    expires_at_ns: InstantNs | None = Field(default=None, alias="expires_at")
+
+    @field_validator("scope_value")
+    @classmethod
+    def _address_or_network(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("scope_key") != "ip:address" or value == "*":
+            return value
+        try:
+            return str(ipaddress.ip_network(value)) if "/" in value else str(ipaddress.ip_address(value))
+        except ValueError:
+            hint = _network_hint(value)
+            raise fault(
+                f'must be an IP address, a network such as {hint} or "*", not {show(value)}'
+            ) from None
+
+
+def _network_hint(value: str) -> str:
+    """The network that was probably meant when host bits are set."""
+    try:
+        return f'"{ipaddress.ip_network(value, strict=False)}"'
+    except ValueError:
+        return '"203.0.113.0/24"'
+
+
+class Override(Strictly):
+    """A switch over the whole bundle. It acts while `enabled` and until `expires_at_ns`."""
+
+    enabled: bool
+    reason: Text | None = Field(default=None, validate_default=True)
+    expires_at_ns: InstantNs | None = Field(default=None, alias="expires_at", validate_default=True)
+
+    @field_validator("reason", "expires_at_ns")
+    @classmethod
+    def _given_when_enabled(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.data.get("enabled"):
+            raise fault("is required when enabled is true")
+        return value
+
+
+class Defaults(Strictly):
+    """What policies do where they say nothing themselves."""
+
+    mode: Mode = "enforce"
+    on_missing: OnMissing = "skip"
+    loop_detection: LoopDetection | None = None
+    circuit_breaker: CircuitBreaker | None = None
+    model_aliases: Mapping[Text, Text] = Field(default_factory=dict)
+
+
+class JwtKey(Strictly):
+    """A key that verifies bearer tokens: a public JWK, or the environment variable that holds an HMAC secret."""
+
+    jwk: dict[str, Any] | None = None
+    secret_env: Text | None = None
+    algorithm: Text | None = None
+    kid: Text | None = None
+    issuer: Text | None = None
+    audience: tuple[Text, ...] = ()
+
+
+class Bundle(Strictly):
+    """A whole bundle. `bundle_version` is an int where the JSON number is whole."""
+
+    bundle_version: Version
+    issued_at_ns: InstantNs | None = Field(default=None, alias="issued_at")
+    expires_at_ns: InstantNs | None = Field(default=None, alias="expires_at")
+    policies: Annotated[tuple[Policy, ...], Strict(False)]
+    kill_switches: Annotated[tuple[KillSwitch, ...], Strict(False)] = ()
+    global_shadow: Override | None = None
+    kill_switch_override: Override | None = None
+    defaults: Defaults = Defaults()
+    jwt_keys: Annotated[tuple[JwtKey, ...], Strict(False)] = ()
