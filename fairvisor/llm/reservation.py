@@ -1,0 +1,131 @@
+"""A reservation as a token: what was taken from which counter for one LLM request, signed, to be settled later.
+
+The token travels through a gateway, so it carries all that settling needs (counter keys, amounts, weights) and the
+bundle is never asked: a reload between request and response changes nothing. It is signed with a key that lives with
+the counters. This module must not know counters, rules or the clock; it turns a `Reservation` into text and back.
+
+Format, big-endian, then base64url without padding (RFC 4648 5):
+
+    version u8 = 1 | nonce u64 | expires_wall_ns u64 | takes u8
+    per take: flags u8 (1: a total, 2: weights follow) | key u64 | amount_u u64 | burst_u u64 | per u64
+              | until_mono_ns u64 | with flag 2: five weights u64, in millionths, in the order of `Weights`
+    HMAC-SHA256 of everything before it, 32 bytes
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import secrets
+import struct
+from typing import Final, Literal, NamedTuple
+
+from fairvisor.errors import Gone, RequestError
+from fairvisor.llm.usage import PLAIN, Weights
+
+LIFETIME_NS: Final = 3_600 * 1_000_000_000
+"""A reservation can be settled for one hour."""
+
+MAX_TAKES: Final = 255
+
+_VERSION: Final = 1
+_HEAD: Final = struct.Struct(">BQQB")
+_TAKE: Final = struct.Struct(">BQQQQQ")
+_WEIGHTS: Final = struct.Struct(">5Q")
+_MAC_BYTES: Final = 32
+_TOTAL: Final = 1
+_WEIGHTED: Final = 2
+_MAX_TOKEN: Final = 32 * 1024  # 255 takes with weights need 29 KB
+
+
+class Take(NamedTuple):
+    """What one counter gave: `amount_u` millionths from the bucket (`burst_u`, `per`) or the total `key`.
+
+    `until_mono_ns` is when a total's window ends (a closed one is left alone), 0 for a bucket. `weights` price the
+    real usage.
+    """
+
+    kind: Literal["bucket", "total"]
+    key: int
+    amount_u: int
+    burst_u: int = 0
+    per: int = 0
+    until_mono_ns: int = 0
+    weights: Weights = PLAIN
+
+
+class Reservation(NamedTuple):
+    """All takes of one request; `nonce` (64 bits, random) is what may be settled once."""
+
+    nonce: int
+    expires_wall_ns: int
+    takes: tuple[Take, ...]
+
+
+def fresh_nonce() -> int:
+    """A nonce no other reservation has."""
+    return secrets.randbits(64)
+
+
+def seal(key: bytes, reservation: Reservation) -> str:
+    """`reservation` as a token signed with `key`: URL- and header-safe ASCII, some 140 characters for one take."""
+    takes = reservation.takes
+    assert len(takes) <= MAX_TAKES, "a request takes from at most 255 LLM counters"
+    parts = [_HEAD.pack(_VERSION, reservation.nonce, reservation.expires_wall_ns, len(takes))]
+    for kind, counter, amount_u, burst_u, per, until_mono_ns, weights in takes:
+        flags = (_TOTAL if kind == "total" else 0) | (_WEIGHTED if weights != PLAIN else 0)
+        parts.append(_TAKE.pack(flags, counter, amount_u, burst_u, per, until_mono_ns))
+        if flags & _WEIGHTED:
+            parts.append(_WEIGHTS.pack(*weights))
+    payload = b"".join(parts)
+    sealed = payload + hmac.digest(key, payload, "sha256")
+    return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode("ascii")
+
+
+def unseal(key: bytes, token: str, wall_ns: int) -> Reservation:
+    """The reservation in `token`, read at `wall_ns`.
+
+    Raises RequestError (400) when it was not signed with `key`, Gone (410) when it has expired or was made by another
+    version. Whether it was settled before is for the counters to say.
+    """
+    sealed = _decode(token)
+    payload, mac = sealed[:-_MAC_BYTES], sealed[-_MAC_BYTES:]
+    if not hmac.compare_digest(mac, hmac.digest(key, payload, "sha256")):
+        raise RequestError("the reservation is not one that this edge made")
+    if payload[0] != _VERSION:
+        raise Gone("the reservation was made by another version and can no longer be settled")
+    reservation = _unpack(payload)
+    if wall_ns >= reservation.expires_wall_ns:
+        raise Gone("the reservation has expired: it can be settled for one hour")
+    return reservation
+
+
+def _decode(token: str) -> bytes:
+    try:
+        if len(token) > _MAX_TOKEN:
+            raise ValueError
+        sealed = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+    except (ValueError, binascii.Error):
+        raise RequestError(
+            "the reservation is not a token: pass X-Fairvisor-Reservation on unchanged"
+        ) from None
+    if len(sealed) < _HEAD.size + _MAC_BYTES:
+        raise RequestError("the reservation is cut short: pass X-Fairvisor-Reservation on unchanged")
+    return sealed
+
+
+def _unpack(payload: bytes) -> Reservation:
+    _, nonce, expires_wall_ns, count = _HEAD.unpack_from(payload)
+    offset = _HEAD.size
+    takes = []
+    for _ in range(count):
+        flags, counter, amount_u, burst_u, per, until_mono_ns = _TAKE.unpack_from(payload, offset)
+        offset += _TAKE.size
+        weights = PLAIN
+        if flags & _WEIGHTED:
+            weights = Weights(*_WEIGHTS.unpack_from(payload, offset))
+            offset += _WEIGHTS.size
+        kind: Literal["bucket", "total"] = "total" if flags & _TOTAL else "bucket"
+        takes.append(Take(kind, counter, amount_u, burst_u, per, until_mono_ns, weights))
+    return Reservation(nonce, expires_wall_ns, tuple(takes))
