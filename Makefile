@@ -8,6 +8,8 @@ BIND ?= 127.0.0.1:8080
 TEMPLATE ?= api
 PYTHON ?=
 
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517
+
 SOURCES_OF_THE_INSTALL := setup.cfg setup.py pyproject.toml $(wildcard fairvisor/counters/*.c fairvisor/counters/*.h)
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
@@ -55,13 +57,13 @@ $(BIN)/python:
 	echo "Python 3.10 or later was not found. Install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1
 
 $(RUN_STAMP): $(SOURCES_OF_THE_INSTALL) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
-	    MEINHELD_NOGREEN=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[meinheld]' \
-	    || echo 'meinheld did not build here; the default worker does not need it, going on without it.'; \
-	else echo 'meinheld does not run on Python 3.13 and later; the default worker does not need it.'; fi
+	@echo 'Installing Fairvisor Edge and what it needs into $(VENV) (a minute or two the first time)...'
+	@MEINHELD_NOGREEN=1 $(INSTALL) --editable '.[meinheld]' || { \
+	    echo 'With the optional meinheld worker it did not install; going on without meinheld.' >&2; \
+	    $(INSTALL) --editable .; }
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo 'Installing the tools of the tests into $(VENV)...'
+	@$(INSTALL) --editable '.[dev]'
 	@touch $@
