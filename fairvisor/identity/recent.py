@@ -1,0 +1,44 @@
+"""A bounded map that forgets what was not asked for lately.
+
+Two generations of plain dictionaries: entries go into the young one; when it is full it becomes the old one and the
+previous old one is dropped whole. An entry that is read while it is old moves back to the young one. So a flood of new
+keys costs memory for at most two generations and never pushes out what is in use, and neither a hit nor an eviction
+walks a list. It knows nothing of what it holds. Hot paths may read `young` directly; `get` looks in both.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """At most `2 * generation` entries. None is no value: `get` means by it that there is none."""
+
+    __slots__ = ("_generation", "_old", "young")
+
+    def __init__(self, generation: int) -> None:
+        self._generation = generation
+        self.young: dict[K, V] = {}
+        self._old: dict[K, V] = {}
+
+    def get(self, key: K) -> V | None:
+        """The value kept for `key`, if it has not been forgotten."""
+        value = self.young.get(key)
+        if value is None:
+            value = self._old.get(key)
+            if value is not None:
+                self.put(key, value)
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        """Keep `value` for `key`, in place of any earlier one."""
+        if len(self.young) >= self._generation and key not in self.young:
+            self._old = self.young
+            self.young = {}
+        self.young[key] = value
+
+    def __len__(self) -> int:
+        return len(self.young.keys() | self._old.keys())

@@ -1,0 +1,190 @@
+"""Everything that says who sent a request, in one object: tokens, addresses, places, bots.
+
+One `Identity` per process. What requests ask of it does no I/O; what changes outside (files, a JWKS URL) is taken over
+by `refresh`, which runs beside the requests (`refresher.py`). The keys of the bundle change with the bundle, by
+`use_keys`. `problems` says why the process should not be ready, `warnings` what is wrong but does not stop it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from fairvisor.clock import Now
+from fairvisor.identity.addresses import Addresses, Client
+from fairvisor.identity.bots import Bots
+from fairvisor.identity.jwks import JwksFile, JwksUrl
+from fairvisor.identity.keys import TokenKey, UnusableKey, key_from_jwk, key_from_secret
+from fairvisor.identity.places import Hints, Places
+from fairvisor.identity.tokens import Claims, Tokens
+
+if TYPE_CHECKING:
+    from fairvisor.bundle.model import JwtKey
+    from fairvisor.settings import Settings
+
+_NO_VARIABLES: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class Identity:
+    """Who sent a request. What is asked on every request (`claims`, `client`, ...) is bound directly.
+
+    Attributes:
+        claims: (Authorization header or None, wall clock in ns) -> the claims of its bearer token, or None.
+        client: (peer address, headers) -> the client behind the trusted proxies.
+        bot: User-Agent -> ("true" or "false", category or None).
+        trusted_peer: peer address ("": a unix socket) -> whether it may describe requests.
+        refused_tokens: how many tokens had no claims, by reason; every reason is there from the start.
+
+    """
+
+    claims: Callable[[bytes | None, int], Claims | None]
+    client: Callable[[str, Mapping[str, bytes]], Client]
+    bot: Callable[[str], tuple[str, str | None]]
+    trusted_peer: Callable[[str], bool]
+
+    def __init__(
+        self,
+        settings: Settings,
+        jwt_keys: Sequence[JwtKey] = (),
+        environ: Mapping[str, str] = _NO_VARIABLES,
+    ) -> None:
+        # per process
+        self._settings = settings
+        self._environ = environ
+        self._hints = Hints(settings.trusted_hints)
+        self._places = Places(settings.geoip_db, settings.asn_db, settings.asn_types, settings.tor_exits)
+        issuer, audiences = settings.jwks_issuer, settings.jwks_audience or ()
+        self._file = JwksFile(settings.jwks_file, issuer, audiences) if settings.jwks_file else None
+        self._url = JwksUrl(settings.jwks_url, issuer, audiences) if settings.jwks_url else None
+        self._tokens = Tokens(self._unknown_key)
+        self._key_wanted = False
+
+        # per bundle
+        self._lock = threading.Lock()  # the bundle changes in one thread, the sources outside in another
+        self._jwt_keys: tuple[JwtKey, ...] = ()
+        self._bundle_keys: tuple[TokenKey, ...] = ()
+        self._bundle_problems: tuple[str, ...] = ()
+
+        addresses = Addresses(
+            settings.client_ip_header, settings.trusted_peers, settings.trusted_proxies, settings.ipv6_prefix
+        )
+        self.claims = self._tokens.claims
+        self.client = addresses.client
+        self.trusted_peer = addresses.trusted_peer
+        self.bot = Bots().bot
+        self.refused_tokens = self._tokens.refused
+        if self._file is not None:
+            self._file.refresh()
+        self.use_keys(jwt_keys)
+
+    @classmethod
+    def from_settings(
+        cls, settings: Settings, jwt_keys: Sequence[JwtKey] = (), environ: Mapping[str, str] = _NO_VARIABLES
+    ) -> Identity:
+        """An identity for these settings and a bundle's keys; `environ` holds the secrets that the keys name.
+
+        Reads the files once; a JWKS URL is fetched by the first `refresh`.
+
+        Raises:
+            SettingsError: the JWKS URL is not one.
+
+        """
+        return cls(settings, jwt_keys, environ)
+
+    def use_keys(self, jwt_keys: Sequence[JwtKey]) -> None:
+        """Verify with the keys of this bundle from now on. The same keys again change nothing."""
+        keys, problems = [], []
+        for position, jwt_key in enumerate(jwt_keys):
+            try:
+                keys.append(_key(jwt_key, self._environ))
+            except UnusableKey as error:
+                problems.append(f"jwt_keys[{position}]: {error}")
+        with self._lock:
+            self._jwt_keys = tuple(jwt_keys)
+            self._bundle_keys = tuple(keys)
+            self._bundle_problems = tuple(problems)
+            self._apply()
+
+    def refresh(self, now: Now) -> None:
+        """Take over what changed outside. Reads files and the network: never on a request's way."""
+        self._places.refresh()
+        if self._key_wanted and self._url is not None:
+            self._key_wanted = False
+            self._url.hasten()
+        changed = [source.refresh() for source in (self._file,) if source is not None]
+        changed += [source.refresh(now) for source in (self._url,) if source is not None]
+        if any(changed):
+            with self._lock:
+                self._apply()
+
+    @property
+    def verified(self) -> bool:
+        """Whether claims are verified: a source of keys is configured."""
+        return self._tokens.verified
+
+    def problems(self) -> tuple[str, ...]:
+        """Why the process is not ready: sources of keys that are configured and have none."""
+        sources = [source for source in (self._file, self._url) if source is not None]
+        return self._bundle_problems + tuple(text for source in sources if (text := source.problem()))
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong but leaves the process ready: files and keys that cannot be used, a source that is late."""
+        sources = [source for source in (self._file, self._url) if source is not None]
+        return self._places.warnings() + tuple(text for source in sources for text in source.warnings())
+
+    def sources(self) -> frozenset[str]:
+        """The descriptors `ip:country`, `ip:asn`, `ip:type`, `ip:tor`, `ua:bot` that the settings can fill."""
+        settings, hints = self._settings, self._settings.trusted_hints
+        asn = settings.asn_db is not None or "x-asn" in hints
+        filled = {
+            "ip:country": settings.geoip_db is not None or "x-country-code" in hints,
+            "ip:asn": asn,
+            "ip:type": "x-asn-type" in hints or (asn and settings.asn_types is not None),
+            "ip:tor": settings.tor_exits is not None or "x-tor-exit" in hints,
+            "ua:bot": True,
+        }
+        return frozenset(name for name, can in filled.items() if can)
+
+    def country(self, client: Client, headers: Mapping[str, bytes]) -> str | None:
+        """ISO 3166-1 code of the client's country, upper case."""
+        return self._hints.country(client, headers) or self._places.place(client).country
+
+    def asn(self, client: Client, headers: Mapping[str, bytes]) -> str | None:
+        """Number of the client's network, as digits."""
+        return self._hints.asn(client, headers) or self._places.place(client).asn
+
+    def asn_type(self, client: Client, headers: Mapping[str, bytes]) -> str | None:
+        """Type of the client's network as the table or the gateway calls it, lower case."""
+        said = self._hints.asn_type(client, headers)
+        if said is not None:
+            return said
+        asn = self._hints.asn(client, headers)
+        return self._places.place(client).asn_type if asn is None else self._places.asn_type(asn)
+
+    def tor(self, client: Client, headers: Mapping[str, bytes]) -> str | None:
+        """ "true" or "false": whether the client is a Tor exit."""
+        return self._hints.tor(client, headers) or self._places.place(client).tor
+
+    def _unknown_key(self) -> None:
+        self._key_wanted = True
+
+    def _apply(self) -> None:
+        """Read tokens with the keys of the moment; the lock is held."""
+        configured = bool(self._jwt_keys) or self._file is not None or self._url is not None
+        outside = (self._file.keys if self._file else ()) + (self._url.keys if self._url else ())
+        self._tokens.use(self._bundle_keys + outside if configured else None)
+
+
+def _key(jwt_key: JwtKey, environ: Mapping[str, str]) -> TokenKey:
+    """The key that a bundle's entry describes; UnusableKey says why it cannot be used."""
+    if jwt_key.jwk is not None:
+        overrides = {"kid": jwt_key.kid, "alg": jwt_key.algorithm}
+        jwk = jwt_key.jwk | {name: value for name, value in overrides.items() if value is not None}
+        return key_from_jwk(jwk, jwt_key.issuer, jwt_key.audience)
+    name = jwt_key.secret_env or ""
+    secret = environ.get(name)
+    if not secret:
+        raise UnusableKey(f"the environment variable {name} that holds the secret is not set")
+    return key_from_secret(secret, jwt_key.kid, jwt_key.algorithm, jwt_key.issuer, jwt_key.audience)
