@@ -123,6 +123,10 @@ def _yes_or_no(value: str) -> bool:
     raise ValueError("allowed are true and false")
 
 
+def _names(value: str) -> tuple[str, ...]:
+    return tuple(name for part in value.split(",") if (name := part.strip()))
+
+
 def _path(value: str) -> Path:
     return Path(value)
 
@@ -261,6 +265,10 @@ class Settings:
     tor_exits: Path | None = _setting("", _path, "List of Tor exit addresses, one a line, for ip:tor.")
     jwks_file: Path | None = _setting("", _path, "JWKS file with the keys that verify bearer tokens.")
     jwks_url: str | None = _setting("", _url, "JWKS URL with the keys that verify bearer tokens.")
+    jwks_issuer: str | None = _setting("", _text, "What iss must be in tokens verified with JWKS keys.")
+    jwks_audience: tuple[str, ...] | None = _setting(
+        "", _names, "What aud must contain one of in tokens verified with JWKS keys, comma-separated."
+    )
     bundle_signing_key: str | None = _setting(
         "", _text, "When set, a bundle must be signed with this key (HMAC-SHA256).", secret=True
     )
