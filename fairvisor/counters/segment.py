@@ -1,0 +1,294 @@
+"""The shared-memory segment: creates, attaches, checks, resizes and describes it.
+
+A segment is a POSIX shared-memory object by name, mode 0600, allocated in full at once, so that a too small /dev/shm
+is an error at start and not a SIGBUS later. It outlives the processes. It is made under the name `<name>.next`, which
+is also the lock that openers hold, and renamed when it is finished: under its own name it is never half-made, and a
+crash at any moment leaves either the old one or the new one. This module knows the regions (`layout.py`), not what
+is counted in them; what the operations mean stands in `_table.pyi` and `model.py`.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import fcntl
+import mmap
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import posix_ipc
+
+from fairvisor.clock import read_now
+from fairvisor.counters import layout
+from fairvisor.counters._table import SLOT_BYTES, Table
+from fairvisor.counters.layout import MAGIC, PAGE_BYTES, Geometry, Header, Word
+from fairvisor.counters.series import Labels, Series
+from fairvisor.errors import SegmentError
+
+SHM_DIR: Final = Path("/dev/shm")  # where the C libraries of Linux keep POSIX shared memory
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+MIB: Final = 1 << 20
+
+
+class Origin(enum.Enum):
+    """How an open segment came about."""
+
+    CREATED = "created"
+    ATTACHED = "attached"
+    RESIZED = "resized"  # its counters were taken over from one of another size
+    REPLACED = "replaced"  # the old one was of another layout or boot, its counters are gone
+
+
+class Statistics(NamedTuple):
+    """What is in a segment. Slots: free + held + times + totals + expired = slots."""
+
+    size_bytes: int
+    slots: int
+    free: int
+    held: int  # reserved and not used yet, or left behind by a killed process
+    times: int  # token buckets and counts
+    totals: int  # budgets and nonces
+    expired: int  # not swept yet
+    evictions: int
+    full: int
+    reservations: int
+    series: int
+    series_used: int
+    series_overflows: int
+
+    @property
+    def live(self) -> int:
+        return self.times + self.totals
+
+
+class Segment:
+    """A mapped segment. `table` counts in it; it stays mapped until the last user of `table` is gone."""
+
+    def __init__(self, name: str, memory: mmap.mmap, header: Header, origin: Origin) -> None:
+        geometry = header.geometry
+        self.name = name
+        self.origin = origin
+        self.dropped = 0  # records that found no room when the segment was resized
+        self.geometry = geometry
+        self.reservation_key = header.reservation_key
+        self.table = Table(
+            memory,
+            seed=header.seed,
+            words_at=geometry.words_at,
+            words=geometry.words,
+            slots_at=geometry.slots_at,
+            slots=geometry.slots,
+            cells_at=geometry.cells_at,
+            cells=geometry.series,
+        )
+        self._memory = memory
+        self._series = Series(memory, geometry, self.table)
+
+    @classmethod
+    def open(cls, name: str, size_bytes: int, *, now_ns: int | None = None) -> Segment:
+        """Attach the segment of this name and size, or make it.
+
+        One of another size is replaced by a new one that takes its counters over; one of another layout or boot is
+        replaced. SegmentError: too little memory, or not ours. `now_ns`: monotonic time, read when not given.
+        """
+        geometry = layout.plan(size_bytes)
+        with _building_site(name) as site:
+            origin = Origin.CREATED
+            old: Segment | None = None
+            try:
+                old = cls.attach(name)
+            except _Unreadable:
+                origin = Origin.REPLACED
+            except FileNotFoundError:
+                pass
+            if old is not None and old.geometry == geometry:
+                return old
+            fresh = cls._build(name, site, geometry, old, origin)
+            if old is not None:
+                fresh._take_over(old, read_now().mono_ns if now_ns is None else now_ns)
+            fresh._memory[: len(MAGIC)] = MAGIC
+            os.rename(_path(name + ".next"), _path(name))
+            return fresh
+
+    @classmethod
+    def attach(cls, name: str) -> Segment:
+        """Map an existing segment. FileNotFoundError: there is none. SegmentError: not ours, or not readable."""
+        try:
+            shared = posix_ipc.SharedMemory(_ipc_name(name))
+        except posix_ipc.ExistentialError as error:
+            raise FileNotFoundError(errno.ENOENT, "no such segment", name) from error
+        except (posix_ipc.PermissionsError, PermissionError) as error:
+            raise SegmentError(f"segment {name} belongs to another user") from error
+        try:
+            _check_owner(name, shared.fd)
+            memory, header = _map_existing(name, shared.fd)
+        finally:
+            shared.close_fd()
+        return cls(name, memory, header, Origin.ATTACHED)
+
+    @classmethod
+    def private(cls, size_bytes: int, *, seed: int | None = None) -> Segment:
+        """A segment in anonymous memory that is shared with children only, for tests and replay."""
+        geometry = layout.plan(size_bytes)
+        memory = mmap.mmap(-1, geometry.size_bytes)
+        return cls("", memory, _new_header(geometry, seed), Origin.CREATED)
+
+    @staticmethod
+    def unlink(name: str) -> bool:
+        """Remove the name; processes that have it mapped keep the memory. False: there was none."""
+        try:
+            posix_ipc.unlink_shared_memory(_ipc_name(name))
+        except posix_ipc.ExistentialError:
+            return False
+        return True
+
+    def series(self, name: str, labels: Labels) -> int:
+        """The cell of a series, the same one in every process and after a restart."""
+        return self._series.intern(name, labels)
+
+    def series_values(self) -> Iterator[tuple[str, Labels, int]]:
+        """(name, labels, value) of every series."""
+        return self._series.values()
+
+    def statistics(self, now_ns: int) -> Statistics:
+        """Counts every slot (about 3 ms a million)."""
+        table = self.table
+        return Statistics(
+            self.geometry.size_bytes,
+            table.slots,
+            *table.census(0, table.slots, now_ns),
+            table.word_get(Word.EVICTIONS),
+            table.word_get(Word.FULL),
+            table.word_get(Word.NONCE),
+            self.geometry.series - 1,
+            self._series.used,
+            table.word_get(Word.SERIES_OVERFLOWS),
+        )
+
+    def close(self) -> None:
+        """Let go of the memory; it is unmapped when nobody holds `table` any more. The name stays."""
+        del self.table, self._series, self._memory
+
+    @classmethod
+    def _build(cls, name: str, site: int, geometry: Geometry, old: Segment | None, origin: Origin) -> Segment:
+        _allocate(site, geometry.size_bytes)
+        memory = mmap.mmap(site, geometry.size_bytes)
+        header = _new_header(geometry, None if old is None else old.table.seed)
+        if old is not None:
+            header = header._replace(reservation_key=old.reservation_key)
+            origin = Origin.RESIZED
+        data = layout.pack(header)
+        memory[len(MAGIC) : len(MAGIC) + len(data)] = data
+        return cls(name, memory, header, origin)
+
+    def _take_over(self, old: Segment, now_ns: int) -> None:
+        """Words, series and live records of a segment that no process uses any more."""
+        own = {Word.SERIES_USED, Word.SERIES_TEXT_BYTES, Word.SERIES_OVERFLOWS}
+        for index in range(min(old.geometry.words, self.geometry.words)):
+            if index not in own:
+                self.table.word_set(index, old.table.word_get(index))
+        for series, labels, value in old.series_values():
+            self.table.cell_add(self.series(series, labels), value)
+        start = old.geometry.slots_at
+        with memoryview(old._memory) as view:
+            _, self.dropped = self.table.merge(view[start : start + SLOT_BYTES * old.geometry.slots], 0, now_ns)
+
+
+class _Unreadable(SegmentError):
+    """A segment of our own that another version or boot made, or that was never finished."""
+
+
+@contextmanager
+def _building_site(name: str) -> Iterator[int]:
+    """The descriptor of `<name>.next`, empty and locked; afterwards it is renamed or removed."""
+    site = name + ".next"
+    while True:
+        try:
+            shared = posix_ipc.SharedMemory(_ipc_name(site), posix_ipc.O_CREAT, mode=0o600)
+        except (posix_ipc.PermissionsError, PermissionError) as error:
+            raise SegmentError(f"segment {site} belongs to another user") from error
+        try:
+            _check_owner(site, shared.fd)
+            fcntl.flock(shared.fd, fcntl.LOCK_EX)
+            if not _is_at(shared.fd, site):
+                continue  # whoever had the lock finished: look again
+            os.ftruncate(shared.fd, 0)  # what a crash left
+            try:
+                yield shared.fd
+            finally:
+                if _is_at(shared.fd, site):
+                    os.unlink(_path(site))
+                fcntl.flock(shared.fd, fcntl.LOCK_UN)  # the mapping keeps a descriptor, and with it the lock
+            return
+        finally:
+            shared.close_fd()
+
+
+def _is_at(fd: int, name: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(_path(name)))
+    except FileNotFoundError:
+        return False
+
+
+def _allocate(fd: int, size_bytes: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, size_bytes)
+    except OSError as error:
+        os.ftruncate(fd, 0)
+        space = os.statvfs(SHM_DIR)
+        free_mib = space.f_bavail * space.f_frsize / MIB
+        raise SegmentError(
+            f"the shared-memory segment of {size_bytes / MIB:.1f} MiB (FAIRVISOR_SHARED_DICT_SIZE) does not fit: "
+            f"{SHM_DIR} has {free_mib:.1f} MiB free ({error.strerror})"
+        ) from error
+
+
+def _check_owner(name: str, fd: int) -> None:
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid():
+        raise SegmentError(f"segment {name} belongs to user {status.st_uid}, this process runs as {os.geteuid()}")
+    if stat.S_IMODE(status.st_mode) != 0o600:
+        raise SegmentError(f"segment {name} has mode {stat.S_IMODE(status.st_mode):04o}, allowed is 0600 only")
+
+
+def _map_existing(name: str, fd: int) -> tuple[mmap.mmap, Header]:
+    size_bytes = os.fstat(fd).st_size
+    if size_bytes < PAGE_BYTES:
+        raise _Unreadable(f"segment {name}: it was never finished")
+    memory = mmap.mmap(fd, size_bytes)
+    try:
+        header = layout.unpack(memory[:PAGE_BYTES])
+        if header.geometry != layout.plan(size_bytes):
+            raise SegmentError("its size is not the one in its header")
+        if header.boot_id != _boot_id():
+            raise SegmentError("it is from before the last boot of this machine")
+    except SegmentError as error:
+        memory.close()
+        raise _Unreadable(f"segment {name}: {error}") from None
+    return memory, header
+
+
+def _new_header(geometry: Geometry, seed: int | None) -> Header:
+    return Header(
+        geometry, secrets.randbits(64) if seed is None else seed, _boot_id(), secrets.token_bytes(32)
+    )
+
+
+def _boot_id() -> bytes:
+    with suppress(OSError):
+        return bytes.fromhex(BOOT_ID.read_text().strip().replace("-", ""))
+    return bytes(16)
+
+
+def _ipc_name(name: str) -> str:
+    return "/" + name.lstrip("/")
+
+
+def _path(name: str) -> Path:
+    return SHM_DIR / name.lstrip("/")
