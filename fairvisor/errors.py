@@ -38,6 +38,12 @@ class MethodNotAllowed(RequestError):
     status = 405
 
 
+class RequestTimeout(RequestError):
+    """The rest of the request did not come in time."""
+
+    status = 408
+
+
 class Conflict(RequestError):
     """It was done already: a reservation settled twice."""
 
@@ -68,6 +74,10 @@ class SettingsError(FairvisorError):
 
 class SegmentError(FairvisorError):
     """The shared-memory segment cannot be created, attached or trusted."""
+
+
+class EstimatorUnavailable(FairvisorError):
+    """A token estimator that is not known, not installed, or whose vocabulary cannot be loaded."""
 
 
 class Problem(NamedTuple):

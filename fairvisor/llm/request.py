@@ -31,6 +31,12 @@ _STREAM_IN_PATH: Final = re.compile(
     r":stream(?:GenerateContent|RawPredict)$|/(?:invoke-with-response|converse)-stream$", re.I
 )
 
+# Requests that generate nothing.
+_NO_COMPLETION: Final = re.compile(
+    r"/(?:embeddings|moderations|rerank|count_tokens)$|:(?:embedContent|batchEmbedContents|countTokens)$",
+    re.IGNORECASE,
+)
+
 _CAP_FIELDS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_tokens_to_sample")
 _CHOICE_FIELDS: Final = ("n", "best_of")
 # Protobuf JSON accepts both spellings of a field; Bedrock's Converse calls its own inferenceConfig.
@@ -43,8 +49,8 @@ class LlmRequest:
     """What one request asks of a model.
 
     `document` is the whole JSON object, `model` the name as sent ("" if none), `completion_cap` the completion tokens
-    per choice the client allows (None: not said), `choices` how many completions it wants, `stream` whether it asked
-    for a stream.
+    per choice the client allows (None: not said; 0: embeddings and the like have none), `choices` how many completions
+    it wants, `stream` whether it asked for a stream.
     """
 
     __slots__ = ("choices", "completion_cap", "document", "model", "stream")
@@ -75,7 +81,7 @@ def read_request(path: str, body: bytes | None) -> LlmRequest | None:
     return LlmRequest(
         document,
         _model(path, document),
-        cap or None,
+        0 if _NO_COMPLETION.search(path) else cap or None,
         choices * _prompts(document),
         document.get("stream") is True or _STREAM_IN_PATH.search(path) is not None,
     )
