@@ -189,7 +189,8 @@ Zone = Annotated[str, Checked(_zone, type="string", minLength=1)]
 # Text
 
 
-def _text(value: object, most: int = 256) -> str:
+def read_text(value: object, most: int = 256) -> str:
+    """A text of 1 to `most` characters."""
     if isinstance(value, str) and 1 <= len(value) <= most:
         return value
     raise fault(f"must be a text of 1 to {most} characters, not {show(value)}")
@@ -222,7 +223,7 @@ def _accepted(value: object) -> tuple[str, ...]:
 
 _SCALAR = {"type": ["string", "number", "boolean"], "minLength": 1}
 Name = Annotated[str, Checked(_name, type="string", pattern="^[ -~]{1,128}$")]
-Text = Annotated[str, Checked(_text, type="string", minLength=1, maxLength=256)]
+Text = Annotated[str, Checked(read_text, type="string", minLength=1, maxLength=256)]
 ScalarText = Annotated[str, Checked(scalar_text, **_SCALAR)]
 Accepted = Annotated[
     tuple[str, ...], Checked(_accepted, anyOf=[_SCALAR, {"type": "array", "items": _SCALAR, "minItems": 1}])

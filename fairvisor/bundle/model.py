@@ -1,14 +1,15 @@
 """The bundle as a tree of frozen objects: what `load.py` reads and what `compile.py` builds the engine from.
 
-The names and ranges are those of the policy reference; the limits themselves are in `model_limits.py`, single values in
-`fields.py`. Instants are nanoseconds since the Unix epoch (`expires_at_ns` is the JSON's `expires_at`), absent ones are
-None. This module knows what a well-formed bundle is; whether it may replace the active one is decided in `load.py`.
+The names and ranges are those of the policy reference; the limits are in `model_limits.py`, token keys in
+`model_keys.py`, single values in `fields.py`. Instants are nanoseconds since the Unix epoch (`expires_at_ns` is the
+JSON's `expires_at`), absent ones are None. This module knows what a well-formed bundle is; whether it may replace the
+active one is decided in `load.py`.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, ValidationInfo, field_validator
@@ -27,6 +28,7 @@ from fairvisor.bundle.fields import (
     fault,
     show,
 )
+from fairvisor.bundle.model_keys import JwtKey
 from fairvisor.bundle.model_limits import (
     AnyRule,
     CircuitBreaker,
@@ -85,6 +87,13 @@ class Spec(Strictly):
     fallback_limit: FallbackRule | None = None
     loop_detection: LoopDetection | None = None
     circuit_breaker: CircuitBreaker | None = None
+
+    def placed_rules(self) -> Iterator[tuple[str, AnyRule]]:
+        """Every rule with its path in the spec: `rules[0]`, ..., `fallback_limit`."""
+        for index, rule in enumerate(self.rules):
+            yield f"rules[{index}]", rule
+        if self.fallback_limit is not None:
+            yield "fallback_limit", self.fallback_limit
 
 
 class Policy(Strictly):
@@ -177,17 +186,6 @@ class Defaults(Strictly):
     loop_detection: LoopDetection | None = None
     circuit_breaker: CircuitBreaker | None = None
     model_aliases: Mapping[Text, Text] = Field(default_factory=dict)
-
-
-class JwtKey(Strictly):
-    """A key that verifies bearer tokens: a public JWK, or the environment variable that holds an HMAC secret."""
-
-    jwk: dict[str, Any] | None = None
-    secret_env: Text | None = None
-    algorithm: Text | None = None
-    kid: Text | None = None
-    issuer: Text | None = None
-    audience: tuple[Text, ...] = ()
 
 
 class Bundle(Strictly):

@@ -67,6 +67,14 @@ class Rule(Strictly):
     match: dict[Descriptor, Accepted] = Field(default_factory=dict)
     on_missing: OnMissing = "skip"
 
+    @field_validator("match", mode="wrap")
+    @classmethod
+    def _each_descriptor_once(cls, raw: Any, handler: Any) -> dict[str, tuple[str, ...]]:
+        match: dict[str, tuple[str, ...]] = handler(raw)
+        if len(match) < len(raw):  # two spellings of one descriptor, such as header:A and header:a
+            raise fault(f"names a descriptor twice: {', '.join(sorted(raw))}")
+        return match
+
 
 class TokenBucket(Strictly):
     """A bucket of `burst` tokens that fills at `tokens_per_second` and starts full."""

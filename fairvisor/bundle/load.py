@@ -1,0 +1,187 @@
+"""The one way from bytes to a bundle: `validate`, the server, the admin API and the tests all call `parse`.
+
+A bundle with any error is refused whole, with every error that it has; what is odd but well-formed is a warning.
+Policies are read one by one, so that a reload can do the same in slices and keep those whose bytes did not change.
+`verify_signature` and `check_successor` say whether bytes may be looked at, and whether a bundle may replace another.
+No file is read and no clock; the environment is only asked for what the bundle names (HMAC secrets).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import gc
+import hashlib
+import hmac
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fairvisor.bundle.advice import advise
+from fairvisor.bundle.model import Bundle, Defaults, LlmTokens, Policy
+from fairvisor.bundle.model_limits import FALLBACK_NAME
+from fairvisor.bundle.problems import read_part
+from fairvisor.bundle.syntax import read_document
+from fairvisor.clock import NS_PER_S
+from fairvisor.errors import BundleInvalid, BundleRefused, Problem
+
+_SIGNATURE_LINE = re.compile(rb"[A-Za-z0-9+/]{43}=[ \t]*\r?\n")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A valid bundle: the model with defaults resolved, what is odd about it, its bytes and their SHA-256 in hex."""
+
+    model: Bundle
+    warnings: tuple[Problem, ...]
+    sha256: str
+    data: bytes
+
+
+def parse(data: bytes, *, wall_ns: int, environ: Mapping[str, str], strict: bool = False) -> Parsed:
+    """Read and validate a bundle (without signature line) as of `wall_ns` (nanoseconds since the Unix epoch).
+
+    `strict` makes every unknown field an error. Raises BundleInvalid with all errors found.
+    """
+    with _collector_paused():
+        document, syntax_errors = read_document(data)
+        try:
+            model, errors, warnings = _read_bundle(document, environ, strict)
+        except RecursionError:
+            raise BundleInvalid((Problem("", "the bundle is nested too deeply"),)) from None
+    if model is None or syntax_errors:
+        raise BundleInvalid(_merged(syntax_errors, errors))
+    warnings += advise(model, wall_ns, environ)
+    return Parsed(model, tuple(warnings), hashlib.sha256(data).hexdigest(), data)
+
+
+def parse_policy(raw: object, defaults: Defaults) -> Policy:
+    """One policy of a bundle that `parse` accepted, from its JSON value, with the bundle's defaults resolved."""
+    reading = read_part(Policy, raw, "", {}, strict=False)
+    if reading.part is None:
+        raise BundleInvalid(tuple(reading.errors))
+    policy: Policy = reading.part
+    return policy.resolved(defaults)
+
+
+def verify_signature(data: bytes, key: bytes | None) -> bytes:
+    """The payload of `<base64 HMAC-SHA256>\\n<payload>`, verified with `key`.
+
+    Without a key nothing is verified and a signature line is cut off. Raises BundleRefused (`invalid_signature`).
+    """
+    signature, _, payload = data.partition(b"\n")
+    if key is None:
+        return payload if _SIGNATURE_LINE.match(data) else data
+    try:
+        given = base64.b64decode(signature.strip(), validate=True)
+    except binascii.Error:
+        given = b""
+    if not hmac.compare_digest(given, hmac.digest(key, payload, "sha256")):
+        raise BundleRefused(
+            "invalid_signature",
+            "the first line is not the base64 HMAC-SHA256 of what follows it under FAIRVISOR_BUNDLE_SIGNING_KEY",
+        )
+    return payload
+
+
+def check_successor(
+    offered: Parsed, active_version: float | None, active_sha256: str | None, wall_ns: int
+) -> bool:
+    """Whether an offered bundle is a new one: False when its bytes are the active ones, which is no error.
+
+    Raises BundleRefused: `version_not_monotonic` for a version that is not greater than the active one,
+    `bundle_expired` when it expired before `wall_ns`.
+    """
+    if offered.sha256 == active_sha256:
+        return False
+    version = offered.model.bundle_version
+    if active_version is not None and version <= active_version:
+        raise BundleRefused(
+            "version_not_monotonic",
+            f"bundle_version {version} is not greater than that of the active bundle, {active_version}",
+        )
+    expires_at_ns = offered.model.expires_at_ns
+    if expires_at_ns is not None and expires_at_ns <= wall_ns:
+        age_s = (wall_ns - expires_at_ns) // NS_PER_S
+        raise BundleRefused("bundle_expired", f"expires_at of bundle_version {version} passed {age_s} s ago")
+    return True
+
+
+def _read_bundle(
+    document: dict[str, Any], environ: Mapping[str, str], strict: bool
+) -> tuple[Bundle | None, list[Problem], list[Problem]]:
+    raw_policies = document.get("policies")
+    listed = raw_policies if isinstance(raw_policies, list) else []
+    head = document if raw_policies is not listed else {**document, "policies": []}
+    bundle, errors, warnings = read_part(Bundle, head, "", {"environ": environ}, strict)
+    defaults = bundle.defaults if bundle is not None else Defaults()
+    policies: list[Policy] = []
+    taken: dict[str, int] = {}
+    for index, raw in enumerate(listed):
+        path = f"policies[{index}]"
+        policy, wrong, unknown = read_part(Policy, raw, path, {}, strict)
+        errors += wrong
+        warnings += unknown
+        if isinstance(raw, dict):
+            errors += _repeated_names(raw, path)
+            policy_id = raw.get("id")
+            if isinstance(policy_id, str) and taken.setdefault(policy_id, index) != index:
+                errors.append(
+                    Problem(f"{path}.id", f'"{policy_id}" is taken by policies[{taken[policy_id]}]')
+                )
+        if policy is not None:
+            errors += _missing_packages(policy, path)
+            policies.append(policy.resolved(defaults))
+    if bundle is None or errors:
+        return None, errors, warnings
+    return bundle.model_copy(update={"policies": tuple(policies)}), errors, warnings
+
+
+def _repeated_names(raw: dict[str, Any], path: str) -> Iterator[Problem]:
+    """Rule names that are not unique in their policy: they would share a counter."""
+    spec = raw.get("spec")
+    if not isinstance(spec, dict):
+        return
+    rules = spec.get("rules")
+    named = [(f"rules[{index}]", rule) for index, rule in enumerate(rules)] if isinstance(rules, list) else []
+    if "fallback_limit" in spec:
+        named.append(("fallback_limit", spec["fallback_limit"]))
+    taken: dict[str, str] = {}
+    for place, rule in named:
+        name = (
+            rule.get("name", FALLBACK_NAME if place == FALLBACK_NAME else None)
+            if isinstance(rule, dict)
+            else None
+        )
+        if isinstance(name, str) and taken.setdefault(name, place) != place:
+            yield Problem(f"{path}.spec.{place}.name", f'"{name}" is taken by {taken[name]}')
+
+
+def _missing_packages(policy: Policy, path: str) -> Iterator[Problem]:
+    for place, rule in policy.spec.placed_rules():
+        config = rule.algorithm_config
+        wanted = config.token_source.estimator if isinstance(config, LlmTokens) else ""
+        if wanted == "tiktoken" and importlib.util.find_spec("tiktoken") is None:
+            where = f"{path}.spec.{place}.algorithm_config.token_source.estimator"
+            yield Problem(where, '"tiktoken" needs the package tiktoken, which is not installed')
+
+
+def _merged(syntax_errors: tuple[Problem, ...], errors: list[Problem]) -> tuple[Problem, ...]:
+    """All errors; where the document itself is wrong at a path, what the model says of that value adds nothing."""
+    told = {problem.path for problem in syntax_errors}
+    return (*syntax_errors, *(problem for problem in errors if problem.path not in told))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Reading makes objects that stay; walking them over and over while they grow would double the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

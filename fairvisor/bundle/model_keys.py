@@ -1,0 +1,92 @@
+"""The keys in a bundle that verify bearer tokens: public JSON Web Keys, and HMAC secrets by the name of a variable.
+
+A bundle is copied, logged and pushed around, so it never holds a secret: a symmetric key is named by the environment
+variable that holds it, and a JWK with private members is refused. Whether a key is fit to verify anything is asked of
+`identity/keys.py`, which is also what uses it later; so a key that loads here works there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from fairvisor.bundle.fields import Checked, Text, fault, read_text, show
+from fairvisor.bundle.model_limits import Strictly
+from fairvisor.identity.keys import UnusableKey, key_from_jwk, key_from_secret
+
+_PRIVATE = (
+    "k",
+    "d",
+    "p",
+    "q",
+    "dp",
+    "dq",
+    "qi",
+    "oth",
+)  # RFC 7518 sections 6.2.2, 6.3.2 and 6.4, RFC 8037 section 2
+
+
+def _audience(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        return (read_text(value),)
+    if not value:
+        raise fault("must not be an empty array: leave the field out to accept any audience")
+    return tuple(read_text(item) for item in value)
+
+
+_ONE = {"type": "string", "minLength": 1, "maxLength": 256}
+Audience = Annotated[
+    tuple[str, ...], Checked(_audience, anyOf=[_ONE, {"type": "array", "items": _ONE, "minItems": 1}])
+]
+
+
+class JwtKey(Strictly):
+    """One key: `jwk`, or `secret_env` with `kid` and `algorithm` (absent: HS256, HS384 and HS512).
+
+    `issuer` and `audience` (any one of them) are what a token verified by this key must carry, where set.
+    """
+
+    issuer: Text | None = None
+    audience: Audience = ()
+    kid: Text | None = None
+    algorithm: Literal["HS256", "HS384", "HS512"] | None = None
+    jwk: dict[str, Any] | None = None
+    secret_env: Text | None = Field(default=None, validate_default=True)
+
+    @field_validator("jwk")
+    @classmethod
+    def _public_and_usable(cls, jwk: dict[str, Any] | None) -> dict[str, Any] | None:
+        if jwk is None:
+            return None
+        if jwk.get("kty") == "oct":
+            raise fault(
+                "must be a public key: put the secret into the environment and its name into secret_env"
+            )
+        private = [name for name in _PRIVATE if name in jwk]
+        if private:
+            raise fault(f"must be a public key: remove its private members {', '.join(private)}")
+        try:
+            key_from_jwk(jwk)
+        except UnusableKey as error:
+            raise fault(f"is not a usable key: {error}") from None
+        return jwk
+
+    @field_validator("secret_env")
+    @classmethod
+    def _secret_is_there(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is None:
+            if info.data.get("jwk", "") is None:
+                raise fault("is required where there is no jwk")
+            return None
+        if info.data.get("jwk") is not None:
+            raise fault("must be left out where there is a jwk")
+        environ = (info.context or {}).get("environ")
+        if environ is not None:
+            if not environ.get(name):
+                raise fault(f"the environment has no variable {show(name)}")
+            try:
+                key_from_secret(environ[name], None, info.data.get("algorithm"))
+            except UnusableKey as error:
+                raise fault(f"the secret in {show(name)} is not usable: {error}") from None
+        return name
