@@ -29,7 +29,10 @@ _UNREAD: Final = _Unread()
 
 
 class Context:
-    """The original request. `target` is path and query as sent; `body` is None when the gateway supplied none."""
+    """The original request. `target` is path and query as sent; `body` is None when the gateway supplied none.
+
+    `request_id` is the gateway's own id of the request, "" where it is not to be believed.
+    """
 
     __slots__ = (
         "_claims",
@@ -43,7 +46,9 @@ class Context:
         "identity",
         "method",
         "now",
+        "path",
         "peer",
+        "request_id",
         "target",
     )
 
@@ -57,15 +62,18 @@ class Context:
         identity: Identity,
         now: Now,
         body: bytes | None = None,
+        request_id: str = "",
     ) -> None:
         self.method = method
         self.host = host
         self.target = target
+        self.path = ""  # the normalised path; the engine sets it when it has found the policies
         self.headers = headers
         self.peer = peer
         self.identity = identity
         self.now = now
         self.body = body
+        self.request_id = request_id
         self._client: Client | _Unread = _UNREAD
         self._claims: Mapping[str, object] | None | _Unread = _UNREAD
         self._query: Mapping[str, str] | _Unread = _UNREAD

@@ -1,12 +1,22 @@
-"""What a decision says: the closed vocabularies and the two result objects.
+"""What a decision says: the closed vocabularies and the result objects.
 
 A `Verdict` is the answer of one limit, a `Decision` the answer of the whole bundle. Both hold facts only: amounts in
-whole units, times in nanoseconds. Nothing here knows HTTP; `response.py` turns a decision into status, headers, body.
+millionths (`_u`), times in nanoseconds (`_ns`). Nothing here knows HTTP; `response.py` turns a decision into status,
+headers and body. What rarely changes is a class attribute that a subclass overrides, so that the common verdict, an
+allowed request, costs as little as it can.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from fairvisor.engine import Policy
+    from fairvisor.rules import Limit
+
+UNIT_U: Final = 1_000_000  # millionths in one whole unit: a request, a token, a unit of money
+NEVER_NS: Final = -1  # as a waiting time: it cannot fit, however long one waits
 
 
 class Action(str, Enum):
@@ -35,26 +45,109 @@ class Reason(str, Enum):
     ENGINE_ERROR = "engine_error"
 
 
-class Warning_(str, Enum):
-    """Why an allowed request is marked: the values of `X-Fairvisor-Warning`."""
-
-    BUDGET_WARN = "budget_warn"
-    BUDGET_THROTTLE = "budget_throttle"
-    LOOP_WARN = "loop_warn"
-    LOOP_THROTTLE = "loop_throttle"
+# A retry within seconds cannot help: clients are told so with `X-Should-Retry: false`.
+HOPELESS: Final = frozenset(Reason) - {
+    Reason.RATE_LIMIT_EXCEEDED,
+    Reason.TPM_EXCEEDED,
+    Reason.NO_BUNDLE_LOADED,
+    Reason.ENGINE_ERROR,
+}
 
 
 class Quota:
-    """What one limit shows to clients: fixed at load for a bucket, per window for a budget.
+    """What a limit shows of itself: rule `name`, the `amount_u` it admits and the `window_s` it does so in.
 
-    `name` is the rule's name, `amount` the quota and `window_s` its window in whole seconds; `head` is the part of the
-    answer's head that does not change from request to request.
+    `rendered` is what `response.py` keeps of its rendering, which depends on nothing else.
     """
 
-    __slots__ = ("amount", "head", "name", "window_s")
+    __slots__ = ("amount_u", "name", "rendered", "window_s")
 
-    def __init__(self, name: str, amount: int, window_s: int, head: str = "") -> None:
+    def __init__(self, name: str, amount_u: int, window_s: int) -> None:
         self.name = name
-        self.amount = amount
+        self.amount_u = amount_u
         self.window_s = window_s
-        self.head = head
+        self.rendered: tuple[str, str, str] | None = None
+
+
+class Verdict:
+    """The answer of one limit: `key` and `cost_u` are what was taken, `remaining_u` what is left after it.
+
+    `reset_ns` is the time until the limit is full again (a bucket) or its window ends (a budget); on a refusal the
+    time until the request would fit, or `NEVER_NS`.
+    """
+
+    __slots__ = ("cost_u", "key", "limit", "quota", "remaining_u", "reset_ns")
+
+    reason: Reason | None = None
+    action: Action = Action.ALLOW
+    delay_ms: int = 0
+    loop_count: int = 0
+
+    def __init__(
+        self, limit: Limit, quota: Quota | None, key: int, cost_u: int, remaining_u: int, reset_ns: int
+    ) -> None:
+        self.limit = limit
+        self.quota = quota
+        self.key = key
+        self.cost_u = cost_u
+        self.remaining_u = remaining_u
+        self.reset_ns = reset_ns
+
+
+class Refusal(Verdict):
+    """A limit that says no; it has taken nothing."""
+
+    __slots__ = ("loop_count", "reason")
+    action = Action.REJECT
+
+    def __init__(
+        self,
+        limit: Limit,
+        reason: Reason,
+        quota: Quota | None = None,
+        remaining_u: int = 0,
+        wait_ns: int = NEVER_NS,
+        loop_count: int = 0,
+    ) -> None:
+        super().__init__(limit, quota, 0, 0, remaining_u, wait_ns)
+        self.reason = reason
+        self.loop_count = loop_count
+
+
+class Marked(Verdict):
+    """A limit that lets the request pass with a warning or after a delay."""
+
+    __slots__ = ("action", "delay_ms", "loop_count")
+
+    def __init__(self, verdict: Verdict, action: Action, delay_ms: int = 0, loop_count: int = 0) -> None:
+        super().__init__(
+            verdict.limit, verdict.quota, verdict.key, verdict.cost_u, verdict.remaining_u, verdict.reset_ns
+        )
+        self.action = action
+        self.delay_ms = delay_ms
+        self.loop_count = loop_count
+
+
+class Decision:
+    """The answer to one request.
+
+    `verdict` is the limit that rejected, or the tightest of those that passed (None when no limit ran), `policies` all
+    that matched. `marked` holds the verdicts that warn or throttle, `would_reject` the refusals of shadow policies,
+    `reservation` the sealed token of an LLM reservation.
+    """
+
+    __slots__ = ("action", "delay_ms", "marked", "policies", "reservation", "verdict", "would_reject")
+
+    def __init__(self, verdict: Verdict | None, policies: tuple[Policy, ...]) -> None:
+        self.action = Action.ALLOW
+        self.verdict = verdict
+        self.policies = policies
+        self.marked: tuple[Verdict, ...] = ()
+        self.would_reject: tuple[Verdict, ...] = ()
+        self.reservation = ""
+        self.delay_ms = 0
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it was rejected; None when it may pass."""
+        return None if self.verdict is None else self.verdict.reason

@@ -1,0 +1,262 @@
+"""A validated bundle -> what the engine evaluates: everything that depends only on the bundle is worked out here.
+
+Descriptors become functions, rates ticks, amounts millionths, limit keys the constant part of a counter's identity,
+selectors an index. A bundle is compiled against one segment, whose seed is part of every counter's key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
+from math import ceil, floor
+from typing import Final, NamedTuple
+
+from fairvisor.bundle import model
+from fairvisor.clock import NS_PER_S
+from fairvisor.counters.segment import Segment
+from fairvisor.decision import UNIT_U, Action, Quota
+from fairvisor.descriptors import Descriptor, compile_descriptor, compile_match
+from fairvisor.engine import Bundle, Policy
+from fairvisor.llm.estimate import load_estimator
+from fairvisor.llm.usage import compile_weights
+from fairvisor.metrics import DECISIONS, REPEATS, Counter, Tally
+from fairvisor.route import Routes, Selector
+from fairvisor.rules import Limit
+from fairvisor.rules.breaker import MINUTE_NS, Breaker
+from fairvisor.rules.budget import Budget, Stage
+from fairvisor.rules.cost import Cost, compile_cost, millionths
+from fairvisor.rules.keys import Scope, joined
+from fairvisor.rules.kill_switch import KillSwitch, KillSwitches
+from fairvisor.rules.llm_tokens import Caps, LlmTokens
+from fairvisor.rules.loop import Loop
+from fairvisor.rules.token_bucket import TokenBucket
+from fairvisor.rules.windows import Windows
+
+NO_EXPIRY: Final = 0
+SHADOW: Final = "shadow"
+ENFORCE: Final = "enforce"
+
+
+class Options(NamedTuple):
+    """The settings that decisions depend on."""
+
+    reject_when_full: bool = False
+    trust_token_hint: bool = False
+
+
+class Compiler:
+    """Compiles the parts of one bundle. Holds what all parts need: the segment, the options, the model aliases."""
+
+    def __init__(self, segment: Segment, options: Options, aliases: dict[str, str]) -> None:
+        self._segment = segment
+        self._seed = segment.table.seed
+        self._options = options
+        self._aliases = aliases
+        self._switch_tally = Tally(segment, "", "kill_switch", ENFORCE)
+        self._builders: dict[str, Callable[..., Limit]] = {
+            "token_bucket": self._token_bucket,
+            "cost_based": self._budget,
+            "token_bucket_llm": self._llm_tokens,
+        }
+
+    def policy(self, policy: model.Policy, with_shadow: bool) -> Policy:
+        """One policy; `with_shadow` also makes its twin on shadow counters."""
+        compiled = self._policy(policy, policy.spec.mode)
+        if with_shadow and not compiled.shadow:
+            compiled.in_shadow = self._policy(policy, SHADOW)
+        return compiled
+
+    def _policy(self, policy: model.Policy, mode: str) -> Policy:
+        spec = policy.spec
+        selector = Selector(
+            spec.selector.path_exact,
+            spec.selector.path_prefix,
+            frozenset(method.upper() for method in spec.selector.methods),
+            tuple(host.lower() for host in spec.selector.hosts),
+        )
+        fallback = spec.fallback_limit
+        return Policy(
+            policy.id,
+            selector,
+            mode == SHADOW,
+            self._loop(policy, mode),
+            self._breaker(policy, mode),
+            tuple(self._rule(policy.id, rule, mode) for rule in spec.rules),
+            self._rule(policy.id, fallback, mode) if fallback is not None else None,
+        )
+
+    def _rule(self, policy_id: str, rule: model.AnyRule, mode: str) -> Limit:
+        tally = Tally(self._segment, policy_id, rule.name, mode)
+        return self._builders[rule.algorithm](tally, rule, rule.algorithm_config)
+
+    def _read(self, name: str) -> Descriptor:
+        return compile_descriptor(name, self._aliases)
+
+    def _scope(self, tally: Tally, rule: model.AnyRule, kind: str, *window: str) -> Scope:
+        identity = joined((kind, *window, tally.policy_id, tally.rule, *rule.limit_keys, tally.mode))
+        return Scope(
+            f"{len(rule.limit_keys)}|{identity}",
+            tuple((name, self._read(name)) for name in rule.limit_keys),
+            tuple(
+                compile_match(name, frozenset(values), self._aliases) for name, values in rule.match.items()
+            ),
+            rule.on_missing,
+        )
+
+    def _cost(self, source: str, default_cost: Decimal) -> Cost | None:
+        return None if source == "fixed" else compile_cost(source, default_cost)
+
+    def _token_bucket(self, tally: Tally, rule: model.TokenBucketRule, config: model.TokenBucket) -> Limit:
+        rate = Fraction(config.tokens_per_second)
+        burst_u = round(config.burst * UNIT_U)
+        return TokenBucket(
+            tally,
+            self._scope(tally, rule, "bucket"),
+            self._seed,
+            Quota(tally.rule, burst_u, ceil(Fraction(config.burst) / rate)),
+            rate,
+            max(1, millionths(config.fixed_cost)),
+            self._cost(config.cost_source, config.default_cost),
+            self._options.reject_when_full,
+        )
+
+    def _budget(self, tally: Tally, rule: model.CostBasedRule, config: model.CostBased) -> Limit:
+        budget_u = Fraction(config.budget) * UNIT_U
+        shares = [
+            (stage, budget_u * Fraction(stage.threshold_percent) / 100) for stage in config.staged_actions
+        ]
+        limit_u = min(floor(share) for stage, share in shares if stage.action == "reject")
+        stages = [
+            Stage(ceil(share), Action(stage.action), int(stage.delay_ms or 0))
+            for stage, share in shares
+            if stage.action != "reject"
+        ]
+        return Budget(
+            tally,
+            self._scope(tally, rule, "budget", config.period, config.timezone),
+            self._seed,
+            Windows(config.period, config.timezone),
+            limit_u,
+            limit_u,
+            tuple(reversed(stages)),
+            max(1, millionths(config.fixed_cost)),
+            self._cost(config.cost_key, config.default_cost),
+            self._options.reject_when_full,
+        )
+
+    def _llm_tokens(self, tally: Tally, rule: model.LlmTokensRule, config: model.LlmTokens) -> Limit:
+        burst_u = round(config.burst_tokens * UNIT_U)
+        window_s = ceil(Fraction(config.burst_tokens) * 60 / Fraction(config.tokens_per_minute))
+        day_u = round(config.tokens_per_day * UNIT_U) if config.tokens_per_day is not None else 0
+        estimator = config.token_source.estimator
+        caps = Caps(
+            _whole(config.max_tokens_per_request),
+            _whole(config.max_prompt_tokens),
+            _whole(config.max_completion_tokens),
+            int(config.default_max_completion),
+            int(config.default_prompt_tokens),
+        )
+        return LlmTokens(
+            tally,
+            self._scope(tally, rule, "llm"),
+            self._seed,
+            Quota(tally.rule, burst_u, window_s),
+            Quota(tally.rule, day_u, 86_400) if day_u else None,
+            config.tokens_per_minute,
+            caps,
+            compile_weights(dict(config.weights)),
+            None if estimator == "header_hint" else load_estimator(estimator),
+            self._options.trust_token_hint,
+            self._options.reject_when_full,
+        )
+
+    def _loop(self, policy: model.Policy, mode: str) -> Loop | None:
+        loop = policy.spec.loop_detection
+        if loop is None:
+            return None
+        names = dict.fromkeys(name for rule in _all_rules(policy.spec) for name in rule.limit_keys)
+        return Loop(
+            Tally(self._segment, policy.id, "loop_detection", mode),
+            joined(("loop", policy.id, mode, *names)),
+            self._seed,
+            tuple(self._read(name) for name in names),
+            int(loop.window_seconds * NS_PER_S),
+            loop.threshold_identical_requests,
+            Action(loop.action),
+            loop.body == "ignore",
+        )
+
+    def _breaker(self, policy: model.Policy, mode: str) -> Breaker | None:
+        breaker = policy.spec.circuit_breaker
+        if breaker is None:
+            return None
+        key: Descriptor | None = None
+        if breaker.scope == "key":
+            first = next((rule.limit_keys[0] for rule in _all_rules(policy.spec) if rule.limit_keys), None)
+            key = self._read(first) if first is not None else None
+        owner = "" if breaker.scope == "global" else policy.id
+        return Breaker(
+            Tally(self._segment, policy.id, "circuit_breaker", mode),
+            joined(("breaker", breaker.scope, owner, mode)),
+            self._seed,
+            key,
+            millionths(breaker.spend_rate_threshold_per_minute),
+            int(breaker.auto_reset_after_minutes * MINUTE_NS),
+        )
+
+    def kill_switch(self, switch: model.KillSwitch) -> tuple[KillSwitch, Descriptor]:
+        """One kill switch, with the reader of what it looks at."""
+        value = switch.scope_value
+        if switch.scope_key == "request:method":
+            value = value.upper()
+        elif switch.scope_key == "request:host":
+            value = value.lower()
+        compiled = KillSwitch(
+            self._switch_tally,
+            switch.scope_key,
+            value,
+            switch.route or "",
+            switch.reason or "",
+            switch.expires_at_ns or NO_EXPIRY,
+        )
+        return compiled, self._read(switch.scope_key)
+
+
+def compile_bundle(
+    bundle: model.Bundle, sha256: str, segment: Segment, options: Options = Options()
+) -> Bundle:
+    """The bundle as the engine evaluates it, its counters in `segment`."""
+    compiler = Compiler(segment, options, dict(bundle.defaults.model_aliases))
+    with_shadow = bundle.global_shadow is not None and bundle.global_shadow.enabled
+    policies = [compiler.policy(policy, with_shadow) for policy in bundle.policies]
+    return Bundle(
+        bundle.bundle_version,
+        sha256,
+        Routes(policies),
+        KillSwitches(compiler.kill_switch(switch) for switch in bundle.kill_switches),
+        _until(bundle.global_shadow),
+        _until(bundle.kill_switch_override),
+        segment.table.seed,
+        segment.reservation_key,
+        Counter(segment, DECISIONS, "", "", "allow", ""),
+        Counter(segment, REPEATS),
+    )
+
+
+def _until(override: model.Override | None) -> int:
+    """When an override ends (wall clock, ns); 0 when there is none."""
+    if override is None or not override.enabled or override.expires_at_ns is None:
+        return 0
+    return override.expires_at_ns
+
+
+def _all_rules(spec: model.Spec) -> Iterator[model.AnyRule]:
+    yield from spec.rules
+    if spec.fallback_limit is not None:
+        yield spec.fallback_limit
+
+
+def _whole(amount: Decimal | None) -> int | None:
+    """A cap in whole tokens, rounded down."""
+    return None if amount is None else int(amount)

@@ -1,0 +1,82 @@
+"""Descriptors: what identifies a request to a policy. `"jwt:sub"` becomes a function Context -> value at load.
+
+A value is text, or None when the request does not carry it; an empty value counts as missing. Claims, addresses and
+look-ups are asked of the context. This module knows the names of descriptors; it knows neither rules nor counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from fairvisor.context import Context, header_text
+from fairvisor.identity.tokens import claim_text, claim_values
+from fairvisor.llm.models import canonical_model
+
+Descriptor = Callable[[Context], str | None]
+Matcher = Callable[[Context], bool]
+
+
+def compile_descriptor(name: str, model_aliases: Mapping[str, str]) -> Descriptor:
+    """The reader of a descriptor whose name the bundle's validation has accepted."""
+    source, _, rest = name.partition(":")
+    if source == "header":
+        return _header(rest.lower())
+    if source == "query":
+        return lambda context: context.query.get(rest)
+    if source == "cookie":
+        return lambda context: context.cookies.get(rest)
+    if source == "jwt":
+        return lambda context: claim_text(context.claims, rest) if context.claims is not None else None
+    if name == "llm:model":
+        return lambda context: _model(context, model_aliases)
+    return _FIXED[name]
+
+
+def compile_match(name: str, accepted: frozenset[str], model_aliases: Mapping[str, str]) -> Matcher:
+    """Whether the descriptor has one of the accepted values; a claim that is an array has each of its elements."""
+    if name.startswith("jwt:"):
+        claim = name[4:]
+        return lambda context: context.claims is not None and not accepted.isdisjoint(
+            claim_values(context.claims, claim)
+        )
+    if name == "llm:model":
+        accepted = accepted | {canonical_model(value, model_aliases) for value in accepted}
+    elif name == "request:method":
+        accepted = frozenset(value.upper() for value in accepted)
+    elif name == "request:host":
+        accepted = frozenset(value.lower() for value in accepted)
+    read = compile_descriptor(name, model_aliases)
+    return lambda context: read(context) in accepted
+
+
+def _header(name: str) -> Descriptor:
+    def read(context: Context) -> str | None:
+        value = context.headers.get(name)
+        return None if value is None else header_text(value)
+
+    return read
+
+
+def _model(context: Context, aliases: Mapping[str, str]) -> str | None:
+    llm = context.llm
+    return canonical_model(llm.model, aliases) if llm is not None and llm.model else None
+
+
+def _user_agent(context: Context) -> str:
+    return context.header("user-agent") or ""
+
+
+_FIXED: Final[Mapping[str, Descriptor]] = {
+    "request:method": lambda context: context.method,
+    "request:host": lambda context: context.host,
+    "request:path": lambda context: context.path,
+    "ip:address": lambda context: context.client.key,
+    "ip:addr": lambda context: context.client.key,
+    "ip:country": lambda context: context.identity.country(context.client, context.headers),
+    "ip:asn": lambda context: context.identity.asn(context.client, context.headers),
+    "ip:type": lambda context: context.identity.asn_type(context.client, context.headers),
+    "ip:tor": lambda context: context.identity.tor(context.client, context.headers),
+    "ua:bot": lambda context: context.identity.bot(_user_agent(context))[0],
+    "ua:bot_category": lambda context: context.identity.bot(_user_agent(context))[1],
+}

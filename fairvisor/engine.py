@@ -1,0 +1,257 @@
+"""decide(): the order in which a bundle is evaluated, and only the order.
+
+Kill switches, then the policies whose selector matches, in order of id; in each: loop detection, circuit breaker, the
+rules (or the fallback when none ran). All must pass; the first refusal ends it, and what the request took before is
+given back. A shadow policy runs on counters of its own, reports what it would have done and stops nothing.
+
+No I/O, no clock, no HTTP. Everything is prepared by `bundle/compile.py`; this module loops over ready tuples.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fairvisor.clock import NS_PER_S, Now
+from fairvisor.context import Context
+from fairvisor.counters import Counters
+from fairvisor.counters.lenient import Lenient
+from fairvisor.decision import UNIT_U, Action, Decision, Verdict
+from fairvisor.llm.reservation import LIFETIME_NS, Reservation, fresh_nonce, seal
+from fairvisor.metrics import DECISIONS, SHADOW_REJECTS, Counter
+from fairvisor.route import Routes, Selector
+from fairvisor.rules import Limit
+from fairvisor.rules.breaker import KEPT_NS, Breaker
+from fairvisor.rules.keys import hash64, joined
+from fairvisor.rules.kill_switch import KillSwitches
+from fairvisor.rules.llm_tokens import LlmTokens, LlmVerdict
+
+REPEAT_NS: Final = 10 * NS_PER_S  # how long a gateway's repeated question is recognised
+
+
+class Policy:
+    """A compiled policy. `in_shadow` is its twin on shadow counters, itself when it is a shadow policy."""
+
+    __slots__ = ("breaker", "fallback", "guards", "id", "in_shadow", "rules", "selector", "shadow")
+
+    def __init__(
+        self,
+        policy_id: str,
+        selector: Selector,
+        shadow: bool,
+        loop: Limit | None,
+        breaker: Breaker | None,
+        rules: tuple[Limit, ...],
+        fallback: Limit | None,
+    ) -> None:
+        self.id = policy_id
+        self.selector = selector
+        self.shadow = shadow
+        self.guards: tuple[Limit, ...] = tuple(guard for guard in (loop, breaker) if guard is not None)
+        self.breaker = breaker
+        self.rules = rules
+        self.fallback = fallback
+        self.in_shadow = self
+
+
+class Bundle:
+    """What decisions are made by: a bundle compiled against one segment."""
+
+    __slots__ = ("kill_switches", "override_until_ns", "repeats", "reservation_key", "routes", "seed", "sha256",
+                 "shadow_until_ns", "unmatched", "version")  # fmt: skip
+
+    def __init__(
+        self,
+        version: float,
+        sha256: str,
+        routes: Routes[Policy],
+        kill_switches: KillSwitches,
+        shadow_until_ns: int,
+        override_until_ns: int,
+        seed: int,
+        reservation_key: bytes,
+        unmatched: Counter,
+        repeats: Counter,
+    ) -> None:
+        self.version = version
+        self.sha256 = sha256
+        self.routes = routes
+        self.kill_switches = kill_switches
+        self.shadow_until_ns = shadow_until_ns
+        self.override_until_ns = override_until_ns
+        self.seed = seed
+        self.reservation_key = reservation_key
+        self.unmatched = unmatched
+        self.repeats = repeats
+
+
+def decide(bundle: Bundle, counters: Counters, context: Context, now: Now) -> Decision:
+    """Decide one request. Raises RequestError (400) for a path that cannot be read."""
+    if not context.request_id:
+        return _decide(bundle, counters, context, now, 0)
+    key = _request_key(bundle, context)
+    if counters.peek_count(key, now.mono_ns):
+        bundle.repeats.add()
+        return _decide(bundle, Lenient(counters), context, now, key)
+    decision = _decide(bundle, counters, context, now, key)
+    if decision.reason is None:
+        counters.count(key, now.mono_ns, REPEAT_NS)
+    return decision
+
+
+def _request_key(bundle: Bundle, context: Context) -> int:
+    """What makes two questions the same request: the gateway's id and all that a client could vary."""
+    authorization = context.headers.get("authorization", b"").decode("latin-1")
+    parts = (context.request_id, context.method, context.host, context.target, context.client.text, authorization)
+    return hash64("request id:" + joined(parts), bundle.seed)
+
+
+def _decide(bundle: Bundle, counters: Counters, context: Context, now: Now, nonce: int) -> Decision:
+    plan = bundle.routes.plan(context.method, context.host, context.target)
+    context.path = plan.path
+    policies = plan.policies
+    if bundle.kill_switches and now.wall_ns >= bundle.override_until_ns:
+        switch = bundle.kill_switches.find(context, plan.readings, now.wall_ns)
+        if switch is not None:
+            return _rejected(Decision(switch.take(counters, context, now), policies), [])
+    all_shadow = now.wall_ns < bundle.shadow_until_ns
+    passed: list[Verdict] = []
+    shadowed: list[Verdict] = []
+    would_reject: list[Verdict] = []
+    spends: list[tuple[Breaker, Verdict | None]] = []
+    for policy in policies:
+        acting = policy.in_shadow if all_shadow else policy
+        taken = shadowed if acting.shadow else passed
+        before = len(taken)
+        refusal = _evaluate(acting, counters, context, now, taken, spends)
+        if refusal is None:
+            continue
+        if acting.shadow:
+            _give_back(counters, taken, before, now)
+            would_reject.append(refusal)
+            continue
+        _give_back(counters, passed, 0, now)
+        _give_back(counters, shadowed, 0, now)
+        return _rejected(Decision(refusal, policies), would_reject)
+    decision = _allowed(bundle, policies, passed)
+    if would_reject:
+        _report_shadow(decision, would_reject)
+    spent = [
+        (verdict, breaker.spend(counters, context, now, verdict.cost_u if verdict else UNIT_U))
+        for breaker, verdict in spends
+    ]
+    decision.reservation = _reserve(bundle, passed, shadowed, spent, now, nonce)
+    return decision
+
+
+def _evaluate(
+    policy: Policy,
+    counters: Counters,
+    context: Context,
+    now: Now,
+    taken: list[Verdict],
+    spends: list[tuple[Breaker, Verdict | None]],
+) -> Verdict | None:
+    """Run one policy: what passes is added to `taken`, the first refusal is returned."""
+    for guard in policy.guards:
+        verdict = guard.take(counters, context, now)
+        if verdict is not None:
+            if _refuses(verdict):
+                return verdict
+            taken.append(verdict)
+    first = len(taken)
+    for rule in policy.rules:
+        verdict = rule.take(counters, context, now)
+        if verdict is not None:
+            if _refuses(verdict):
+                return verdict
+            taken.append(verdict)
+    if first == len(taken) and policy.fallback is not None:
+        verdict = policy.fallback.take(counters, context, now)
+        if verdict is not None:
+            if _refuses(verdict):
+                return verdict
+            taken.append(verdict)
+    if policy.breaker is not None:
+        spends.append((policy.breaker, taken[first] if first < len(taken) else None))
+    return None
+
+
+def _refuses(verdict: Verdict) -> bool:
+    """Whether a limit said no; counted either way."""
+    if verdict.reason is None:
+        verdict.limit.tally.allowed.add()
+        return False
+    verdict.limit.tally.refused.add()
+    return True
+
+
+def _give_back(counters: Counters, taken: list[Verdict], kept: int, now: Now) -> None:
+    while len(taken) > kept:
+        verdict = taken.pop()
+        verdict.limit.give(counters, verdict, now)
+
+
+def _allowed(bundle: Bundle, policies: tuple[Policy, ...], passed: list[Verdict]) -> Decision:
+    """The decision on a request that every limit lets pass: described by the tightest, held by the slowest."""
+    tightest: Verdict | None = None
+    marked: list[Verdict] = []
+    for verdict in passed:
+        if verdict.quota is not None and (tightest is None or _tighter(verdict, tightest)):
+            tightest = verdict
+        if verdict.action is not Action.ALLOW:
+            marked.append(verdict)
+    decision = Decision(tightest, policies)
+    if marked:
+        decision.marked = tuple(marked)
+        slowest = max(marked, key=lambda verdict: verdict.delay_ms)
+        decision.delay_ms = slowest.delay_ms
+        decision.action = slowest.action
+        slowest.limit.tally.add(DECISIONS, slowest.action.value, "")
+    elif tightest is not None:
+        tightest.limit.tally.admitted.add()
+    else:
+        bundle.unmatched.add()
+    return decision
+
+
+def _tighter(one: Verdict, other: Verdict) -> bool:
+    """Whether `one` has the smaller share of its quota left."""
+    assert one.quota is not None and other.quota is not None
+    return one.remaining_u * other.quota.amount_u < other.remaining_u * one.quota.amount_u
+
+
+def _rejected(decision: Decision, would_reject: list[Verdict]) -> Decision:
+    verdict = decision.verdict
+    assert verdict is not None and verdict.reason is not None
+    decision.action = Action.REJECT
+    verdict.limit.tally.add(DECISIONS, Action.REJECT.value, verdict.reason.value)
+    _report_shadow(decision, would_reject)
+    return decision
+
+
+def _report_shadow(decision: Decision, would_reject: list[Verdict]) -> None:
+    decision.would_reject = tuple(would_reject)
+    for verdict in would_reject:
+        assert verdict.reason is not None
+        verdict.limit.tally.add(SHADOW_REJECTS, verdict.reason.value)
+
+
+def _reserve(
+    bundle: Bundle,
+    passed: list[Verdict],
+    shadowed: list[Verdict],
+    spent: list[tuple[Verdict | None, int]],
+    now: Now,
+    nonce: int,
+) -> str:
+    """The sealed reservation of all LLM tokens taken, "" when none were. A repeated request gets the same one."""
+    takes = []
+    for verdict in (*passed, *shadowed) if shadowed else passed:
+        if isinstance(verdict, LlmVerdict) and verdict.cost_u:
+            limit = verdict.limit
+            assert isinstance(limit, LlmTokens)
+            takes += limit.takes(verdict)
+            takes += [limit.spent(verdict, key, now.mono_ns + KEPT_NS) for cost, key in spent if cost is verdict]
+    if not takes:
+        return ""
+    return seal(bundle.reservation_key, Reservation(nonce or fresh_nonce(), now.wall_ns + LIFETIME_NS, tuple(takes)))

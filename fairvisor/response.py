@@ -1,0 +1,159 @@
+"""Decision -> status, headers, body: the only place where the names of answer headers are spelled.
+
+An `Answer` carries its headers as ready lines; the transport adds the status line, Date, Connection and
+Content-Length. Amounts are rounded down and times up, so that what a client reads is never more generous than what is
+enforced. RateLimit fields follow draft-ietf-httpapi-ratelimit-headers-11 (strings of RFC 9651) and the older triplet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import orjson
+
+from fairvisor.clock import NS_PER_S
+from fairvisor.context import Context
+from fairvisor.decision import HOPELESS, NEVER_NS, UNIT_U, Decision, Quota, Reason, Verdict
+from fairvisor.errors import RequestError
+from fairvisor.llm.dialect import dialect_of, error_body
+from fairvisor.rules.keys import hash64, joined
+
+NO_END_S: Final = 60  # Retry-After where nothing says when a retry could help
+UNAVAILABLE_RETRY_S: Final = 1
+MAX_JITTER_S: Final = 60
+JSON: Final = "Content-Type: application/json\r\n"
+
+HEAD_FORMS: Final = ("both", "draft", "legacy", "off")
+
+
+class Answer:
+    """An HTTP answer: `head` holds complete header lines, `delay_ms` how long the transport holds it back."""
+
+    __slots__ = ("body", "delay_ms", "head", "status")
+
+    def __init__(self, status: int, head: str = "", body: bytes = b"", delay_ms: int = 0) -> None:
+        self.status = status
+        self.head = head
+        self.body = body
+        self.delay_ms = delay_ms
+
+
+def json_answer(status: int, document: object, head: str = "") -> Answer:
+    """An answer whose body is `document` as JSON."""
+    return Answer(status, JSON + head, orjson.dumps(document))
+
+
+def error_answer(error: RequestError, head: str = "") -> Answer:
+    """What a client is told about a request that cannot be answered as asked."""
+    document = {"error": {"message": str(error), "type": "invalid_request_error", "param": None, "code": error.status}}
+    return json_answer(error.status, document, head)
+
+
+def unavailable_answer(reason: Reason, path: str = "") -> Answer:
+    """503: the edge cannot decide; the gateway's own fail-open or fail-closed setting takes over."""
+    head = f"{JSON}X-Fairvisor-Reason: {reason.value}\r\nRetry-After: {UNAVAILABLE_RETRY_S}\r\n"
+    return Answer(503, head, error_body(dialect_of(path), reason, UNAVAILABLE_RETRY_S))
+
+
+class Renderer:
+    """Turns decisions into answers. `form` is FAIRVISOR_RATELIMIT_HEADERS: both, draft, legacy or off."""
+
+    __slots__ = ("_draft", "_legacy")
+
+    def __init__(self, form: str = "both") -> None:
+        assert form in HEAD_FORMS, "the settings accept no other"
+        self._draft = form in ("both", "draft")
+        self._legacy = form in ("both", "legacy")
+
+    def answer(self, decision: Decision, context: Context, allow_status: int, carrier: bool = False) -> Answer:
+        """The answer to a decided request. With `carrier` a deny is 403 and tells its real status in a header."""
+        verdict = decision.verdict
+        if verdict is None:
+            return Answer(allow_status, self._passed(decision), b"", decision.delay_ms)
+        if verdict.reason is None:
+            head = self._limit_head(verdict)
+            if decision.marked or decision.reservation:
+                head += self._passed(decision)
+            return Answer(allow_status, head, b"", decision.delay_ms)
+        return self._refused(verdict, verdict.reason, context, carrier)
+
+    def _limit_head(self, verdict: Verdict) -> str:
+        quota = verdict.quota
+        if quota is None:
+            return ""
+        parts = quota.rendered or self._render(quota)
+        remaining = verdict.remaining_u // UNIT_U
+        reset = -(-verdict.reset_ns // NS_PER_S) if verdict.reset_ns >= 0 else quota.window_s
+        if self._draft and self._legacy:
+            return f"{parts[0]}{remaining};t={reset}{parts[1]}{remaining}{parts[2]}{reset}\r\n"
+        if self._draft:
+            return f"{parts[0]}{remaining};t={reset}{parts[1]}"
+        if self._legacy:
+            return f"{parts[1]}{remaining}{parts[2]}{reset}\r\n"
+        return ""
+
+    def _render(self, quota: Quota) -> tuple[str, str, str]:
+        """The parts of the head around the remaining amount and the reset time; kept on the quota."""
+        amount = quota.amount_u // UNIT_U
+        name = quota.name.replace("\\", "\\\\").replace('"', '\\"')
+        policy = f'\r\nRateLimit-Policy: "{name}";q={amount};w={quota.window_s}\r\n' if self._draft else ""
+        legacy = f"RateLimit-Limit: {amount}\r\nRateLimit-Remaining: " if self._legacy else ""
+        quota.rendered = parts = (f'RateLimit: "{name}";r=', policy + legacy, "\r\nRateLimit-Reset: ")
+        return parts
+
+    def _passed(self, decision: Decision) -> str:
+        """What an allow tells besides its limit."""
+        head = ""
+        if decision.marked:
+            head = f"X-Fairvisor-Warning: {', '.join(dict.fromkeys(_warning(verdict) for verdict in decision.marked))}\r\n"
+            loops = max(verdict.loop_count for verdict in decision.marked)
+            if loops:
+                head += f"X-Fairvisor-Loop-Count: {loops}\r\n"
+        if decision.reservation:
+            head += f"X-Fairvisor-Reservation: {decision.reservation}\r\n"
+        return head
+
+    def _refused(self, verdict: Verdict, reason: Reason, context: Context, carrier: bool) -> Answer:
+        retry_s = retry_after(verdict, reason, context)
+        head = f"{JSON}{self._limit_head(verdict)}X-Fairvisor-Reason: {reason.value}\r\nRetry-After: {retry_s}\r\n"
+        if reason in HOPELESS or verdict.reset_ns == NEVER_NS:
+            head += "X-Should-Retry: false\r\n"
+        if verdict.loop_count:
+            head += f"X-Fairvisor-Loop-Count: {verdict.loop_count}\r\n"
+        body = error_body(dialect_of(context.path), reason, retry_s)
+        if carrier:
+            head += f"X-Fairvisor-Status: 429\r\nX-Fairvisor-Body: {body.decode('ascii')}\r\n"
+            return Answer(403, head, body)
+        return Answer(429, head, body)
+
+
+def _warning(verdict: Verdict) -> str:
+    """The value of X-Fairvisor-Warning: `budget_warn`, `budget_throttle`, `loop_warn` or `loop_throttle`."""
+    return f"{'loop' if verdict.loop_count else 'budget'}_{verdict.action.value}"
+
+
+def retry_after(verdict: Verdict, reason: Reason, context: Context) -> int:
+    """Seconds until a retry makes sense, at least 1, with up to half as much (at most 60 s) added.
+
+    What is added depends on the client, the policy, the rule and the reason alone: one client always reads the same,
+    different clients spread out instead of coming back together.
+    """
+    wait_s = -(-verdict.reset_ns // NS_PER_S) if verdict.reset_ns >= 0 else NO_END_S
+    wait_s = max(1, wait_s)
+    spread = min(wait_s // 2, MAX_JITTER_S)
+    if spread == 0:
+        return wait_s
+    tally = verdict.limit.tally
+    who = joined((_who(context), tally.policy_id, tally.rule, reason.value))
+    return wait_s + hash64(who, 0) % (spread + 1)
+
+
+def _who(context: Context) -> str:
+    """The client as Retry-After knows it: the verified subject, else the address."""
+    if context.identity.verified:
+        claims: Mapping[str, object] | None = context.claims
+        subject = claims.get("sub") if claims is not None else None
+        if isinstance(subject, str):
+            return "sub:" + subject
+    return context.client.text

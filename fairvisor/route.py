@@ -1,0 +1,198 @@
+"""Which policies apply to a request: by host, path and method.
+
+Policies are indexed at load, so a look-up costs the same with one policy and with ten thousand: a dictionary probe per
+host pattern and path prefix that could match. The result is kept per (method, host, path) in a bounded map. This
+module knows selectors and the spellings of a path; it knows nothing of limits, and a policy is only an id to it.
+
+No spelling of a path escapes its policy. A path is read in the order absolute form, cut at `?` or `#`, decode
+percent-encoded unreserved characters (RFC 3986 6.2.2), collapse `//`, resolve dot segments. Servers differ on what
+comes next, so further readings are made with every escape decoded (`%2F`, `%5C`), and with path parameters (`;…`) cut;
+where they differ, the policies of every reading apply.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final, Generic, Protocol, TypeVar
+
+from fairvisor.errors import RequestError
+
+PLAN_CACHE_SIZE: Final = 8192  # plans kept per process; a flood of new paths empties the map and starts again
+CACHED_PATH_BYTES: Final = 256  # longer paths are worked out each time, so the cache stays below a few MB
+
+_PLAIN = re.compile(r"(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+)+/?|/")
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]|%(?:[01][0-9A-Fa-f]|7[Ff])")
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+_UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_PATH_SAFE: Final = _UNRESERVED | frozenset("/!$&'()*+,;=:@%")
+
+
+def read_path(target: str) -> tuple[str, ...]:
+    """Every reading of the path in a request target, the normalised one first.
+
+    Raises RequestError (400) for control characters, `%00` and dot segments above the root.
+    """
+    path = target.partition("?")[0]
+    if _PLAIN.fullmatch(path):
+        return (path,)
+    absolute = _ABSOLUTE.match(path)
+    if absolute:
+        path = path[absolute.end() :] or "/"
+    path = path.partition("#")[0]
+    if not path.startswith("/"):
+        raise RequestError(f"the path {path[:80]!r} must start with '/'")
+    if _CONTROL.search(path):
+        raise RequestError("the path holds a control character")
+    decoded = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), path).replace("\\", "/")
+    readings = [
+        _resolve(_ESCAPE.sub(_decode_unreserved, path)),
+        _resolve(decoded),
+        _resolve(_cut_parameters(_ESCAPE.sub(_decode_unreserved, path))),
+        _resolve(_cut_parameters(decoded)),
+    ]
+    return tuple(dict.fromkeys(readings))
+
+
+def _decode_unreserved(match: re.Match[str]) -> str:
+    char = chr(int(match[1], 16))
+    return char if char in _UNRESERVED else match[0].upper()
+
+
+def _cut_parameters(path: str) -> str:
+    return "/".join(segment.partition(";")[0] for segment in path.split("/"))
+
+
+def _resolve(path: str) -> str:
+    """Collapse empty segments, resolve dot segments (RFC 3986 5.2.4), escape what may not stand in a path."""
+    segments: list[str] = []
+    parts = path.split("/")
+    for part in parts[1:]:
+        if part == "..":
+            if not segments:
+                raise RequestError("the path climbs above the root with '..'")
+            segments.pop()
+        elif part not in ("", "."):
+            segments.append(part)
+    tail = "/" if segments and parts[-1] in ("", ".", "..") else ""
+    text = "/" + "/".join(segments) + tail
+    if _PATH_SAFE.issuperset(text):
+        return text
+    return "".join(char if char in _PATH_SAFE else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    encoded = char.encode("latin-1") if ord(char) < 256 else char.encode()
+    return "".join(f"%{byte:02X}" for byte in encoded)
+
+
+class Selected(Protocol):
+    """What a policy must tell to be routed to."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def selector(self) -> Selector: ...
+
+
+class Selector:
+    """Where a policy applies. Paths are given as in the bundle, methods upper case, hosts lower case."""
+
+    __slots__ = ("hosts", "methods", "path_exact", "path_prefix")
+
+    def __init__(
+        self, path_exact: str | None, path_prefix: str | None, methods: frozenset[str], hosts: tuple[str, ...]
+    ) -> None:
+        self.path_exact = read_path(path_exact.encode().decode("latin-1"))[0] if path_exact else None
+        self.path_prefix = read_path(path_prefix.encode().decode("latin-1"))[0] if path_prefix else None
+        self.methods = methods
+        self.hosts = hosts
+
+
+PolicyT = TypeVar("PolicyT", bound=Selected)
+
+
+class Plan(Generic[PolicyT]):
+    """The policies of one (method, host, path), in order of id, and the readings of the path."""
+
+    __slots__ = ("path", "policies", "readings")
+
+    def __init__(self, readings: tuple[str, ...], policies: tuple[PolicyT, ...]) -> None:
+        self.readings = readings
+        self.path = readings[0]
+        self.policies = policies
+
+
+class Routes(Generic[PolicyT]):
+    """All policies of a bundle, indexed by host pattern, then by exact path and by prefix."""
+
+    def __init__(self, policies: Iterable[PolicyT]) -> None:
+        self._exact: dict[tuple[str, str], list[PolicyT]] = {}
+        self._prefix: dict[tuple[str, str], list[PolicyT]] = {}
+        self._longest_prefix = 0
+        self._plans: dict[tuple[str, str, str], Plan[PolicyT]] = {}
+        self.selects_by_host = False
+        for policy in policies:
+            self._add(policy)
+
+    def _add(self, policy: PolicyT) -> None:
+        selector = policy.selector
+        self.selects_by_host = self.selects_by_host or bool(selector.hosts)
+        for host in selector.hosts or ("",):
+            if selector.path_exact is not None:
+                self._exact.setdefault((host, selector.path_exact), []).append(policy)
+            if selector.path_prefix is not None:
+                self._prefix.setdefault((host, selector.path_prefix), []).append(policy)
+                self._longest_prefix = max(self._longest_prefix, len(selector.path_prefix))
+
+    def plan(self, method: str, host: str, target: str) -> Plan[PolicyT]:
+        """The policies for a request. Raises RequestError when the path cannot be read."""
+        path = target.partition("?")[0]
+        plan = self._plans.get((method, host, path))
+        if plan is None:
+            plan = self._make(method, host, path)
+            if len(path) + len(host) + len(method) <= CACHED_PATH_BYTES:
+                if len(self._plans) >= PLAN_CACHE_SIZE:
+                    self._plans.clear()
+                self._plans[method, host, path] = plan
+        return plan
+
+    def _make(self, method: str, host: str, path: str) -> Plan[PolicyT]:
+        readings = read_path(path)
+        found: dict[str, PolicyT] = {}
+        for pattern in _host_patterns(host):
+            for reading in readings:
+                for policy in self._candidates(pattern, reading):
+                    methods = policy.selector.methods
+                    if not methods or method in methods:
+                        found[policy.id] = policy
+        return Plan(readings, tuple(found[policy_id] for policy_id in sorted(found)))
+
+    def _candidates(self, pattern: str, path: str) -> Iterator[PolicyT]:
+        yield from self._exact.get((pattern, path), ())
+        for prefix in _prefixes(path, self._longest_prefix):
+            yield from self._prefix.get((pattern, prefix), ())
+
+
+def _host_patterns(host: str) -> Iterator[str]:
+    """The spellings under which a selector may name this host: itself, any parent's wildcard, any host."""
+    yield ""
+    if host:
+        yield host
+        parent = host.partition(".")[2]
+        while parent:
+            yield "*." + parent
+            parent = parent.partition(".")[2]
+
+
+def _prefixes(path: str, longest: int) -> Iterator[str]:
+    """The whole-segment prefixes of `path`, without and with their final slash, none longer than `longest`."""
+    at = path.find("/")
+    while at != -1 and at <= longest:
+        if at:
+            yield path[:at]
+        yield path[: at + 1]
+        at = path.find("/", at + 1)
+    if not path.endswith("/") and len(path) <= longest:
+        yield path

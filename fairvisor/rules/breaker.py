@@ -1,0 +1,86 @@
+"""Circuit breaker: no more spending when the spend per minute has reached a threshold.
+
+The rate is that of a sliding minute: this minute's total plus the previous one's, weighted by how much of it the
+sliding minute still covers. Whether the breaker is open is read before the rules; the cost is added by `spend` when
+every limit has passed, so rejected requests cannot trip it, and the request that reaches the threshold passes and opens
+it. Opening zeroes the windows, so that a reset starts from nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fairvisor.clock import NS_PER_S, Now
+from fairvisor.context import Context
+from fairvisor.counters import Counters
+from fairvisor.decision import NEVER_NS, Reason, Refusal, Verdict
+from fairvisor.descriptors import Descriptor
+from fairvisor.metrics import BREAKER_TRIPS, Tally
+from fairvisor.rules.keys import hash64
+
+MINUTE_NS: Final = 60 * NS_PER_S
+KEPT_NS: Final = 2 * MINUTE_NS  # a minute's total counts until the next one has ended
+UNTIL_RESET_NS: Final = 90 * 86_400 * NS_PER_S  # the table keeps a record for at most 100 days
+_NO_LIMIT: Final = (1 << 63) - 1
+
+
+class Breaker:
+    """A compiled `circuit_breaker`. `key` reads the value it is scoped by (None: the policy, or everything)."""
+
+    __slots__ = ("_key", "_open_ns", "_prefix", "_seed", "_shows_end", "_threshold_u", "tally")  # fmt: skip
+
+    def __init__(
+        self,
+        tally: Tally,
+        prefix: str,
+        seed: int,
+        key: Descriptor | None,
+        threshold_u: int,
+        auto_reset_ns: int,
+    ) -> None:
+        self.tally = tally
+        self._prefix = prefix
+        self._seed = seed
+        self._key = key
+        self._threshold_u = threshold_u
+        self._shows_end = auto_reset_ns > 0
+        self._open_ns = auto_reset_ns or UNTIL_RESET_NS
+
+    def _identity(self, context: Context) -> str:
+        value = self._key(context) if self._key is not None else None
+        return f"{self._prefix}{len(value)}:{value}" if value else self._prefix + "-:"
+
+    def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
+        """Refuse while open. The record of an open breaker holds the wall time at which it closes."""
+        closes_ns = counters.peek_total(hash64(self._identity(context) + "open", self._seed), now.mono_ns)
+        if closes_ns <= now.wall_ns:
+            return None
+        wait_ns = closes_ns - now.wall_ns if self._shows_end else NEVER_NS
+        return Refusal(self, Reason.CIRCUIT_BREAKER_OPEN, wait_ns=wait_ns)
+
+    def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
+        """Nothing is taken before all have passed."""
+
+    def spend(self, counters: Counters, context: Context, now: Now, cost_u: int) -> int:
+        """Add the cost of a request that passed, open the breaker at the threshold; gives the minute's key."""
+        identity = self._identity(context)
+        minute, into_ns = divmod(now.mono_ns, MINUTE_NS)
+        key = hash64(f"{identity}{minute}", self._seed)
+        _, total_u = counters.add(key, now.mono_ns, cost_u, _NO_LIMIT, KEPT_NS - into_ns)
+        previous = hash64(f"{identity}{minute - 1}", self._seed)
+        before_u = counters.peek_total(previous, now.mono_ns)
+        if total_u * MINUTE_NS + before_u * (MINUTE_NS - into_ns) >= self._threshold_u * MINUTE_NS:
+            self._open(counters, identity, now)
+            counters.delete(key, now.mono_ns)
+            counters.delete(previous, now.mono_ns)
+        return key
+
+    def _open(self, counters: Counters, identity: str, now: Now) -> None:
+        """Write when it closes, once: the record of an earlier opening is over and goes first."""
+        key = hash64(identity + "open", self._seed)
+        if counters.peek_total(key, now.mono_ns) > now.wall_ns:
+            return
+        closes_ns = now.wall_ns + self._open_ns
+        counters.delete(key, now.mono_ns)
+        counters.add(key, now.mono_ns, closes_ns, closes_ns, self._open_ns)
+        self.tally.add(BREAKER_TRIPS)

@@ -1,0 +1,106 @@
+"""For whom a rule counts: its `match`, its limit keys, and what happens when one is missing.
+
+The identity of a counter is text: every part prefixed with its length, so that ("a|b", "c") and ("a", "b|c") differ.
+The parts that depend only on the bundle (kind, period, policy, rule, names of the keys, mode) are joined at load; the
+values are appended per request. A missing value that is shared becomes "-:", which no length-prefixed value can equal.
+The counter's key is the seeded xxh3 hash of the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+from xxhash import xxh3_64_intdigest
+
+from fairvisor.context import Context
+from fairvisor.decision import Reason, Refusal
+from fairvisor.descriptors import Descriptor, Matcher
+from fairvisor.metrics import DESCRIPTOR_MISSING
+
+if TYPE_CHECKING:
+    from fairvisor.rules import Limit
+
+MISSING_WAIT_NS: Final = 60_000_000_000  # Retry-After of a request that lacks what identifies it
+_SHARED: Final = "-:"
+
+__all__ = ["Scope", "hash64", "joined"]
+
+
+def hash64(identity: str, seed: int) -> int:
+    """The key of a counter: 64 bits of xxh3 under the segment's seed. Claims may hold lone surrogates (RFC 8259 8.2)."""
+    return xxh3_64_intdigest(identity.encode("utf-8", "surrogatepass"), seed)
+
+
+def joined(parts: Iterable[str]) -> str:
+    """Parts as one text that cannot be read in two ways (netstrings)."""
+    return "".join(f"{len(part)}:{part}" for part in parts)
+
+
+class Scope:
+    """Which requests a rule runs for, and under which values it counts them."""
+
+    __slots__ = ("_matchers", "_names", "_on_missing", "_readers", "identity", "values")
+
+    def __init__(
+        self,
+        identity: str,
+        keys: tuple[tuple[str, Descriptor], ...],
+        matchers: tuple[Matcher, ...],
+        on_missing: str,
+    ) -> None:
+        self.identity = identity
+        self._names = tuple(name for name, _ in keys)
+        self._readers = tuple(reader for _, reader in keys)
+        self._matchers = matchers
+        self._on_missing = on_missing
+        self.values = self._reader()
+
+    def _reader(self) -> Callable[[Context], str | None]:
+        """The function that gives a request's values as text; None: the rule does not run, `absent` says why."""
+        if self._matchers or self._on_missing == "shared" or len(self._readers) > 1:
+            return self._read_many
+        if not self._readers:
+            return lambda context: ""
+        read = self._readers[0]
+
+        def read_one(context: Context) -> str | None:
+            value = read(context)
+            return f"{len(value)}:{value}" if value else None
+
+        return read_one
+
+    def _read_many(self, context: Context) -> str | None:
+        for matches in self._matchers:
+            if not matches(context):
+                return None
+        text = ""
+        for read in self._readers:
+            value = read(context)
+            if value:
+                text += f"{len(value)}:{value}"
+            elif self._on_missing == "shared":
+                text += _SHARED
+            else:
+                return None
+        return text
+
+    def absent(self, limit: Limit, context: Context) -> Refusal | None:
+        """What `values` giving None means: nothing when `match` differs, else what `on_missing` says; counted."""
+        for matches in self._matchers:
+            if not matches(context):
+                return None
+        for name, value in self.describe(context):
+            if not value:
+                limit.tally.add(DESCRIPTOR_MISSING, name)
+        if self._on_missing == "reject":
+            return Refusal(limit, Reason.DESCRIPTOR_MISSING, wait_ns=MISSING_WAIT_NS)
+        return None
+
+    def describe(self, context: Context) -> tuple[tuple[str, str | None], ...]:
+        """The limit keys with the values this request has, for people."""
+        return tuple((name, read(context)) for name, read in zip(self._names, self._readers, strict=True))
+
+    def applies(self, context: Context) -> bool:
+        """Whether `match` is satisfied."""
+        return all(matches(context) for matches in self._matchers)

@@ -1,0 +1,109 @@
+"""Kill switches: reject at once whoever carries a value, optionally on one route only.
+
+They come before everything else and no shadow mode softens them. Switches are indexed at load by descriptor and value,
+addresses also by prefix length, so ten thousand of them cost a request no more than one: a dictionary probe for each
+descriptor that any switch names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Final
+
+from fairvisor.clock import NS_PER_S, Now
+from fairvisor.context import Context
+from fairvisor.counters import Counters
+from fairvisor.decision import Reason, Refusal, Verdict
+from fairvisor.descriptors import Descriptor
+from fairvisor.metrics import Tally
+
+ANY: Final = "*"
+MAX_WAIT_NS: Final = 3600 * NS_PER_S
+
+Network = IPv4Network | IPv6Network
+
+
+class KillSwitch:
+    """One compiled switch. `expires_wall_ns` is 0 when it never expires; `route` is "" for every path."""
+
+    __slots__ = ("expires_wall_ns", "route", "scope_key", "scope_value", "tally", "why")
+
+    def __init__(
+        self,
+        tally: Tally,
+        scope_key: str,
+        scope_value: str,
+        route: str,
+        why: str,
+        expires_wall_ns: int,
+    ) -> None:
+        self.tally = tally
+        self.scope_key = scope_key
+        self.scope_value = scope_value
+        self.route = route
+        self.why = why
+        self.expires_wall_ns = expires_wall_ns
+
+    def hits(self, readings: tuple[str, ...], wall_ns: int) -> bool:
+        """Whether it is in force now for a path with these readings."""
+        if self.expires_wall_ns and wall_ns >= self.expires_wall_ns:
+            return False
+        if not self.route:
+            return True
+        if self.route.endswith("*"):
+            return any(path.startswith(self.route[:-1]) for path in readings)
+        return self.route in readings
+
+    def take(self, counters: Counters, context: Context, now: Now) -> Verdict:
+        """Refuse; until it expires, or for an hour."""
+        wait_ns = MAX_WAIT_NS
+        if self.expires_wall_ns:
+            wait_ns = min(wait_ns, self.expires_wall_ns - now.wall_ns)
+        return Refusal(self, Reason.KILL_SWITCH_ACTIVE, wait_ns=wait_ns)
+
+    def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
+        """Nothing is ever taken."""
+
+
+class KillSwitches:
+    """All switches of a bundle, found by what a request carries."""
+
+    def __init__(self, switches: Iterable[tuple[KillSwitch, Descriptor]]) -> None:
+        self._readers: dict[str, Descriptor] = {}
+        self._values: dict[str, dict[str, list[KillSwitch]]] = {}
+        self._networks: dict[tuple[int, int], dict[int, list[KillSwitch]]] = {}
+        for switch, reader in switches:
+            if switch.scope_key in ("ip:address", "ip:addr") and switch.scope_value != ANY:
+                network = ip_network(switch.scope_value)
+                by_address = self._networks.setdefault((network.version, network.prefixlen), {})
+                by_address.setdefault(int(network.network_address), []).append(switch)
+            else:
+                self._readers.setdefault(switch.scope_key, reader)
+                by_value = self._values.setdefault(switch.scope_key, {})
+                by_value.setdefault(switch.scope_value, []).append(switch)
+        self._any = bool(self._readers or self._networks)
+
+    def __bool__(self) -> bool:
+        return self._any
+
+    def find(self, context: Context, readings: tuple[str, ...], wall_ns: int) -> KillSwitch | None:
+        """A switch in force for this request, or None."""
+        for switch in self._candidates(context):
+            if switch.hits(readings, wall_ns):
+                return switch
+        return None
+
+    def _candidates(self, context: Context) -> Iterator[KillSwitch]:
+        for scope_key, reader in self._readers.items():
+            value = reader(context)
+            if value:
+                by_value = self._values[scope_key]
+                yield from by_value.get(value, ())
+                yield from by_value.get(ANY, ())
+        if self._networks:
+            address = context.client.ip
+            bits = address.max_prefixlen
+            for (version, length), by_address in self._networks.items():
+                if version == address.version:
+                    yield from by_address.get(int(address) >> (bits - length) << (bits - length), ())

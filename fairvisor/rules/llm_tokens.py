@@ -1,0 +1,235 @@
+"""`token_bucket_llm`: tokens per minute (TPM) and per UTC day (TPD), reserved before the request, settled after it.
+
+A request reserves the prompt's estimate plus the completion it asks for, from both counters or from neither. When the
+provider has told the real usage, `settle` gives back the difference, or charges it. What was taken travels in the
+sealed reservation, with the weights, so settling never consults the bundle: it may have been replaced meanwhile.
+
+Guarantee: real usage in any period is at most burst + rate x period + the reservations outstanding at its start, as
+far as estimates are not below real usage; an excess is charged to the bucket down to empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Final, NamedTuple
+
+from fairvisor.clock import NS_PER_S, Now
+from fairvisor.context import Context
+from fairvisor.counters import ALLOWED, FULL, Counters
+from fairvisor.decision import UNIT_U, Quota, Reason, Refusal, Verdict
+from fairvisor.errors import Conflict
+from fairvisor.llm.request import LlmRequest
+from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take
+from fairvisor.llm.usage import Usage, Weights, weigh
+from fairvisor.metrics import ESTIMATE_MISSING, TABLE_FULL, TOKENS_RESERVED, Tally
+from fairvisor.rules.cost import read_amount
+from fairvisor.rules.keys import MISSING_WAIT_NS, Scope, hash64
+from fairvisor.rules.token_bucket import FULL_WAIT_NS, ticks_per_millionth
+
+DAY_NS: Final = 86_400 * NS_PER_S
+
+
+class Caps(NamedTuple):
+    """Tokens per request, unweighted; None: no such cap."""
+
+    request: int | None
+    prompt: int | None
+    completion: int | None
+    default_completion: int
+    default_prompt: int
+
+
+class LlmVerdict(Verdict):
+    """Tokens were reserved: from the bucket under `key`, and, when there is a daily limit, under `day_key`."""
+
+    __slots__ = ("day_end_ns", "day_key")
+
+    def __init__(self, verdict: Verdict, day_key: int, day_end_ns: int) -> None:
+        super().__init__(
+            verdict.limit, verdict.quota, verdict.key, verdict.cost_u, verdict.remaining_u, verdict.reset_ns
+        )
+        self.day_key = day_key
+        self.day_end_ns = day_end_ns
+
+
+class LlmTokens:
+    """A compiled `token_bucket_llm` rule. `_day_u` is 0 when there is no daily limit."""
+
+    __slots__ = ("_burst_u", "_caps", "_day", "_day_identity", "_day_quota", "_day_u", "_estimate", "_per", "_reject_full",
+                 "_seed", "_trust_hint", "_weights", "quota", "scope", "tally")  # fmt: skip
+
+    def __init__(
+        self,
+        tally: Tally,
+        scope: Scope,
+        seed: int,
+        quota: Quota,
+        day_quota: Quota | None,
+        tokens_per_minute: Decimal,
+        caps: Caps,
+        weights: Weights,
+        estimate: Callable[[LlmRequest], int] | None,
+        trust_hint: bool,
+        reject_full: bool,
+    ) -> None:
+        self.tally = tally
+        self.scope = scope
+        self.quota = quota
+        self._seed = seed
+        self._burst_u = quota.amount_u
+        self._per = ticks_per_millionth(Fraction(tokens_per_minute) / 60)
+        self._day_quota = day_quota
+        self._day_u = day_quota.amount_u if day_quota is not None else 0
+        self._day = -1
+        self._day_identity = ""
+        self._caps = caps
+        self._weights = weights
+        self._estimate = estimate
+        self._trust_hint = trust_hint
+        self._reject_full = reject_full
+
+    def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
+        """Reserve the request's tokens from the minute and the day, or from neither."""
+        scope = self.scope
+        values = scope.values(context)
+        if values is None:
+            return scope.absent(self, context)
+        cost_u = self._price(context)
+        if isinstance(cost_u, Refusal):
+            return cost_u
+        key = hash64(scope.identity + values, self._seed)
+        outcome, remaining_u, wait_ns = counters.take(key, now.mono_ns, cost_u, self._burst_u, self._per)
+        if outcome == FULL:
+            return self._no_room()
+        if outcome != ALLOWED:
+            return Refusal(self, Reason.TPM_EXCEEDED, self.quota, remaining_u, wait_ns)
+        verdict = Verdict(self, self.quota, key, cost_u, remaining_u, wait_ns)
+        if self._day_quota is None:
+            self.tally.add(TOKENS_RESERVED, amount=cost_u // UNIT_U)
+            return LlmVerdict(verdict, 0, 0)
+        return self._take_day(counters, verdict, values, self._day_quota, now)
+
+    def _take_day(
+        self, counters: Counters, minute: Verdict, values: str, quota: Quota, now: Now
+    ) -> Verdict:
+        day, into_ns = divmod(now.wall_ns, DAY_NS)
+        if day != self._day:
+            self._day, self._day_identity = day, f"{self.scope.identity}day{day}:"
+        left_ns = DAY_NS - into_ns
+        key = hash64(self._day_identity + values, self._seed)
+        outcome, total_u = counters.add(key, now.mono_ns, minute.cost_u, self._day_u, left_ns)
+        if outcome != ALLOWED:
+            counters.give(minute.key, now.mono_ns, minute.cost_u, self._per)
+            if outcome == FULL:
+                return self._no_room()
+            return Refusal(self, Reason.TPD_EXCEEDED, quota, max(0, self._day_u - total_u), left_ns)
+        self.tally.add(TOKENS_RESERVED, amount=minute.cost_u // UNIT_U)
+        verdict = LlmVerdict(minute, key, now.mono_ns + left_ns)
+        day_left_u = self._day_u - total_u
+        if day_left_u * self._burst_u < minute.remaining_u * self._day_u:
+            verdict.quota, verdict.remaining_u, verdict.reset_ns = quota, day_left_u, left_ns
+        return verdict
+
+    def _no_room(self) -> Verdict:
+        self.tally.add(TABLE_FULL)
+        if self._reject_full:
+            return Refusal(self, Reason.TPM_EXCEEDED, self.quota, 0, FULL_WAIT_NS)
+        return Verdict(self, self.quota, 0, 0, self._burst_u, 0)
+
+    def _price(self, context: Context) -> int | Refusal:
+        """The reservation in weighted millionths, or the refusal of a request that can never fit."""
+        caps = self._caps
+        prompt = self._prompt_tokens(context)
+        if caps.prompt is not None and prompt > caps.prompt:
+            return self._never(Reason.PROMPT_TOKENS_EXCEEDED)
+        prompt_u = weigh(Usage(input=prompt), self._weights)
+        most_u = min(self._burst_u, self._day_u) if self._day_u else self._burst_u
+        asked = context.llm
+        if asked is not None and asked.completion_cap is not None:
+            per_choice = asked.completion_cap
+            if caps.completion is not None:
+                per_choice = min(per_choice, caps.completion)
+            completion = per_choice * asked.choices
+        else:
+            completion = self._default_completion(prompt, most_u - prompt_u)
+        if caps.request is not None and prompt + completion > caps.request:
+            return self._never(Reason.MAX_TOKENS_PER_REQUEST_EXCEEDED)
+        cost_u = max(1, weigh(Usage(input=prompt, output=completion), self._weights))
+        if cost_u > most_u:
+            return self._never(Reason.MAX_TOKENS_PER_REQUEST_EXCEEDED)
+        return cost_u
+
+    def _default_completion(self, prompt: int, room_u: int) -> int:
+        """What is reserved when the client did not say: never so much that it alone makes the request impossible."""
+        caps = self._caps
+        completion = caps.default_completion
+        if caps.completion is not None:
+            completion = min(completion, caps.completion)
+        if caps.request is not None:
+            completion = min(completion, max(0, caps.request - prompt))
+        each_u = weigh(Usage(output=1), self._weights)
+        return min(completion, max(0, room_u) // each_u) if each_u else completion
+
+    def _prompt_tokens(self, context: Context) -> int:
+        llm = context.llm
+        if self._estimate is not None and llm is not None:
+            return self._estimate(llm)
+        hint_u = read_amount(context.header("x-token-estimate")) if self._trust_hint else None
+        if hint_u is not None:
+            return -(-hint_u // UNIT_U)
+        self.tally.add(ESTIMATE_MISSING)
+        return self._caps.default_prompt
+
+    def _never(self, reason: Reason) -> Refusal:
+        return Refusal(self, reason, wait_ns=MISSING_WAIT_NS)
+
+    def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
+        """Give the whole reservation back."""
+        if verdict.cost_u:
+            counters.give(verdict.key, now.mono_ns, verdict.cost_u, self._per)
+        if isinstance(verdict, LlmVerdict) and verdict.day_key:
+            counters.sub(verdict.day_key, now.mono_ns, verdict.cost_u)
+
+    def takes(self, verdict: LlmVerdict) -> list[Take]:
+        """What was taken, in the form a reservation carries."""
+        taken = [Take("bucket", verdict.key, verdict.cost_u, self._burst_u, self._per, 0, self._weights)]
+        if verdict.day_key:
+            taken.append(Take("total", verdict.day_key, verdict.cost_u, 0, 0, verdict.day_end_ns, self._weights))
+        return taken
+
+    def spent(self, verdict: Verdict, key: int, until_ns: int) -> Take:
+        """The same for a breaker's minute, which is corrected too."""
+        return Take("total", key, verdict.cost_u, 0, 0, until_ns, self._weights)
+
+
+def settle(counters: Counters, reservation: Reservation, usage: Usage | None, now: Now) -> None:
+    """Replace what was reserved by the real usage; None: the request failed and everything is given back.
+
+    Raises Conflict when it was settled before; then nothing changes.
+    """
+    if counters.once(reservation.nonce, now.mono_ns, LIFETIME_NS) != ALLOWED:
+        raise Conflict("this reservation has been settled already")
+    for take in reservation.takes:
+        real_u = 0 if usage is None else weigh(usage, take.weights)
+        if take.kind == "bucket":
+            _settle_bucket(counters, take, real_u - take.amount_u, now)
+        elif now.mono_ns < take.until_mono_ns:
+            _settle_total(counters, take, real_u - take.amount_u, now)
+
+
+def _settle_bucket(counters: Counters, take: Take, more_u: int, now: Now) -> None:
+    if more_u < 0:
+        counters.give(take.key, now.mono_ns, -more_u, take.per)
+    elif more_u > 0:
+        counters.overdraw(take.key, now.mono_ns, more_u, take.burst_u, take.per)
+
+
+def _settle_total(counters: Counters, take: Take, more_u: int, now: Now) -> None:
+    if more_u < 0:
+        counters.sub(take.key, now.mono_ns, -more_u)
+    elif more_u > 0:
+        counters.charge(take.key, now.mono_ns, more_u)
+
+

@@ -1,0 +1,76 @@
+"""Loop detection: the same request again and again.
+
+A fingerprint of method, path, sorted query, body and the policy's descriptor values is counted within a window that
+starts at the first arrival; the N-th identical one triggers. Arrivals are counted, so a later refusal does not take the
+count back. Most gateways send no body; a POST, PUT or PATCH without one is not counted unless the policy says that the
+body does not matter.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from xxhash import xxh3_128_hexdigest
+
+from fairvisor.clock import Now
+from fairvisor.context import Context
+from fairvisor.counters import Counters
+from fairvisor.decision import Action, Marked, Reason, Refusal, Verdict
+from fairvisor.descriptors import Descriptor
+from fairvisor.metrics import LOOPS, LOOPS_SKIPPED, Tally
+from fairvisor.rules.keys import hash64, joined
+
+WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+THROTTLE_STEP_MS: Final = 100
+MAX_THROTTLE_MS: Final = 30_000
+
+
+class Loop:
+    """A compiled `loop_detection`."""
+
+    __slots__ = ("_action", "_ignore_body", "_prefix", "_readers", "_seed", "_threshold", "_window_ns", "tally")  # fmt: skip
+
+    def __init__(
+        self,
+        tally: Tally,
+        prefix: str,
+        seed: int,
+        readers: tuple[Descriptor, ...],
+        window_ns: int,
+        threshold: int,
+        action: Action,
+        ignore_body: bool,
+    ) -> None:
+        self.tally = tally
+        self._prefix = prefix
+        self._seed = seed
+        self._readers = readers
+        self._window_ns = window_ns
+        self._threshold = threshold
+        self._action = action
+        self._ignore_body = ignore_body
+
+    def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
+        """Count this arrival."""
+        body = b"" if self._ignore_body else context.body
+        if not body and not self._ignore_body and context.method in WITH_BODY:
+            self.tally.add(LOOPS_SKIPPED)
+            return None
+        key = hash64(self._prefix + self._fingerprint(context, body or b""), self._seed)
+        arrivals = counters.count(key, now.mono_ns, self._window_ns)
+        if arrivals < self._threshold:
+            return None
+        self.tally.add(LOOPS, self._action.value)
+        if self._action is Action.REJECT:
+            return Refusal(self, Reason.LOOP_DETECTED, None, 0, self._window_ns, arrivals)
+        delay_ms = min(THROTTLE_STEP_MS * arrivals, MAX_THROTTLE_MS) if self._action is Action.THROTTLE else 0
+        return Marked(Verdict(self, None, 0, 0, 0, 0), self._action, delay_ms, arrivals)
+
+    def _fingerprint(self, context: Context, body: bytes) -> str:
+        query = context.target.partition("?")[2]
+        parts = [context.method, context.path, "&".join(sorted(query.split("&"))), xxh3_128_hexdigest(body)]
+        parts += [read(context) or "" for read in self._readers]
+        return joined(parts)
+
+    def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
+        """Arrivals stay counted."""
