@@ -12,7 +12,7 @@ import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_validator
 
 from fairvisor.bundle.fields import (
     Descriptor,
@@ -44,6 +44,7 @@ from fairvisor.bundle.model_limits import (
     Strictly,
     TokenBucket,
     TokenBucketRule,
+    without_free_fields,
 )
 
 __all__ = [
@@ -185,7 +186,9 @@ class Defaults(Strictly):
     on_missing: OnMissing = "skip"
     loop_detection: LoopDetection | None = None
     circuit_breaker: CircuitBreaker | None = None
-    model_aliases: Mapping[Text, Text] = Field(default_factory=dict)
+    model_aliases: Annotated[Mapping[Text, Text], BeforeValidator(without_free_fields)] = Field(
+        default_factory=dict
+    )
 
 
 class Bundle(Strictly):

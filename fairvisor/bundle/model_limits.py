@@ -40,6 +40,7 @@ from fairvisor.bundle.fields import (
     show,
     whole_between,
 )
+from fairvisor.bundle.syntax import FREE_FIELDS
 
 OnMissing = Literal["skip", "reject", "shared"]
 Algorithm = Literal["token_bucket", "cost_based", "token_bucket_llm"]
@@ -56,6 +57,13 @@ class Strictly(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
+def without_free_fields(raw: object) -> Any:
+    """An object whose names are the user's, without the comments that every object may hold."""
+    if isinstance(raw, dict):
+        return {name: value for name, value in raw.items() if name not in FREE_FIELDS}
+    return raw
+
+
 # Rules
 
 
@@ -70,6 +78,7 @@ class Rule(Strictly):
     @field_validator("match", mode="wrap")
     @classmethod
     def _each_descriptor_once(cls, raw: Any, handler: Any) -> dict[str, tuple[str, ...]]:
+        raw = without_free_fields(raw)
         match: dict[str, tuple[str, ...]] = handler(raw)
         if len(match) < len(raw):  # two spellings of one descriptor, such as header:A and header:a
             raise fault(f"names a descriptor twice: {', '.join(sorted(raw))}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fairvisor.bundle.model import json_schema
+from fairvisor.bundle.schema import json_schema
 from fairvisor.cli.screen import print_json
 
 
