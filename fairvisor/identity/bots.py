@@ -2,8 +2,8 @@
 
 The list has some 1,500 case-sensitive patterns. Nearly all are plain strings, so they are found through an index of
 their rarest three characters; the few real regular expressions are tried one by one. The first matching entry in the
-list's order decides, and its first tag (`search-engine`, `ai-crawler`, `seo`, `monitoring`, ...) is the category. An
-agent that no entry matches is not a bot: the list knows bots that say who they are, nothing else.
+list's order decides, and its first tag (`search-engine`, `ai-crawler`, `seo`, `monitoring`, ...) is the category.
+What no entry matches is not a bot: the list knows bots that say who they are, nothing else.
 """
 
 from __future__ import annotations

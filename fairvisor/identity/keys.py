@@ -1,8 +1,8 @@
 """Keys that verify tokens: from JSON Web Keys (RFC 7517) and shared secrets to what PyJWT checks a signature with.
 
 A key decides which algorithms it may be used with, from its type and, where it says one, its own `alg`; the token's
-header only picks among these. So a public RSA key never becomes an HMAC secret and `none` belongs to no key. Private
-members of a JWK are dropped, keys for encryption are not for us, and keys too short to be safe are refused by name.
+header only picks among these. So a public RSA key never becomes an HMAC secret and `none` belongs to no key. Keys for
+encryption, keys that come with their private part and keys too short to be safe are refused, and the message says so.
 This module knows nothing of where keys come from or of tokens.
 """
 
@@ -64,19 +64,20 @@ def key_from_jwk(
         UnusableKey: it is malformed, too short, of an unknown type, or not for signatures.
 
     """
-    public = {name: value for name, value in jwk.items() if name not in _PRIVATE_MEMBERS}
-    kid = public.get("kid")
+    if not _PRIVATE_MEMBERS.isdisjoint(jwk):
+        raise UnusableKey("it holds the private key, which belongs to the issuer alone")
+    kid = jwk.get("kid")
     if kid is not None and not isinstance(kid, str):
         raise UnusableKey("kid is not a string")
-    if public.get("use", "sig") != "sig":
+    if jwk.get("use", "sig") != "sig":
         raise UnusableKey("use is not sig")
-    operations = public.get("key_ops", ["verify"])
+    operations = jwk.get("key_ops", ["verify"])
     if not isinstance(operations, list) or "verify" not in operations:
         raise UnusableKey("key_ops does not list verify")
-    if public.get("kty") == "oct" and not shared:
+    if jwk.get("kty") == "oct" and not shared:
         raise UnusableKey("a shared secret (kty oct) is not accepted here")
-    verifiers = {name: _verifier(public, name) for name in _algorithms(public)}
-    stamp = hashlib.sha256(json.dumps([public, issuer, list(audiences)], sort_keys=True).encode()).digest()
+    verifiers = {name: _verifier(jwk, name) for name in _algorithms(jwk)}
+    stamp = hashlib.sha256(json.dumps([jwk, issuer, list(audiences)], sort_keys=True).encode()).digest()
     return TokenKey(kid, issuer, tuple(audiences), stamp, verifiers)
 
 
