@@ -133,21 +133,44 @@ class Decision:
 
     `verdict` is the limit that rejected, or the tightest of those that passed (None when no limit ran), `policies` all
     that matched. `marked` holds the verdicts that warn or throttle, `would_reject` the refusals of shadow policies,
-    `reservation` the sealed token of an LLM reservation.
+    `reservation` the sealed token of an LLM reservation; most requests have none of these.
     """
 
-    __slots__ = ("action", "delay_ms", "marked", "policies", "reservation", "verdict", "would_reject")
+    __slots__ = ("policies", "verdict")
+
+    action: Action = Action.ALLOW
+    delay_ms: int = 0
+    marked: tuple[Verdict, ...] = ()
+    would_reject: tuple[Verdict, ...] = ()
+    reservation: str = ""
 
     def __init__(self, verdict: Verdict | None, policies: tuple[Policy, ...]) -> None:
-        self.action = Action.ALLOW
         self.verdict = verdict
         self.policies = policies
-        self.marked: tuple[Verdict, ...] = ()
-        self.would_reject: tuple[Verdict, ...] = ()
-        self.reservation = ""
-        self.delay_ms = 0
 
     @property
     def reason(self) -> Reason | None:
         """Why it was rejected; None when it may pass."""
         return None if self.verdict is None else self.verdict.reason
+
+
+class Remarked(Decision):
+    """A decision about which there is more to say than what its limit has left."""
+
+    __slots__ = ("action", "delay_ms", "marked", "reservation", "would_reject")
+
+    def __init__(
+        self,
+        verdict: Verdict | None,
+        policies: tuple[Policy, ...],
+        action: Action,
+        marked: tuple[Verdict, ...] = (),
+        would_reject: tuple[Verdict, ...] = (),
+        reservation: str = "",
+    ) -> None:
+        super().__init__(verdict, policies)
+        self.action = action
+        self.delay_ms = max((verdict.delay_ms for verdict in marked), default=0)
+        self.marked = marked
+        self.would_reject = would_reject
+        self.reservation = reservation

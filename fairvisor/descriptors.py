@@ -37,8 +37,8 @@ def compile_match(name: str, accepted: frozenset[str], model_aliases: Mapping[st
     """Whether the descriptor has one of the accepted values; a claim that is an array has each of its elements."""
     if name.startswith("jwt:"):
         claim = name[4:]
-        return lambda context: context.claims is not None and not accepted.isdisjoint(
-            claim_values(context.claims, claim)
+        return lambda context: (
+            context.claims is not None and not accepted.isdisjoint(claim_values(context.claims, claim))
         )
     if name == "llm:model":
         accepted = accepted | {canonical_model(value, model_aliases) for value in accepted}
@@ -53,7 +53,14 @@ def compile_match(name: str, accepted: frozenset[str], model_aliases: Mapping[st
 def _header(name: str) -> Descriptor:
     def read(context: Context) -> str | None:
         value = context.headers.get(name)
-        return None if value is None else header_text(value)
+        if value is None:
+            return None
+        try:
+            return (
+                value.decode()
+            )  # header_text, without the call: limits are counted by headers more than by all else
+        except UnicodeDecodeError:
+            return header_text(value)
 
     return read
 

@@ -15,8 +15,8 @@ from fairvisor.clock import NS_PER_S, Now
 from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.counters.lenient import Lenient
-from fairvisor.decision import UNIT_U, Action, Decision, Verdict
-from fairvisor.llm.reservation import LIFETIME_NS, Reservation, fresh_nonce, seal
+from fairvisor.decision import UNIT_U, Action, Decision, Remarked, Verdict
+from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take, fresh_nonce, seal
 from fairvisor.metrics import DECISIONS, SHADOW_REJECTS, Counter
 from fairvisor.route import Routes, Selector
 from fairvisor.rules import Limit
@@ -25,6 +25,7 @@ from fairvisor.rules.keys import hash64, joined
 from fairvisor.rules.kill_switch import KillSwitches
 from fairvisor.rules.llm_tokens import LlmTokens, LlmVerdict
 
+_ALLOW: Final = Action.ALLOW
 REPEAT_NS: Final = 10 * NS_PER_S  # how long a gateway's repeated question is recognised
 
 
@@ -56,8 +57,8 @@ class Policy:
 class Bundle:
     """What decisions are made by: a bundle compiled against one segment."""
 
-    __slots__ = ("kill_switches", "override_until_ns", "repeats", "reservation_key", "routes", "seed", "sha256",
-                 "shadow_until_ns", "unmatched", "version")  # fmt: skip
+    __slots__ = ("kill_switches", "override_until_ns", "repeats", "reservation_key", "reserves", "routes", "seed",
+                 "sha256", "shadow_until_ns", "unmatched", "version")  # fmt: skip
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class Bundle:
         override_until_ns: int,
         seed: int,
         reservation_key: bytes,
+        reserves: bool,
         unmatched: Counter,
         repeats: Counter,
     ) -> None:
@@ -80,6 +82,7 @@ class Bundle:
         self.override_until_ns = override_until_ns
         self.seed = seed
         self.reservation_key = reservation_key
+        self.reserves = reserves
         self.unmatched = unmatched
         self.repeats = repeats
 
@@ -101,7 +104,14 @@ def decide(bundle: Bundle, counters: Counters, context: Context, now: Now) -> De
 def _request_key(bundle: Bundle, context: Context) -> int:
     """What makes two questions the same request: the gateway's id and all that a client could vary."""
     authorization = context.headers.get("authorization", b"").decode("latin-1")
-    parts = (context.request_id, context.method, context.host, context.target, context.client.text, authorization)
+    parts = (
+        context.request_id,
+        context.method,
+        context.host,
+        context.target,
+        context.client.text,
+        authorization,
+    )
     return hash64("request id:" + joined(parts), bundle.seed)
 
 
@@ -112,7 +122,7 @@ def _decide(bundle: Bundle, counters: Counters, context: Context, now: Now, nonc
     if bundle.kill_switches and now.wall_ns >= bundle.override_until_ns:
         switch = bundle.kill_switches.find(context, plan.readings, now.wall_ns)
         if switch is not None:
-            return _rejected(Decision(switch.take(counters, context, now), policies), [])
+            return _rejected(switch.take(counters, context, now), policies, [])
     all_shadow = now.wall_ns < bundle.shadow_until_ns
     passed: list[Verdict] = []
     shadowed: list[Verdict] = []
@@ -131,16 +141,10 @@ def _decide(bundle: Bundle, counters: Counters, context: Context, now: Now, nonc
             continue
         _give_back(counters, passed, 0, now)
         _give_back(counters, shadowed, 0, now)
-        return _rejected(Decision(refusal, policies), would_reject)
-    decision = _allowed(bundle, policies, passed)
-    if would_reject:
-        _report_shadow(decision, would_reject)
-    spent = [
-        (verdict, breaker.spend(counters, context, now, verdict.cost_u if verdict else UNIT_U))
-        for breaker, verdict in spends
-    ]
-    decision.reservation = _reserve(bundle, passed, shadowed, spent, now, nonce)
-    return decision
+        return _rejected(refusal, policies, would_reject)
+    spent = _spend(spends, counters, context, now) if spends else ()
+    reservation = _reserve(bundle, passed + shadowed, spent, now, nonce) if bundle.reserves else ""
+    return _allowed(bundle, policies, passed, would_reject, reservation)
 
 
 def _evaluate(
@@ -191,27 +195,36 @@ def _give_back(counters: Counters, taken: list[Verdict], kept: int, now: Now) ->
         verdict.limit.give(counters, verdict, now)
 
 
-def _allowed(bundle: Bundle, policies: tuple[Policy, ...], passed: list[Verdict]) -> Decision:
-    """The decision on a request that every limit lets pass: described by the tightest, held by the slowest."""
+def _allowed(
+    bundle: Bundle,
+    policies: tuple[Policy, ...],
+    passed: list[Verdict],
+    would_reject: list[Verdict],
+    reservation: str,
+) -> Decision:
+    """The decision on a request that every limit lets pass, described by the tightest of them."""
     tightest: Verdict | None = None
     marked: list[Verdict] = []
     for verdict in passed:
         if verdict.quota is not None and (tightest is None or _tighter(verdict, tightest)):
             tightest = verdict
-        if verdict.action is not Action.ALLOW:
+        if verdict.action is not _ALLOW:
             marked.append(verdict)
-    decision = Decision(tightest, policies)
     if marked:
-        decision.marked = tuple(marked)
-        slowest = max(marked, key=lambda verdict: verdict.delay_ms)
-        decision.delay_ms = slowest.delay_ms
-        decision.action = slowest.action
+        slowest = max(marked, key=_by_delay)
         slowest.limit.tally.add(DECISIONS, slowest.action.value, "")
-    elif tightest is not None:
-        tightest.limit.tally.admitted.add()
+        action = slowest.action
     else:
-        bundle.unmatched.add()
-    return decision
+        action = _ALLOW
+        (tightest.limit.tally.admitted if tightest is not None else bundle.unmatched).add()
+    if not (marked or would_reject or reservation):
+        return Decision(tightest, policies)
+    _count_shadow(would_reject)
+    return Remarked(tightest, policies, action, tuple(marked), tuple(would_reject), reservation)
+
+
+def _by_delay(verdict: Verdict) -> int:
+    return verdict.delay_ms
 
 
 def _tighter(one: Verdict, other: Verdict) -> bool:
@@ -220,38 +233,44 @@ def _tighter(one: Verdict, other: Verdict) -> bool:
     return one.remaining_u * other.quota.amount_u < other.remaining_u * one.quota.amount_u
 
 
-def _rejected(decision: Decision, would_reject: list[Verdict]) -> Decision:
-    verdict = decision.verdict
-    assert verdict is not None and verdict.reason is not None
-    decision.action = Action.REJECT
-    verdict.limit.tally.add(DECISIONS, Action.REJECT.value, verdict.reason.value)
-    _report_shadow(decision, would_reject)
-    return decision
+def _rejected(refusal: Verdict, policies: tuple[Policy, ...], would_reject: list[Verdict]) -> Decision:
+    assert refusal.reason is not None, "a refusal says why"
+    refusal.limit.tally.add(DECISIONS, "reject", refusal.reason.value)
+    _count_shadow(would_reject)
+    return Remarked(refusal, policies, Action.REJECT, (), tuple(would_reject))
 
 
-def _report_shadow(decision: Decision, would_reject: list[Verdict]) -> None:
-    decision.would_reject = tuple(would_reject)
+def _count_shadow(would_reject: list[Verdict]) -> None:
     for verdict in would_reject:
-        assert verdict.reason is not None
+        assert verdict.reason is not None, "a refusal says why"
         verdict.limit.tally.add(SHADOW_REJECTS, verdict.reason.value)
 
 
+def _spend(
+    spends: list[tuple[Breaker, Verdict | None]], counters: Counters, context: Context, now: Now
+) -> tuple[tuple[Verdict | None, int], ...]:
+    """Add the cost of a request that passed to its breakers: that of each policy's first rule, else 1."""
+    return tuple(
+        (first, breaker.spend(counters, context, now, first.cost_u if first else UNIT_U))
+        for breaker, first in spends
+    )
+
+
 def _reserve(
-    bundle: Bundle,
-    passed: list[Verdict],
-    shadowed: list[Verdict],
-    spent: list[tuple[Verdict | None, int]],
-    now: Now,
-    nonce: int,
+    bundle: Bundle, taken: list[Verdict], spent: tuple[tuple[Verdict | None, int], ...], now: Now, nonce: int
 ) -> str:
     """The sealed reservation of all LLM tokens taken, "" when none were. A repeated request gets the same one."""
-    takes = []
-    for verdict in (*passed, *shadowed) if shadowed else passed:
+    takes: list[Take] = []
+    for verdict in taken:
         if isinstance(verdict, LlmVerdict) and verdict.cost_u:
             limit = verdict.limit
-            assert isinstance(limit, LlmTokens)
+            assert isinstance(limit, LlmTokens), "only this limit reserves tokens"
             takes += limit.takes(verdict)
-            takes += [limit.spent(verdict, key, now.mono_ns + KEPT_NS) for cost, key in spent if cost is verdict]
+            takes += [
+                limit.spent(verdict, key, now.mono_ns + KEPT_NS) for first, key in spent if first is verdict
+            ]
     if not takes:
         return ""
-    return seal(bundle.reservation_key, Reservation(nonce or fresh_nonce(), now.wall_ns + LIFETIME_NS, tuple(takes)))
+    return seal(
+        bundle.reservation_key, Reservation(nonce or fresh_nonce(), now.wall_ns + LIFETIME_NS, tuple(takes))
+    )

@@ -33,11 +33,15 @@ DESCRIPTOR_MISSING: Final = Family(
     ("policy", "rule", "descriptor"),
 )
 SHADOW_REJECTS: Final = Family(
-    "fairvisor_shadow_would_reject_total", "Requests a shadow policy would have rejected.", ("policy", "rule", "reason")
+    "fairvisor_shadow_would_reject_total",
+    "Requests a shadow policy would have rejected.",
+    ("policy", "rule", "reason"),
 )
 LOOPS: Final = Family("fairvisor_loop_detected_total", "Requests found to be loops.", ("policy", "action"))
 LOOPS_SKIPPED: Final = Family(
-    "fairvisor_loop_skipped_total", "Requests not checked for loops because no body was supplied.", ("policy",)
+    "fairvisor_loop_skipped_total",
+    "Requests not checked for loops because no body was supplied.",
+    ("policy",),
 )
 BREAKER_TRIPS: Final = Family("fairvisor_circuit_trips_total", "Times a circuit breaker opened.", ("policy",))
 TABLE_FULL: Final = Family(
@@ -47,7 +51,9 @@ TOKENS_RESERVED: Final = Family("fairvisor_tokens_reserved_total", "LLM tokens r
 ESTIMATE_MISSING: Final = Family(
     "fairvisor_estimate_missing_total", "LLM requests without a readable body or hint.", ("policy", "rule")
 )
-REPEATS: Final = Family("fairvisor_repeated_requests_total", "Requests recognised by id and not charged again.", ())
+REPEATS: Final = Family(
+    "fairvisor_repeated_requests_total", "Requests recognised by id and not charged again.", ()
+)
 
 FAMILIES: Final = (
     DECISIONS,
@@ -115,8 +121,9 @@ class Tally:
 
     def add(self, family: Family, *values: str, amount: int = 1) -> None:
         """Count in a family whose first labels are the policy and, where it has that label, the rule."""
-        counter = self._rare.get((family.name, *values))
+        series = (family.name, *values)
+        counter = self._rare.get(series)
         if counter is None:
             own = (self.policy_id, self.rule) if "rule" in family.labels else (self.policy_id,)
-            counter = self._rare[(family.name, *values)] = Counter(self._cells, family, *own, *values)
+            counter = self._rare[series] = Counter(self._cells, family, *own, *values)
         counter.add(amount)

@@ -46,7 +46,9 @@ def json_answer(status: int, document: object, head: str = "") -> Answer:
 
 def error_answer(error: RequestError, head: str = "") -> Answer:
     """What a client is told about a request that cannot be answered as asked."""
-    document = {"error": {"message": str(error), "type": "invalid_request_error", "param": None, "code": error.status}}
+    document = {
+        "error": {"message": str(error), "type": "invalid_request_error", "param": None, "code": error.status}
+    }
     return json_answer(error.status, document, head)
 
 
@@ -66,7 +68,9 @@ class Renderer:
         self._draft = form in ("both", "draft")
         self._legacy = form in ("both", "legacy")
 
-    def answer(self, decision: Decision, context: Context, allow_status: int, carrier: bool = False) -> Answer:
+    def answer(
+        self, decision: Decision, context: Context, allow_status: int, carrier: bool = False
+    ) -> Answer:
         """The answer to a decided request. With `carrier` a deny is 403 and tells its real status in a header."""
         verdict = decision.verdict
         if verdict is None:
@@ -106,7 +110,8 @@ class Renderer:
         """What an allow tells besides its limit."""
         head = ""
         if decision.marked:
-            head = f"X-Fairvisor-Warning: {', '.join(dict.fromkeys(_warning(verdict) for verdict in decision.marked))}\r\n"
+            warnings = dict.fromkeys(_warning(verdict) for verdict in decision.marked)
+            head = f"X-Fairvisor-Warning: {', '.join(warnings)}\r\n"
             loops = max(verdict.loop_count for verdict in decision.marked)
             if loops:
                 head += f"X-Fairvisor-Loop-Count: {loops}\r\n"

@@ -45,6 +45,9 @@ class Options(NamedTuple):
     trust_token_hint: bool = False
 
 
+DEFAULT_OPTIONS: Final = Options()
+
+
 class Compiler:
     """Compiles the parts of one bundle. Holds what all parts need: the segment, the options, the model aliases."""
 
@@ -224,7 +227,7 @@ class Compiler:
 
 
 def compile_bundle(
-    bundle: model.Bundle, sha256: str, segment: Segment, options: Options = Options()
+    bundle: model.Bundle, sha256: str, segment: Segment, options: Options = DEFAULT_OPTIONS
 ) -> Bundle:
     """The bundle as the engine evaluates it, its counters in `segment`."""
     compiler = Compiler(segment, options, dict(bundle.defaults.model_aliases))
@@ -239,6 +242,11 @@ def compile_bundle(
         _until(bundle.kill_switch_override),
         segment.table.seed,
         segment.reservation_key,
+        any(
+            rule.algorithm == "token_bucket_llm"
+            for policy in bundle.policies
+            for rule in _all_rules(policy.spec)
+        ),
         Counter(segment, DECISIONS, "", "", "allow", ""),
         Counter(segment, REPEATS),
     )

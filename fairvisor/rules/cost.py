@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from decimal import ROUND_CEILING, Context as Arithmetic, Decimal
+from decimal import ROUND_CEILING, Decimal
+from decimal import Context as Arithmetic
 from typing import Final
 
 from fairvisor.context import Context

@@ -103,6 +103,8 @@ class KillSwitches:
                 yield from by_value.get(ANY, ())
         if self._networks:
             address = context.client.ip
+            if address is None:  # a unix socket that names no client
+                return
             bits = address.max_prefixlen
             for (version, length), by_address in self._networks.items():
                 if version == address.version:

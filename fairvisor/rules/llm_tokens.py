@@ -57,8 +57,8 @@ class LlmVerdict(Verdict):
 class LlmTokens:
     """A compiled `token_bucket_llm` rule. `_day_u` is 0 when there is no daily limit."""
 
-    __slots__ = ("_burst_u", "_caps", "_day", "_day_identity", "_day_quota", "_day_u", "_estimate", "_per", "_reject_full",
-                 "_seed", "_trust_hint", "_weights", "quota", "scope", "tally")  # fmt: skip
+    __slots__ = ("_burst_u", "_caps", "_day", "_day_identity", "_day_quota", "_day_u", "_estimate", "_per",
+                 "_reject_full", "_seed", "_trust_hint", "_weights", "quota", "scope", "tally")  # fmt: skip
 
     def __init__(
         self,
@@ -111,9 +111,7 @@ class LlmTokens:
             return LlmVerdict(verdict, 0, 0)
         return self._take_day(counters, verdict, values, self._day_quota, now)
 
-    def _take_day(
-        self, counters: Counters, minute: Verdict, values: str, quota: Quota, now: Now
-    ) -> Verdict:
+    def _take_day(self, counters: Counters, minute: Verdict, values: str, quota: Quota, now: Now) -> Verdict:
         day, into_ns = divmod(now.wall_ns, DAY_NS)
         if day != self._day:
             self._day, self._day_identity = day, f"{self.scope.identity}day{day}:"
@@ -196,7 +194,9 @@ class LlmTokens:
         """What was taken, in the form a reservation carries."""
         taken = [Take("bucket", verdict.key, verdict.cost_u, self._burst_u, self._per, 0, self._weights)]
         if verdict.day_key:
-            taken.append(Take("total", verdict.day_key, verdict.cost_u, 0, 0, verdict.day_end_ns, self._weights))
+            taken.append(
+                Take("total", verdict.day_key, verdict.cost_u, 0, 0, verdict.day_end_ns, self._weights)
+            )
         return taken
 
     def spent(self, verdict: Verdict, key: int, until_ns: int) -> Take:
@@ -231,5 +231,3 @@ def _settle_total(counters: Counters, take: Take, more_u: int, now: Now) -> None
         counters.sub(take.key, now.mono_ns, -more_u)
     elif more_u > 0:
         counters.charge(take.key, now.mono_ns, more_u)
-
-

@@ -28,7 +28,16 @@ MAX_THROTTLE_MS: Final = 30_000
 class Loop:
     """A compiled `loop_detection`."""
 
-    __slots__ = ("_action", "_ignore_body", "_prefix", "_readers", "_seed", "_threshold", "_window_ns", "tally")  # fmt: skip
+    __slots__ = (
+        "_action",
+        "_ignore_body",
+        "_prefix",
+        "_readers",
+        "_seed",
+        "_threshold",
+        "_window_ns",
+        "tally",
+    )
 
     def __init__(
         self,

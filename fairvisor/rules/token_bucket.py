@@ -30,7 +30,17 @@ def ticks_per_millionth(rate_per_s: Fraction) -> int:
 class TokenBucket:
     """A compiled `token_bucket` rule. `burst_u` in millionths, `per` in ticks per millionth."""
 
-    __slots__ = ("_burst_u", "_cost", "_fixed_u", "_per", "_reject_full", "_seed", "quota", "scope", "tally")  # fmt: skip
+    __slots__ = (
+        "_burst_u",
+        "_cost",
+        "_fixed_u",
+        "_per",
+        "_reject_full",
+        "_seed",
+        "quota",
+        "scope",
+        "tally",
+    )
 
     def __init__(
         self,
@@ -75,5 +85,3 @@ class TokenBucket:
         """Put the cost back into the bucket."""
         if verdict.cost_u:
             counters.give(verdict.key, now.mono_ns, verdict.cost_u, self._per)
-
-

@@ -54,7 +54,9 @@ class Windows:
         elif self._period == "1mo":
             first = first.replace(day=1)
         after = self._next(first)
-        if self._first_moment(after) <= wall_s:  # the clock was set back over midnight: the next day has begun already
+        if (
+            self._first_moment(after) <= wall_s
+        ):  # the clock was set back over midnight: the next day has begun already
             first, after = after, self._next(after)
         return Window(self._first_moment(first), self._first_moment(after))
 
