@@ -69,8 +69,9 @@ def _end_of_chain(name: str, steps: Mapping[str, str]) -> str:
 @lru_cache(maxsize=CACHED_NAMES)
 def _plain(name: str) -> str:
     """`name` (lower case) without provider and date; the name itself when nothing would be left of it."""
-    plain = name.rstrip("/").rpartition("/")[2]
-    plain = plain[len(match[0]) :] if (match := _VENDOR.match(plain)) else plain
+    plain = name.rstrip("/ ").rpartition("/")[2].strip()
+    while (match := _VENDOR.match(plain)) and match.end() < len(plain):
+        plain = plain[match.end() :]
     while (match := _SUFFIX.search(plain)) and match.start():
-        plain = plain[: match.start()]
+        plain = plain[: match.start()].rstrip()
     return plain or name
