@@ -28,7 +28,7 @@ __all__ = ["Scope", "hash64", "joined"]
 
 
 def hash64(identity: str, seed: int) -> int:
-    """The key of a counter: 64 bits of xxh3 under the segment's seed (claims may hold lone surrogates, RFC 8259 8.2)."""
+    """The key of a counter: 64 bits of xxh3 seeded (claims may hold lone surrogates, RFC 8259 8.2)."""
     return xxh3_64_intdigest(identity.encode("utf-8", "surrogatepass"), seed)
 
 
