@@ -152,14 +152,19 @@ def test_an_unknown_field_warns_and_is_an_error_under_strict(folder: Path, capsy
     assert run(["validate", "policy.json"]) == 0
     shown = capsys.readouterr().out
     assert "warning  polices: " in shown
-    assert shown.endswith("valid  policy.json: version 7, 1 policy with 1 warning\n")
+    assert shown.endswith("valid  policy.json: version 7, 1 policy, 1 warning\n")
     assert run(["validate", "--strict", "policy.json"]) == exits.FAILED
     assert "error  polices: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("missing.json", "No such file or directory"), (".", "Is a directory"), ("a\0b", "embedded null byte")],
+    [
+        ("missing.json", "No such file or directory"),
+        (".", "Is a directory"),
+        ("a\0b", "embedded null byte"),
+        ("/proc/self/mem", "Input/output error"),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_one_line_on_stderr(
     name: str, reason: str, folder: Path, capsys: Captured

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from fairvisor.bundle.load import Parsed, parse, verify_signature
+from fairvisor.clock import read_now
 from fairvisor.errors import FairvisorError
+from fairvisor.settings import environment
 
 
 class Unreadable(FairvisorError):
@@ -24,6 +27,21 @@ def read_file(name: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise Unreadable(f"cannot read {shown_name(name)}: {reason}") from None
+
+
+def read_bundle(name: str, *, strict: bool = False) -> Parsed:
+    """The policy bundle in the file `name`, its signature checked when a signing key is set.
+
+    Raises:
+        Unreadable: see `read_file`.
+        BundleInvalid: with every error found.
+        BundleRefused: the signature is not the key's.
+
+    """
+    environ = environment()
+    key = environ.get("FAIRVISOR_BUNDLE_SIGNING_KEY", "").encode()
+    payload = verify_signature(read_file(name), key or None)
+    return parse(payload, wall_ns=read_now().wall_ns, environ=environ, strict=strict)
 
 
 def shown_name(name: str) -> str:

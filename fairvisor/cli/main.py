@@ -13,6 +13,7 @@ import click
 
 from fairvisor import __version__
 from fairvisor.cli.exits import FAILED, INTERRUPTED, USAGE
+from fairvisor.cli.explain import explain
 from fairvisor.cli.init import init
 from fairvisor.cli.schema import schema
 from fairvisor.cli.serve import serve
@@ -52,7 +53,7 @@ def show_help(context: click.Context, command: str | None) -> None:
     click.echo(found.get_help(click.Context(found, group, command)))
 
 
-for _command in (init, schema, serve, validate, version):
+for _command in (explain, init, schema, serve, validate, version):
     cli.add_command(_command)
 
 

@@ -6,7 +6,7 @@ printed as it is: no markup, no emoji codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
@@ -36,6 +36,12 @@ def print_json(value: object) -> None:
 def print_line(*parts: str | tuple[str, str]) -> None:
     """One line on stdout; a part is a text or a pair of text and rich style."""
     Console(highlight=False, emoji=False).print(Text.assemble(*parts), soft_wrap=True)
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """One line on stdout for each warning."""
+    for warning in warnings:
+        print_line(("warning", "yellow"), f"  {warning}")
 
 
 def count_of(number: int, one: str, many: str) -> str:

