@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from ipaddress import IPv6Address
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from fairvisor.errors import RequestError
 from fairvisor.http.request import Request
@@ -29,12 +29,9 @@ _HOST: Final = re.compile(
 )  # RFC 3986 3.2.2, without a comma
 
 
-class Original(NamedTuple):
-    """The original request: method in upper case, target as sent (Latin-1), host normalised, "" when not told."""
-
-    method: str
-    target: str
-    host: str
+# The original request: method in upper case, target as sent (Latin-1), host normalised, "" when not told. A plain
+# tuple, because one is made for every request and a named one takes three times as long.
+Original: TypeAlias = tuple[str, str, str]
 
 
 class Family(NamedTuple):
@@ -105,7 +102,7 @@ def normal_host(text: str) -> str:
     """
     host = text.strip().lower()
     name, colon, port = host.rpartition(":")
-    if colon and (port == "" or port.isascii() and port.isdigit()) and not name.endswith(":"):
+    if colon and (port == "" or (port.isascii() and port.isdigit())) and not name.endswith(":"):
         host = name if "]" in name or ":" not in name else host
     if not _HOST.fullmatch(host):
         raise RequestError(f"the host {text[:80]!r} is not a host name or address")
@@ -138,7 +135,7 @@ def _read_family(family: Family, readings: Readings) -> Callable[[Request], Orig
         if b" " in target:
             raise RequestError(f"the header {_written(target_name)} holds a space or was sent twice")
         host = headers.get(host_name)
-        return Original(method_of(method), target.decode("latin-1"), host_of(host) if host else "")
+        return method_of(method), target.decode("latin-1"), host_of(host) if host else ""
 
     return describe
 
@@ -166,7 +163,7 @@ def _read_request_line(prefix: str, readings: Readings) -> Callable[[Request], O
     def describe(request: Request) -> Original:
         host = request.headers.get("host")
         method = readings.method(request.method.encode("latin-1"))
-        return Original(method, request.target[kept:], readings.host(host) if host else "")
+        return method, request.target[kept:], readings.host(host) if host else ""
 
     return describe
 

@@ -21,10 +21,10 @@ class Request:
     """A request. `target` is the request target as sent, read as Latin-1 so that every byte keeps its identity.
 
     Header names are lower-case text, values the bytes that arrived, repeated lines joined with ", " (RFC 9110 5.3).
-    `body` is None when none was sent or none came in time; `truncated` when it was longer than what is read of it.
+    `body` is None when none was sent or none came in time, and cut where the endpoint reads no further.
     """
 
-    __slots__ = ("body", "headers", "method", "peer", "target", "truncated")
+    __slots__ = ("body", "headers", "method", "peer", "target")
 
     def __init__(
         self,
@@ -33,11 +33,9 @@ class Request:
         headers: dict[str, bytes],
         peer: Peer,
         body: bytes | None = None,
-        truncated: bool = False,
     ) -> None:
         self.method = method
         self.target = target
         self.headers = headers
         self.peer = peer
         self.body = body
-        self.truncated = truncated

@@ -1,0 +1,442 @@
+"""One client connection: bytes in, answers out, in the order of the requests.
+
+An asyncio protocol on an httptools parser. The plain path (a complete request without a body, an answer that need not
+wait) collects headers, asks the service and writes once per arrival of data, pipelined requests included. Everything
+else (bodies, waiting, closing, slow or malformed input) leaves that path early and may cost more.
+
+This module knows HTTP/1.x framing (RFC 9112) and time limits. It knows nothing of endpoints, gateways or policies: the
+service answers requests, and says how much of a body it wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final, cast
+
+import httptools
+
+from fairvisor.errors import BodyTooLarge, HeadTooLarge, RequestError, RequestTimeout
+from fairvisor.http.hub import BodyRule, Hub
+from fairvisor.http.request import Peer, Request
+from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE, Sendable, encode
+
+MAX_HEAD_BYTES: Final = 16 * 1024
+BODY_WAIT_S: Final = 1.0
+LINGER_S: Final = 1.0  # how long a refused client may go on sending before the connection is cut
+MAX_TRAILERS: Final = 64
+MAX_QUEUED: Final = 64  # answers behind one that waits; then nothing more is read from this client
+
+_HEADER_NAMES_REMEMBERED: Final = 1024
+_TOO_LARGE: Final = HeadTooLarge(f"the request head exceeds {MAX_HEAD_BYTES} bytes")
+
+
+class HeaderNames(dict[bytes, str]):
+    """Header names in lower case, each worked out once; bounded, since clients can make names up."""
+
+    def __missing__(self, name: bytes) -> str:
+        if len(self) >= _HEADER_NAMES_REMEMBERED:
+            self.clear()
+        known = self[name] = name.decode("latin-1").lower()
+        return known
+
+
+_NAMES: Final = HeaderNames()
+
+
+class Queued:
+    """An answer in the queue: ready, or held until its timer rings."""
+
+    __slots__ = ("payload", "timer")
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Arriving:
+    """A request whose head is here and whose body is on its way."""
+
+    __slots__ = ("chunks", "headers", "limit_bytes", "size_bytes", "strict", "target", "timer")
+
+    def __init__(self, target: str, headers: dict[str, bytes], rule: BodyRule) -> None:
+        self.target = target
+        self.headers = headers
+        self.limit_bytes, self.strict = rule
+        self.chunks: list[bytes] = []
+        self.size_bytes = 0
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Connection(asyncio.Protocol):
+    """A connection of a worker's hub."""
+
+    __slots__ = (
+        "_answer",
+        "_arriving",
+        "_closing",
+        "_eof",
+        "_head_bytes",
+        "_head_done",
+        "_hub",
+        "_measured",
+        "_out",
+        "_pairs",
+        "_parser",
+        "_peer",
+        "_queue",
+        "_read_now",
+        "_reading_paused",
+        "_seen_ms",
+        "_started_ms",
+        "_transport",
+        "_unread",
+        "_url",
+        "_write_blocked",
+    )
+
+    _transport: asyncio.Transport
+    _peer: Peer
+
+    def __init__(self, hub: Hub) -> None:
+        # per process
+        self._hub = hub
+        self._answer = hub.service.answer
+        self._read_now = hub.read_now
+        # per connection
+        self._parser = httptools.HttpRequestParser(self)
+        self._queue: deque[Queued] = deque()
+        self._out: list[bytes] = []
+        self._closing = False
+        self._eof = False
+        self._unread = False
+        self._write_blocked = False
+        self._reading_paused = False
+        self._seen_ms = hub.tick_ms
+        # per request
+        self._url = b""
+        self._pairs: list[tuple[bytes, bytes]] = []
+        self._head_done = False
+        self._head_bytes = 0
+        self._measured = False
+        self._started_ms = 0
+        self._arriving: Arriving | None = None
+
+    # asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(
+            asyncio.Transport, transport
+        )  # uvloop's own class: a Transport by its methods only
+        name = transport.get_extra_info("peername")
+        self._peer = self._hub.service.peer(name[0] if isinstance(name, tuple) else "")
+        self._hub.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        self._hub.closed(self)
+        for queued in self._queue:
+            if queued.timer:
+                self._hub.leave(queued.timer)
+        self._queue.clear()
+        self._forget_body()
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        self._seen_ms = self._hub.tick_ms
+        self._measured = len(data) + self._head_bytes > MAX_HEAD_BYTES
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._end_after_answers()
+        except httptools.HttpParserError as error:
+            self._refuse(RequestError(f"malformed HTTP: {_first_line(error)}"))
+        if self._head_done:
+            self._await_body()
+        elif self._url or self._pairs:
+            self._await_head(data)
+        if self._out:
+            self._flush()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        return bool(self._queue)  # a half-closed client still gets the answers that wait
+
+    def pause_writing(self) -> None:
+        self._write_blocked = True
+        self._update_reading()
+
+    def resume_writing(self) -> None:
+        self._write_blocked = False
+        self._seen_ms = self._hub.tick_ms
+        self._update_reading()
+
+    # httptools calls these
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._pairs.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._head_done = True
+        if self._measured and self._head_size() > MAX_HEAD_BYTES:
+            self._refuse(_TOO_LARGE)
+
+    def on_body(self, chunk: bytes) -> None:
+        if self._closing:
+            return
+        arriving = self._arriving or self._begin_body()
+        room = arriving.limit_bytes - arriving.size_bytes
+        arriving.size_bytes += len(chunk)
+        if room > 0:
+            arriving.chunks.append(chunk if len(chunk) <= room else chunk[:room])
+        if arriving.strict and len(chunk) > room:
+            self._refuse_body(arriving)
+
+    def on_message_complete(self) -> None:
+        self._head_done = False
+        if self._closing:
+            return
+        if self._arriving is not None:
+            self._answer_body(self._arriving)
+            return
+        headers = self._take_headers()
+        method = self._parser.get_method().decode("ascii")
+        target = self._url.decode("latin-1")
+        self._url = b""
+        answer = self._answer(Request(method, target, headers, self._peer), self._read_now())
+        if (
+            answer.delay_ms
+            or self._queue
+            or self._hub.stopping
+            or "connection" in headers
+            or method == "HEAD"
+            or not self._parser.should_keep_alive()
+        ):
+            self._send(answer, headers, method)
+        else:
+            self._out.append(encode(self._hub.lines[answer.status], answer))
+
+    # the hub calls these
+
+    def check(self) -> None:
+        """Act on a time limit that passed."""
+        now_ms, limits = self._hub.tick_ms, self._hub.limits
+        if self._write_blocked:
+            if now_ms - self._seen_ms > limits.header_timeout_ms:
+                self._transport.abort()
+        elif self._started_ms:
+            if now_ms - self._started_ms > limits.header_timeout_ms and not self._closing:
+                self._refuse(RequestTimeout("the request did not arrive in time"))
+                self._flush()
+        elif self._is_idle() and now_ms - self._seen_ms > limits.idle_timeout_ms:
+            self._transport.close()
+
+    def finish(self) -> None:
+        """The worker stops: an unused connection gets one more moment to ask, then it is closed."""
+        loop = self._hub.loop
+        assert loop is not None, "connections live in a running loop"
+        loop.call_later(LINGER_S, self._close_if_idle)
+
+    def abort(self) -> None:
+        """Drop the connection as it is."""
+        self._transport.abort()
+
+    # reading
+
+    def _take_headers(self) -> dict[str, bytes]:
+        pairs = self._pairs
+        headers = {_NAMES[name]: value.strip() for name, value in pairs}
+        if len(headers) != len(pairs):
+            headers = _joined(pairs)
+        self._pairs = []
+        self._head_bytes = self._started_ms = 0
+        return headers
+
+    def _await_head(self, data: bytes) -> None:
+        """A part of a head is here: bound its size and its time."""
+        if self._closing:
+            return
+        if not self._started_ms:
+            self._started_ms = self._hub.tick_ms
+            end = data.rfind(b"\r\n\r\n")  # what stands before belongs to requests that are complete
+            self._head_bytes = len(data) - (end + 4 if end >= 0 else 0)
+        else:
+            self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(_TOO_LARGE)
+
+    def _head_size(self) -> int:
+        """What the head took on the wire, less the request line's fixed parts: for chunks that may hold too much."""
+        return len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._pairs)
+
+    def _begin_body(self) -> Arriving:
+        headers = self._take_headers()
+        target = self._url.decode("latin-1")
+        self._url = b""
+        arriving = self._arriving = Arriving(target, headers, self._hub.service.body_rule(target))
+        declared = headers.get("content-length", b"")
+        if arriving.strict and declared.isdigit() and int(declared) > arriving.limit_bytes:
+            self._refuse_body(arriving)
+        return arriving
+
+    def _await_body(self) -> None:
+        """The head is here and the body is not, or not whole: wait for it a moment, if anybody wants it."""
+        if self._closing:
+            return
+        if self._arriving is None:
+            self._begin_body()
+        arriving = self._arriving
+        if arriving is None:  # refused at once
+            return
+        if not arriving.limit_bytes:
+            self._answer_without_body(arriving)
+        elif len(self._pairs) > MAX_TRAILERS:
+            self._refuse(HeadTooLarge(f"more than {MAX_TRAILERS} trailers"))
+        elif arriving.timer is None:
+            if arriving.headers.get("expect", b"").lower() == b"100-continue" and not arriving.size_bytes:
+                self._enqueue(CONTINUE, last=False)
+            loop = self._hub.loop
+            assert loop is not None, "connections live in a running loop"
+            arriving.timer = loop.call_later(BODY_WAIT_S, self._body_is_late, arriving)
+
+    def _body_is_late(self, arriving: Arriving) -> None:
+        if self._closing:
+            return
+        if arriving.strict:
+            self._refuse(RequestTimeout(f"the body did not arrive within {BODY_WAIT_S:.0f} s"))
+        else:
+            self._answer_without_body(arriving)
+        self._flush()
+
+    def _refuse_body(self, arriving: Arriving) -> None:
+        self._refuse(BodyTooLarge(f"the body exceeds {arriving.limit_bytes} bytes"))
+
+    def _forget_body(self) -> None:
+        if self._arriving is not None and self._arriving.timer is not None:
+            self._arriving.timer.cancel()
+        self._arriving = None
+
+    # answering
+
+    def _answer_body(self, arriving: Arriving) -> None:
+        """The body is here: ask the service."""
+        self._forget_body()
+        self._pairs = []  # trailers
+        method = self._parser.get_method().decode("ascii")
+        body = b"".join(arriving.chunks) if arriving.limit_bytes else None
+        request = Request(method, arriving.target, arriving.headers, self._peer, body)
+        self._send(self._answer(request, self._read_now()), arriving.headers, method)
+
+    def _answer_without_body(self, arriving: Arriving) -> None:
+        """Answer as if there were no body. What may still come of it makes this the last answer."""
+        self._forget_body()
+        self._unread = True
+        method = self._parser.get_method().decode("ascii")
+        answer = self._answer(
+            Request(method, arriving.target, arriving.headers, self._peer), self._read_now()
+        )
+        payload = encode(self._hub.lines[answer.status], answer, CLOSE, head_only=method == "HEAD")
+        self._enqueue(payload, last=True, delay_ms=answer.delay_ms)
+
+    def _send(self, answer: Sendable, headers: dict[str, bytes], method: str) -> None:
+        """An answer off the plain path: held, queued, without its body, or the last of the connection."""
+        parser = self._parser
+        last = self._hub.stopping or "upgrade" in headers or not parser.should_keep_alive()
+        connection = CLOSE if last else ""
+        if not last and "connection" in headers and parser.get_http_version() == "1.0":
+            connection = KEEP_ALIVE
+        payload = encode(self._hub.lines[answer.status], answer, connection, head_only=method == "HEAD")
+        self._enqueue(payload, last=last, delay_ms=answer.delay_ms)
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer what cannot be read on from; the client may be sending still."""
+        if self._closing:
+            return
+        self._forget_body()
+        self._unread = True
+        answer = self._hub.service.refusal(error)
+        self._enqueue(encode(self._hub.lines[answer.status], answer, CLOSE), last=True)
+
+    def _enqueue(self, payload: bytes, *, last: bool, delay_ms: int = 0) -> None:
+        self._closing = self._closing or last
+        queued = Queued(payload)
+        if delay_ms:
+            queued.timer = self._hub.hold(delay_ms, lambda: self._release(queued))
+        if queued.timer is None and not self._queue:
+            self._out.append(payload)
+        else:
+            self._queue.append(queued)
+            self._update_reading()
+
+    def _release(self, queued: Queued) -> None:
+        """An answer has waited long enough: it goes, and with it those that waited behind it."""
+        queued.timer = None
+        queue = self._queue
+        while queue and queue[0].timer is None:
+            self._out.append(queue.popleft().payload)
+        self._flush()
+        self._update_reading()
+
+    def _flush(self) -> None:
+        out = self._out
+        if out:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
+        if not self._queue and (self._closing or self._eof):
+            self._shut()
+
+    def _end_after_answers(self) -> None:
+        """No further request is read (the client asked for another protocol)."""
+        self._closing = True
+        if not self._queue and not self._out:
+            self._shut()
+
+    # closing
+
+    def _shut(self) -> None:
+        """Every answer is written. Closing with unread input would reset the connection and could destroy the last
+        answer on its way (RFC 9112 9.6), so a client that may be sending still gets a moment."""
+        self._closing = True
+        transport = self._transport
+        if self._unread and not self._eof and transport.can_write_eof() and not transport.is_closing():
+            transport.write_eof()
+            loop = self._hub.loop
+            assert loop is not None, "connections live in a running loop"
+            loop.call_later(LINGER_S, transport.close)
+        else:
+            transport.close()
+
+    def _is_idle(self) -> bool:
+        return not (self._queue or self._url or self._pairs or self._arriving or self._closing)
+
+    def _close_if_idle(self) -> None:
+        if self._is_idle():
+            self._transport.close()
+
+    def _update_reading(self) -> None:
+        """Read on unless the client does not read its answers, or too many of them wait."""
+        pause = self._write_blocked or len(self._queue) >= MAX_QUEUED
+        if pause == self._reading_paused or self._transport.is_closing():
+            return
+        self._reading_paused = pause
+        if pause:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+
+def _joined(pairs: list[tuple[bytes, bytes]]) -> dict[str, bytes]:
+    """Headers of which some were sent more than once: their values joined in order (RFC 9110 5.3)."""
+    headers: dict[str, bytes] = {}
+    for raw, value in pairs:
+        name = _NAMES[raw]
+        headers[name] = headers[name] + b", " + value.strip() if name in headers else value.strip()
+    return headers
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]

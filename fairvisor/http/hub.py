@@ -1,0 +1,113 @@
+"""What all connections of one worker share: the service, the limits, the tick and the seats of those that wait.
+
+One timer serves every connection: it moves `tick_ms`, renews the Date header and looks for connections that are too
+slow or unused, so that a request arms no timer of its own. The hub knows that connections can be checked and asked
+to finish; how they do it is their business (`connection.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from fairvisor.clock import NS_PER_S, Now
+from fairvisor.errors import RequestError
+from fairvisor.http.request import Peer, Request
+from fairvisor.http.wire import Sendable, StatusLines
+
+_NS_PER_MS = NS_PER_S // 1000
+
+
+class BodyRule(NamedTuple):
+    """How much of a body an endpoint reads (0: none), and whether a longer one is refused or cut."""
+
+    limit_bytes: int
+    strict: bool = False
+
+
+class Answering(Protocol):
+    """What connections need of the service."""
+
+    def answer(self, request: Request, now: Now, /) -> Sendable: ...
+    def refusal(self, error: RequestError, /) -> Sendable: ...
+    def peer(self, address: str, /) -> Peer: ...
+    def body_rule(self, target: str, /) -> BodyRule: ...
+
+
+class Checked(Protocol):
+    """What the hub may ask of a connection."""
+
+    def check(self) -> None: ...
+    def finish(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Limits(NamedTuple):
+    """What one worker bears. Times in milliseconds."""
+
+    header_timeout_ms: int
+    idle_timeout_ms: int
+    max_waiting: int
+
+
+class Hub:
+    """The shared state of a worker's connections. `tick_ms` is the coarse time by which they measure idleness."""
+
+    def __init__(self, service: Answering, limits: Limits, read_now: Callable[[], Now]) -> None:
+        # per process
+        self.service = service
+        self.limits = limits
+        self.read_now = read_now
+        self.lines = StatusLines()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.on_close: Callable[[], None] = _nobody_cares
+        self.interval_ms = max(10, min(1000, limits.header_timeout_ms // 4, limits.idle_timeout_ms // 4))
+        # what changes while it runs
+        self.connections: set[Checked] = set()
+        self.tick_ms = 0
+        self.waiting = 0
+        self.stopping = False
+        self.set_time(read_now())
+
+    def set_time(self, now: Now) -> None:
+        """Move the tick and the Date."""
+        self.tick_ms = now.mono_ns // _NS_PER_MS
+        self.lines.set_time(now)
+
+    def tick(self) -> None:
+        """The timer's work: called every `interval_ms`."""
+        self.set_time(self.read_now())
+        for connection in tuple(self.connections):
+            connection.check()
+
+    def stop(self) -> None:
+        """From now on every answer is the last of its connection."""
+        self.stopping = True
+        for connection in tuple(self.connections):
+            connection.finish()
+
+    def closed(self, connection: Checked) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        self.on_close()
+
+    def hold(self, delay_ms: int, release: Callable[[], None]) -> asyncio.TimerHandle | None:
+        """Call `release` after the delay; None when every seat is taken and the answer must go at once."""
+        if self.waiting >= self.limits.max_waiting or self.loop is None:
+            return None
+        self.waiting += 1
+        return self.loop.call_later(delay_ms / 1000, self._let_go, release)
+
+    def _let_go(self, release: Callable[[], None]) -> None:
+        self.waiting -= 1
+        release()
+
+    def leave(self, timer: asyncio.TimerHandle) -> None:
+        """Give the seat of a wait back that nobody waits for any more."""
+        timer.cancel()
+        self.waiting -= 1
+
+
+def _nobody_cares() -> None:
+    """What a hub without an acceptor calls when a connection closes."""

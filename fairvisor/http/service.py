@@ -1,0 +1,264 @@
+"""The decision service: a request becomes an answer. The edge worker and the WSGI application both call it.
+
+Who may ask, what is at which path, and what is said when something fails stand here; what the gateways' headers mean
+is `gateways.py`'s business, what is decided the engine's, what an answer looks like `response.py`'s. No I/O of its own
+and no clock: time comes with the request.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+import orjson
+
+from fairvisor.clock import Now
+from fairvisor.context import Context
+from fairvisor.counters.segment import Segment
+from fairvisor.decision import Reason
+from fairvisor.engine import Bundle, decide
+from fairvisor.errors import Forbidden, MethodNotAllowed, NotFound, RequestError
+from fairvisor.http.complaints import Complaints
+from fairvisor.http.debug import DebugSessions, explanation
+from fairvisor.http.gateways import ENVOY_PREFIXES, Endpoint, decision_endpoints
+from fairvisor.http.hub import BodyRule
+from fairvisor.http.request import Peer, Request
+from fairvisor.identity import Identity
+from fairvisor.llm.reservation import unseal
+from fairvisor.llm.usage import read_usage
+from fairvisor.metrics import DECISIONS, Counter
+from fairvisor.reload import ActiveBundle
+from fairvisor.response import Answer, Renderer, error_answer, json_answer, unavailable_answer
+from fairvisor.rules.llm_tokens import settle
+from fairvisor.settings import Settings
+
+CONTROL_BODY_BYTES: Final = 64 * 1024  # what /v1/usage and /v1/debug accept
+
+_NO_BODY: Final = BodyRule(0)
+_CONTROL_BODY: Final = BodyRule(CONTROL_BODY_BYTES, strict=True)
+
+
+class Page(NamedTuple):
+    """A path that does not decide: who answers it, to which methods, and whether only gateways may ask."""
+
+    answer: Callable[[Request, Now], Answer]
+    methods: tuple[str, ...]
+    body: BodyRule = _NO_BODY
+    guarded: bool = False
+
+
+class Service:
+    """Answers every request of one process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        segment: Segment,
+        identity: Identity,
+        active: ActiveBundle,
+        read_now: Callable[[], Now],
+    ) -> None:
+        # per process
+        self._identity = identity
+        self._active = active
+        self._read_now = read_now
+        self._counters = segment.table
+        self._reservation_key = segment.reservation_key
+        self._endpoints = decision_endpoints(settings.request_id)
+        self._pages = self._make_pages()
+        self._render = Renderer(settings.ratelimit_headers).answer
+        self._allow_status = settings.allow_status
+        self._max_body = BodyRule(settings.max_body)
+        self._token = settings.decision_token.encode() if settings.decision_token else b""
+        self._debug = DebugSessions(settings.debug_session_secret)
+        self._complaints = Complaints()
+        self._fail_open = settings.fail_open
+        self._failed_open = Counter(segment, DECISIONS, "", "", "allow", Reason.ENGINE_ERROR.value)
+        self._unavailable = {
+            reason: Counter(segment, DECISIONS, "", "", "reject", reason.value)
+            for reason in (Reason.ENGINE_ERROR, Reason.NO_BUNDLE_LOADED)
+        }
+
+    def _make_pages(self) -> dict[str, Page]:
+        return {
+            "/livez": Page(self._livez, ("GET", "HEAD")),
+            "/readyz": Page(self._readyz, ("GET", "HEAD")),
+            "/v1/usage": Page(self._usage, ("POST",), _CONTROL_BODY, guarded=True),
+            "/v1/debug/session": Page(self._open_debug, ("POST",), _CONTROL_BODY),
+            "/v1/debug/logout": Page(self._close_debug, ("POST",), _CONTROL_BODY),
+        }
+
+    def answer(self, request: Request, now: Now) -> Answer:
+        """Answer one request. Never raises."""
+        endpoint = self._endpoints.get(request.target) or self._find(request.target)
+        try:
+            if endpoint is None:
+                return self._other(request, now)
+            return self._decide(endpoint, request, now)
+        except RequestError as error:
+            return error_answer(error)
+        except Exception as error:  # a fault of ours must stop neither the worker nor the gateway
+            self._complaints.failure(error, now)
+            return self._failed(endpoint)
+
+    def refusal(self, error: RequestError) -> Answer:
+        """The answer to what is not a request that could be asked of the service."""
+        return error_answer(error)
+
+    def peer(self, address: str) -> Peer:
+        """The other end of a new connection; `address` is "" on a unix socket."""
+        return Peer(address, self._identity.trusted_peer(address))
+
+    def body_rule(self, target: str) -> BodyRule:
+        """How much of a request's body is read at this target."""
+        endpoint = self._find(target)
+        if endpoint is not None:
+            return self._max_body if endpoint.reads_body else _NO_BODY
+        page = self._pages.get(_path(target))
+        return page.body if page is not None else _NO_BODY
+
+    # decisions
+
+    def _find(self, target: str) -> Endpoint | None:
+        """The deciding endpoint of a target with a query (Caddy appends the client's), a prefix or an absolute form."""
+        path = _path(target)
+        endpoint = self._endpoints.get(path)
+        if endpoint is None:
+            for prefix in ENVOY_PREFIXES:
+                if path.startswith(prefix):
+                    return self._endpoints[prefix]
+        return endpoint
+
+    def _decide(self, endpoint: Endpoint, request: Request, now: Now) -> Answer:
+        peer, headers = request.peer, request.headers
+        if not peer.trusted or self._token:
+            self._check_peer(request, now)
+        bundle = self._active.bundle or self._look_for_bundle(now)
+        if bundle is None:
+            self._unavailable[Reason.NO_BUNDLE_LOADED].add()
+            return unavailable_answer(Reason.NO_BUNDLE_LOADED)
+        method, target, host = endpoint.describe(request)
+        if not host and bundle.routes.selects_by_host:
+            raise RequestError(
+                f"the header {endpoint.host_header} is missing, and the policies select by host"
+            )
+        request_id = (
+            headers.get("x-fairvisor-request-id", b"").decode("latin-1") if endpoint.request_ids else ""
+        )
+        context = Context(
+            method, host, target, headers, peer.address, self._identity, now, request.body, request_id
+        )
+        decision = decide(bundle, self._counters, context, now)
+        answer = self._render(
+            decision, context, endpoint.allow_status or self._allow_status, endpoint.carrier
+        )
+        if "cookie" in headers and self._debug.wanted(context):
+            answer.head += explanation(decision, context, self._read_now().mono_ns - now.mono_ns)
+        return answer
+
+    def _look_for_bundle(self, now: Now) -> Bundle | None:
+        self._active.look(now)
+        return self._active.bundle
+
+    def _check_peer(self, request: Request, now: Now) -> None:
+        """Raises Forbidden for a peer that may not describe requests, or lacks the token."""
+        if not request.peer.trusted:
+            self._complaints.stranger(request.peer.address, now)
+            raise Forbidden("this peer may not ask for decisions (FAIRVISOR_TRUSTED_PEERS)")
+        if self._token and not hmac.compare_digest(
+            request.headers.get("x-fairvisor-token", b""), self._token
+        ):
+            raise Forbidden("the header X-Fairvisor-Token is missing or wrong")
+
+    def _failed(self, endpoint: Endpoint | None) -> Answer:
+        """What a failure of ours means: the gateway decides by its own setting, or the request passes, counted."""
+        if endpoint is not None and self._fail_open:
+            self._failed_open.add()
+            return Answer(endpoint.allow_status or self._allow_status)
+        self._unavailable[Reason.ENGINE_ERROR].add()
+        return unavailable_answer(Reason.ENGINE_ERROR)
+
+    # other pages
+
+    def _other(self, request: Request, now: Now) -> Answer:
+        path = _path(request.target)
+        page = self._pages.get(path)
+        if page is None:
+            raise NotFound(f"there is nothing at {path[:200]}")
+        if request.method not in page.methods:
+            allowed = ", ".join(page.methods)
+            error = MethodNotAllowed(f"{path} takes {allowed}")
+            return error_answer(error, f"Allow: {allowed}\r\n")
+        if page.guarded:
+            self._check_peer(request, now)
+        return page.answer(request, now)
+
+    def _livez(self, request: Request, now: Now) -> Answer:
+        return Answer(HTTPStatus.OK, "Content-Type: text/plain\r\n", b"ok")
+
+    def _readyz(self, request: Request, now: Now) -> Answer:
+        bundle = self._active.bundle or self._look_for_bundle(now)
+        parsed = self._active.parsed
+        if bundle is None or parsed is None:
+            reason = Reason.NO_BUNDLE_LOADED.value
+            return _not_ready(reason, self._active.reason)
+        problems = self._identity.problems()
+        if problems:
+            return _not_ready("identity", "; ".join(problems))
+        expires_at_ns = parsed.model.expires_at_ns
+        return json_answer(
+            HTTPStatus.OK,
+            {
+                "status": "ok",
+                "policy_version": bundle.version,
+                "policy_hash": bundle.sha256,
+                "policies": len(parsed.model.policies),
+                "expired": expires_at_ns is not None and expires_at_ns <= now.wall_ns,
+            },
+        )
+
+    def _usage(self, request: Request, now: Now) -> Answer:
+        """Settle a reservation once: `{"reservation": token, "usage": {...}}` or `{"reservation", "failed": true}`."""
+        document = _read_json(request.body)
+        token = document.get("reservation")
+        if not isinstance(token, str):
+            raise RequestError('the field "reservation" is missing')
+        failed = document.get("failed") is True
+        usage = None if failed else read_usage(document)
+        if usage is None and not failed:
+            raise RequestError(
+                'the field "usage" holds no usage that can be read; {"failed": true} gives all back'
+            )
+        settle(self._counters, unseal(self._reservation_key, token, now.wall_ns), usage, now)
+        return Answer(HTTPStatus.NO_CONTENT)
+
+    def _open_debug(self, request: Request, now: Now) -> Answer:
+        return self._debug.open(request, now)
+
+    def _close_debug(self, request: Request, now: Now) -> Answer:
+        return self._debug.close()
+
+
+def _path(target: str) -> str:
+    """The path of a request target; of an absolute form (RFC 9112 3.2.2) what follows the authority."""
+    path = target.partition("?")[0]
+    if not path.startswith("/") and "://" in path:
+        path = "/" + path.partition("://")[2].partition("/")[2]
+    return path
+
+
+def _not_ready(reason: str, detail: str) -> Answer:
+    document = {"status": "not_ready", "reason": reason, "detail": detail}
+    return json_answer(HTTPStatus.SERVICE_UNAVAILABLE, document)
+
+
+def _read_json(body: bytes | None) -> dict[str, object]:
+    try:
+        document = orjson.loads(body or b"")
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise RequestError("the body is not a JSON object")
+    return document

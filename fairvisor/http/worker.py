@@ -1,0 +1,110 @@
+"""The gunicorn worker class `edge`: a uvloop loop that serves connections until it is told to stop.
+
+gunicorn starts it, watches its heartbeat and stops it with signals; in between it has no part in a request. This
+module joins the pieces: sockets (`accept.py`), connections (`connection.py`), what they share (`hub.py`), and the
+service, which the application of the master makes in each worker after the fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import gc
+import os
+import signal
+from typing import Any, Final
+
+import uvloop
+from gunicorn.workers.base import Worker
+
+from fairvisor.clock import read_now
+from fairvisor.http.accept import Acceptor, Board
+from fairvisor.http.connection import Connection
+from fairvisor.http.hub import Hub, Limits
+from fairvisor.settings import Settings
+
+_HEARTBEAT_S: Final = 1.0
+_STOP_POLL_S: Final = 0.02
+
+
+class EdgeWorker(Worker):  # type: ignore[misc]
+    """Serves on the sockets it inherits. The application it is given has `settings`, `board` and makes the service."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # in the master, before the fork
+        self.settings: Settings = self.app.settings
+        self.board: Board = self.app.board
+        self.seat = self.board.claim()
+        # in the worker
+        self.loop: asyncio.AbstractEventLoop
+        self.hub: Hub
+        self.stop_asked: asyncio.Event
+
+    def init_signals(self) -> None:
+        """Only what must work when the loop is stuck; the loop handles the rest."""
+        for number in self.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGWINCH, signal.SIG_IGN)
+        faulthandler.enable()  # the master ends a worker without heartbeat by SIGABRT: show where it hung
+
+    def run(self) -> None:
+        """Serve until a signal or the end of the master."""
+        self.loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_until_complete(self._serve())
+        finally:
+            self.loop.close()
+
+    async def _serve(self) -> None:
+        settings = self.settings
+        limits = Limits(settings.header_timeout_ms, settings.idle_timeout_ms, settings.max_waiting)
+        self.stop_asked = asyncio.Event()
+        hub = self.hub = Hub(self.wsgi, limits, read_now)
+        hub.loop = self.loop
+        sockets = [listener.sock for listener in self.sockets]
+        acceptor = Acceptor(
+            self.loop, sockets, self.board, self.seat, lambda: Connection(hub), settings.max_connections
+        )
+        hub.on_close = acceptor.closed
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self.loop.add_signal_handler(number, self._asked_to_stop, number)
+        self.loop.add_signal_handler(signal.SIGUSR1, self.log.reopen_files)
+        gc.collect()
+        gc.freeze()  # what is loaded now never dies: keep the collector from walking it
+        acceptor.start()
+        self._tick()
+        self._beat()
+        await self.stop_asked.wait()
+        acceptor.stop()
+        await self._finish(hub)
+
+    def _asked_to_stop(self, number: int) -> None:
+        if number != signal.SIGTERM:  # a quick stop drops what is in flight
+            for connection in tuple(self.hub.connections):
+                connection.abort()
+        self.alive = False
+        self.stop_asked.set()
+
+    def _tick(self) -> None:
+        self.hub.tick()
+        self.loop.call_later(self.hub.interval_ms / 1000, self._tick)
+
+    def _beat(self) -> None:
+        """The sign of life the master waits for; and the other way round."""
+        self.notify()
+        if os.getppid() != self.ppid and not self.stop_asked.is_set():
+            self.log.warning("the master is gone: stopping")
+            self._asked_to_stop(signal.SIGTERM)
+        self.loop.call_later(_HEARTBEAT_S, self._beat)
+
+    async def _finish(self, hub: Hub) -> None:
+        """Answer what is in flight, at most as long as the master waits."""
+        hub.stop()
+        end = self.loop.time() + self.cfg.graceful_timeout - 1
+        while hub.connections and self.loop.time() < end:
+            await asyncio.sleep(_STOP_POLL_S)
+        for connection in tuple(hub.connections):
+            connection.abort()
+        await asyncio.sleep(0)

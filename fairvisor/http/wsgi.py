@@ -1,0 +1,100 @@
+"""The service as a WSGI application (PEP 3333), for meinheld and any other WSGI server.
+
+The same requests get the same answers as from the edge worker, with one difference: a WSGI worker that waited would
+keep others waiting, so a throttled answer goes at once and tells in X-Fairvisor-Throttle-Ms how long it should have
+been held. `application` is made from the environment, for servers that are started without `fairvisor serve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import quote
+
+from fairvisor.clock import Now
+from fairvisor.errors import BodyTooLarge, RequestError
+from fairvisor.http.hub import Answering, BodyRule
+from fairvisor.http.request import Request
+from fairvisor.http.wire import Sendable
+
+Environ = dict[str, Any]
+StartResponse = Callable[[str, list[tuple[str, str]]], object]
+
+_CONTENT_HEADERS: Final = {"CONTENT_TYPE": "content-type", "CONTENT_LENGTH": "content-length"}
+_PATH_SAFE: Final = "/!$&'()*+,;=:@~%"
+
+
+class Application:
+    """A WSGI application around a service."""
+
+    def __init__(self, service: Answering, read_now: Callable[[], Now]) -> None:
+        self._service = service
+        self._read_now = read_now
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request."""
+        service = self._service
+        target = _target(environ)
+        try:
+            body = _body(environ, service.body_rule(target))
+        except RequestError as error:
+            return _send(service.refusal(error), environ, start_response)
+        peer = service.peer(environ.get("REMOTE_ADDR") or "")
+        request = Request(environ["REQUEST_METHOD"], target, _headers(environ), peer, body)
+        return _send(service.answer(request, self._read_now()), environ, start_response)
+
+
+def _target(environ: Environ) -> str:
+    """The request target as it was sent, where the server tells it; else put together again."""
+    raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    if isinstance(raw, str) and raw:
+        return raw
+    path = quote(
+        environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""), safe=_PATH_SAFE, encoding="latin-1"
+    )
+    query = environ.get("QUERY_STRING")
+    return f"{path}?{query}" if query else path
+
+
+def _headers(environ: Environ) -> dict[str, bytes]:
+    headers = {
+        name[5:].replace("_", "-").lower(): value.encode("latin-1").strip()
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+    for name, header in _CONTENT_HEADERS.items():
+        if environ.get(name):
+            headers[header] = environ[name].encode("latin-1")
+    return headers
+
+
+def _body(environ: Environ, rule: BodyRule) -> bytes | None:
+    """What is read of the body; None when the endpoint reads none or none was sent."""
+    length = environ.get("CONTENT_LENGTH") or ""
+    chunked = not length and "chunked" in environ.get("HTTP_TRANSFER_ENCODING", "").lower()
+    declared = (
+        int(length) if length.isascii() and length.isdigit() else rule.limit_bytes + 1 if chunked else 0
+    )
+    if not declared or not rule.limit_bytes:
+        return None
+    body: bytes = environ["wsgi.input"].read(min(declared, rule.limit_bytes + 1))
+    if len(body) > rule.limit_bytes:
+        if rule.strict:
+            raise BodyTooLarge(f"the body exceeds {rule.limit_bytes} bytes")
+        body = body[: rule.limit_bytes]
+    return body
+
+
+def _send(answer: Sendable, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    headers = [
+        (name, value) for line in answer.head.splitlines() for name, _, value in [line.partition(": ")]
+    ]
+    if answer.delay_ms:
+        headers.append(("X-Fairvisor-Throttle-Ms", str(answer.delay_ms)))
+    if answer.status != HTTPStatus.NO_CONTENT:
+        headers.append(("Content-Length", str(len(answer.body))))
+    start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
+    if answer.status == HTTPStatus.NO_CONTENT or environ["REQUEST_METHOD"] == "HEAD":
+        return []
+    return [answer.body]
