@@ -30,7 +30,8 @@ from fairvisor.route import read_path
 MAX_AMOUNT: Final = Decimal("9.2e12")  # in millionths it still fits a signed 64-bit counter
 MIN_AMOUNT: Final = Decimal("0.000001")  # counters count millionths
 
-CLAIM_SOURCES: Final = ("jwt", "header", "query", "cookie")  # descriptors with a name of the user's choice
+# Descriptors with a name of the user's choice, with an example of one.
+NAMED_DESCRIPTORS: Final = {"jwt": "sub", "header": "x-api-key", "query": "api_key", "cookie": "session"}
 FIXED_DESCRIPTORS: Final = (
     "ip:address",
     "ip:country",
@@ -44,6 +45,10 @@ FIXED_DESCRIPTORS: Final = (
     "request:path",
     "llm:model",
 )
+
+NO_ZONES: Final = frozenset(
+    {"localtime", "posixrules"}
+)  # files beside the zones: what this machine is set to
 
 _SHOWN = 60  # characters of a wrong value that a message repeats
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
@@ -72,12 +77,12 @@ def show(value: object) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
-def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """The tail of a message that names the nearest known word; nothing when none is near."""
+def did_you_mean(word: object, known: Iterable[str], likeness: float = 0.6) -> str:
+    """The tail of a message that names the nearest known word; nothing when none is as like (0 to 1) as that."""
     if not isinstance(word, str):
         return ""
-    names = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
+    names = {name.lower(): name for name in sorted(known)}
+    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=likeness)
     return f'; did you mean "{names[near[0]]}"?' if near else ""
 
 
@@ -102,7 +107,7 @@ class Checked:
 
 def plain(number: Decimal | int) -> str:
     """A number as people write it: digits in groups of three, no exponent."""
-    return f"{number:,f}" if isinstance(number, Decimal) else f"{number:,}"
+    return f"{number.normalize():,f}" if isinstance(number, Decimal) else f"{number:,}"
 
 
 def between(low: str, high: str) -> Checked:
@@ -167,11 +172,11 @@ def _instant(value: object) -> int:
 
 def _zone(value: object) -> str:
     try:
-        if isinstance(value, str) and value not in ("localtime", "posixrules"):
+        if isinstance(value, str) and value not in NO_ZONES:
             return zoneinfo.ZoneInfo(value).key
     except (KeyError, ValueError, OSError):  # unknown, a path that escapes, a folder such as "Europe"
         pass
-    hint = did_you_mean(value, zoneinfo.available_timezones())
+    hint = did_you_mean(value, zoneinfo.available_timezones() - NO_ZONES, 0.75)
     raise fault(f'must be an IANA time zone such as "Europe/Berlin", not {show(value)}{hint}')
 
 
@@ -283,10 +288,10 @@ def _a_label(host: str) -> str:
 
 
 def _route(value: object) -> str:
-    if isinstance(value, str) and value.endswith("*"):
-        _path(value[:-1])
-        return value
-    return _path(value)
+    path = value[:-1] if isinstance(value, str) and value.startswith("/") and value.endswith("*") else value
+    if "*" in _path(path):
+        raise fault(f'may have "*" at its end only, not {show(value)}')
+    return str(value)
 
 
 Path = Annotated[str, Checked(_path, type="string", pattern="^/[^?#]*$")]
@@ -302,14 +307,14 @@ def _descriptor(value: object) -> str:
     if not isinstance(value, str):
         raise fault(f'must be a descriptor such as "header:x-api-key", not {show(value)}')
     source, colon, name = value.partition(":")
-    if colon and source in CLAIM_SOURCES:
+    if colon and source in NAMED_DESCRIPTORS:
         return f"{source}:{_descriptor_name(source, name, value)}"
     if value == "ip:addr":
         return "ip:address"
     if value in FIXED_DESCRIPTORS:
         return value
-    if not colon and source in CLAIM_SOURCES:
-        raise fault(f'{show(value)} needs a name, such as "{source}:x-api-key"')
+    if not colon and source in NAMED_DESCRIPTORS:
+        raise fault(f'{show(value)} needs a name, such as "{source}:{NAMED_DESCRIPTORS[source]}"')
     hint = did_you_mean(value, FIXED_DESCRIPTORS) or _nearest_source(source, name)
     raise fault(f"unknown descriptor {show(value)}{hint or '; known: ' + _KNOWN_DESCRIPTORS}")
 
@@ -324,7 +329,7 @@ def _descriptor_name(source: str, name: str, whole: str) -> str:
 
 
 def _nearest_source(source: str, name: str) -> str:
-    near = difflib.get_close_matches(source.lower(), CLAIM_SOURCES, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(source.lower(), NAMED_DESCRIPTORS, n=1, cutoff=0.6)
     return f'; did you mean "{near[0]}:{name}"?' if near and name else ""
 
 
@@ -339,7 +344,7 @@ def _cost_source(value: object) -> str:
     raise fault(f'must be "fixed", "header:<name>" or "query:<name>", not {show(value)}{hint}')
 
 
-_KNOWN_DESCRIPTORS = ", ".join([f"{source}:<name>" for source in CLAIM_SOURCES] + list(FIXED_DESCRIPTORS))
+_KNOWN_DESCRIPTORS = ", ".join([f"{source}:<name>" for source in NAMED_DESCRIPTORS] + list(FIXED_DESCRIPTORS))
 _DESCRIPTOR_PATTERN = (
     r"^(jwt:.+|query:.+|(header|cookie):[!#$%&'*+.^_`|~0-9A-Za-z-]+|ip:addr|"
     + "|".join(FIXED_DESCRIPTORS)

@@ -172,6 +172,7 @@ def _missing_packages(policy: Policy, path: str) -> Iterator[Problem]:
 def _merged(syntax_errors: tuple[Problem, ...], errors: list[Problem]) -> tuple[Problem, ...]:
     """All errors; where the document itself is wrong at a path, what the model says of that value adds nothing."""
     told = {problem.path for problem in syntax_errors}
+    told |= {path.rpartition("[")[0] for path in told}  # the model may speak of the array around it
     return (*syntax_errors, *(problem for problem in errors if problem.path not in told))
 
 

@@ -203,3 +203,11 @@ class Bundle(Strictly):
     kill_switch_override: Override | None = None
     defaults: Defaults = Defaults()
     jwt_keys: Annotated[tuple[JwtKey, ...], Strict(False)] = ()
+
+    @field_validator("expires_at_ns")
+    @classmethod
+    def _expires_after_issue(cls, expires_at_ns: int | None, info: ValidationInfo) -> int | None:
+        issued_at_ns = info.data.get("issued_at_ns")
+        if expires_at_ns is not None and issued_at_ns is not None and expires_at_ns <= issued_at_ns:
+            raise fault("must be later than issued_at")
+        return expires_at_ns
