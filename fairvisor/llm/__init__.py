@@ -7,6 +7,7 @@
     reservation.py  what was taken for a request, as a signed token that settles it later
     dialect.py      a refusal in the shape of the provider whose SDK asked
     stream.py       usage out of a response that arrives in pieces
+    scan.py         usage out of a JSON document that is too large or broken to parse
 
 Nothing here does I/O, reads a clock, or knows policies, counters or gateways.
 """

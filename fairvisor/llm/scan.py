@@ -1,0 +1,131 @@
+"""The usage objects of a JSON document that is too large, or too broken, to be parsed whole.
+
+A response with embeddings or pictures may have many megabytes, with its usage at the end, and one that was cut off is
+no JSON at all. The scanner goes through the bytes as they come, follows only strings and brackets, and keeps nothing
+but the objects under the keys that hold usage: at the root, in `response` or `message` there, or in the objects of a
+root array (Gemini). What a model wrote cannot pose as usage: it stands deeper or inside a string. The scanner must not
+know what a usage means, nor where the bytes come from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+import orjson
+
+# Keys as they are kept: with the quote that closes them.
+_USAGE_KEYS: Final = frozenset((b'usage"', b'usageMetadata"'))
+_HOLDER_KEYS: Final = frozenset((b'response"', b'message"'))
+MAX_OBJECT_BYTES: Final = 65_536
+"""A usage object larger than this is none: real ones have less than one kilobyte."""
+
+_MAX_KEY: Final = 32
+_OUTSIDE: Final = re.compile(rb'["{}\[\]]')
+_INSIDE: Final = re.compile(rb'["\\]')
+_COLON: Final = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
+
+
+class UsageScanner:
+    """Call `feed` with the pieces of one document; `found(holder, usage)` is called for every usage object in it.
+
+    `holder` is the key that the usage was found in: "response", "message", or "" for the root.
+    """
+
+    def __init__(self, found: Callable[[str, dict[str, object]], None]) -> None:
+        self._found = found
+        # per document
+        self._depth = 0
+        self._root_depth = 1  # 2 when the root is an array
+        self._holder = b""  # the key whose object is open one below the root object
+        # per token
+        self._string: bytearray | None = None  # the string that is open: its first bytes, as written
+        self._escaped = False
+        self._key = b""  # the last string that was closed, up to its quote...
+        self._gap = bytearray(b"-")  # ...and what has followed it; a colon makes it a key
+        # per usage object
+        self._object: bytearray | None = None
+        self._object_depth = 0
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the document."""
+        position = 0
+        while position < len(data):
+            if self._escaped:
+                self._escaped = False
+                end = position + 1
+            elif self._string is not None:
+                end = self._inside(data, position)
+            else:
+                end = self._outside(data, position)
+            if self._object is not None:
+                self._keep(data, position, end)
+            position = end
+
+    def _inside(self, data: bytes, position: int) -> int:
+        """In a string: go to its end or behind the next backslash."""
+        assert self._string is not None, "only called inside a string"
+        match = _INSIDE.search(data, position)
+        end = match.end() if match else len(data)
+        if len(self._string) <= _MAX_KEY:
+            self._string += data[position : min(end, position + _MAX_KEY + 1)]
+        if match is not None:
+            if match[0] == b"\\":
+                self._escaped = True
+            else:
+                self._key, self._gap, self._string = bytes(self._string), bytearray(), None
+        return end
+
+    def _outside(self, data: bytes, position: int) -> int:
+        """Between strings: go behind the next quote or bracket."""
+        match = _OUTSIDE.search(data, position)
+        stop = match.start() if match else len(data)
+        if len(self._gap) <= _MAX_KEY:
+            self._gap += data[position : min(stop, position + _MAX_KEY + 1)]
+        if match is None:
+            return stop
+        sign = match[0]
+        if sign == b'"':
+            self._string = bytearray()
+        elif sign in b"{[":
+            self._open(sign)
+        else:
+            self._depth -= 1
+            self._gap = bytearray(b"-")
+        return stop + 1
+
+    def _open(self, sign: bytes) -> None:
+        key = self._key if sign == b"{" and _COLON.fullmatch(self._gap) else b""
+        self._gap = bytearray(b"-")
+        self._depth += 1
+        if self._object is not None:
+            return
+        if self._depth == 1:
+            self._root_depth = 2 if sign == b"[" else 1
+        level = self._depth - self._root_depth
+        if level == 1:
+            self._holder = key if key in _HOLDER_KEYS else b""
+        if key in _USAGE_KEYS and (level == 1 or (level == 2 and self._holder)):
+            self._object = bytearray(b"{")
+            self._object_depth = self._depth
+
+    def _keep(self, data: bytes, position: int, end: int) -> None:
+        """Collect the open usage object; hand it on when its bracket has closed."""
+        assert self._object is not None, "only called while a usage object is open"
+        if self._object == b"{" and data[end - 1 : end] == b"{" and self._depth == self._object_depth:
+            return  # its own opening bracket
+        self._object += data[position:end]
+        if len(self._object) > MAX_OBJECT_BYTES:
+            self._object = None
+        elif self._depth < self._object_depth:
+            text, self._object = bytes(self._object), None
+            self._hand_on(text, "" if self._depth == self._root_depth else self._holder[:-1].decode())
+
+    def _hand_on(self, text: bytes, holder: str) -> None:
+        try:
+            usage = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return
+        if isinstance(usage, dict):
+            self._found(holder, usage)
