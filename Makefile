@@ -15,24 +15,29 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format docs clean
+.PHONY: help run test lint check format docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 run: $(RUN_STAMP) policy.json ## build, install and serve policy.json on BIND (127.0.0.1:8080)
-	@BIND=$(BIND) sh conf/try.sh
-	@exec $(BIN)/fairvisor serve --config-file policy.json --bind $(BIND) --state-dir $(VENV)/state
+	@printf '%s\n' '' 'Try, in another terminal; the sample policy lets 5 pass at once, then one every 2 seconds:' '' \
+	    "  curl -i -H 'X-Original-Method: GET' -H 'X-Original-URI: /api/orders' http://$(BIND)/v1/decision" \
+	    "  curl -i http://$(BIND)/readyz" '' \
+	    'Ask without a server what a policy does with a request, and why:' '' \
+	    "  $(BIN)/fairvisor explain policy.json --path /api/orders" ''
+	@exec $(BIN)/fairvisor serve --config-file policy.json --bind $(BIND)
 
 test: $(DEV_STAMP) ## every test that needs no server on this machine; the rest is listed at the end
 	$(BIN)/python -m pytest
 
-check: $(DEV_STAMP) ## format, lint, types, C warnings as errors, tests and docs: all that CI asks
+lint: $(DEV_STAMP) ## format, lint, types, and the C source with warnings as errors
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	FAIRVISOR_WERROR=1 $(BIN)/python setup.py -q build_ext --force --build-temp $(VENV)/werror --build-lib $(VENV)/werror
-	$(BIN)/python -m pytest
+
+check: lint test ## all that CI asks (the tests also hold the documentation to the code)
 
 format: $(DEV_STAMP) ## put the code into the house format
 	$(BIN)/ruff format .

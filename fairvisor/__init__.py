@@ -21,6 +21,7 @@ Before the first request:
     settings.py     every FAIRVISOR_* variable, declared once
     master.py       the process that starts, reloads and replaces the workers
     bundle/         the policy bundle: load, validate, compile
+    reload.py       the active bundle of a process, and how a new one takes its place
     clock.py        the one place that reads a clock
     errors.py       the exceptions, one small tree
 

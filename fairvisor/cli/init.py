@@ -71,9 +71,10 @@ def _print_next_steps() -> None:
     print_line("Next:")
     for command, purpose in (
         (f"fairvisor validate {POLICY}", "check it after each change"),
+        (f"fairvisor explain {POLICY} --path /", "what it does with a request, and why"),
         (f"fairvisor serve --config-file {POLICY}", "enforce it on 127.0.0.1:8080"),
         ("fairvisor schema > policy.schema.json", "completion and checks in your editor"),
         ("fairvisor help", "every command"),
     ):
-        print_line("  ", (f"{command:42}", "bold"), purpose)
+        print_line("  ", (f"{command:43}", "bold"), purpose)
     print_line(f"The settings are in {SETTINGS}, each with a sentence.")

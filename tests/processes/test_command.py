@@ -14,9 +14,7 @@ import termios
 COMMAND = [sys.executable, "-c", "from fairvisor.cli.main import main; main()"]
 
 
-def fairvisor(
-    *arguments: str, cwd: Path | None = None, data: bytes = b""
-) -> subprocess.CompletedProcess[bytes]:
+def fairvisor(*arguments: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([*COMMAND, *arguments], input=data, capture_output=True, timeout=60, check=False)
 
 
