@@ -15,6 +15,7 @@ setup(
         Extension(
             "fairvisor.counters._table",
             ["fairvisor/counters/_table.c"],
+            depends=["fairvisor/counters/_slots.h"],
             extra_compile_args=flags,
             extra_link_args=[flag for flag in flags if flag.startswith("-fsanitize")],
         )

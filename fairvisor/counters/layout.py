@@ -25,7 +25,9 @@ import xxhash
 from fairvisor.counters._table import GROUP, SLOT_BYTES, WORD_EVICTIONS, WORD_FULL, WORD_NONCE
 from fairvisor.errors import SegmentError
 
-LAYOUT_VERSION: Final = 1  # raise with any change to this file's regions, to `Word`, or to the slots of `_table.c`
+LAYOUT_VERSION: Final = (
+    1  # raise with any change to this file's regions, to `Word`, or to the slots of `_table.c`
+)
 MAGIC: Final = b"fvEdge\r\n"
 
 PAGE_BYTES: Final = 4096

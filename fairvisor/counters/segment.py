@@ -30,7 +30,7 @@ from fairvisor.counters.layout import MAGIC, PAGE_BYTES, Geometry, Header, Word
 from fairvisor.counters.series import Labels, Series
 from fairvisor.errors import SegmentError
 
-SHM_DIR: Final = Path("/dev/shm")  # where the C libraries of Linux keep POSIX shared memory
+SHM_DIR: Final = Path("/dev/shm")  # noqa: S108 - where the C libraries of Linux keep POSIX shared memory
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 MIB: Final = 1 << 20
 
@@ -196,7 +196,9 @@ class Segment:
             self.table.cell_add(self.series(series, labels), value)
         start = old.geometry.slots_at
         with memoryview(old._memory) as view:
-            _, self.dropped = self.table.merge(view[start : start + SLOT_BYTES * old.geometry.slots], 0, now_ns)
+            _, self.dropped = self.table.merge(
+                view[start : start + SLOT_BYTES * old.geometry.slots], 0, now_ns
+            )
 
 
 class _Unreadable(SegmentError):
@@ -252,9 +254,13 @@ def _allocate(fd: int, size_bytes: int) -> None:
 def _check_owner(name: str, fd: int) -> None:
     status = os.fstat(fd)
     if status.st_uid != os.geteuid():
-        raise SegmentError(f"segment {name} belongs to user {status.st_uid}, this process runs as {os.geteuid()}")
+        raise SegmentError(
+            f"segment {name} belongs to user {status.st_uid}, this process runs as {os.geteuid()}"
+        )
     if stat.S_IMODE(status.st_mode) != 0o600:
-        raise SegmentError(f"segment {name} has mode {stat.S_IMODE(status.st_mode):04o}, allowed is 0600 only")
+        raise SegmentError(
+            f"segment {name} has mode {stat.S_IMODE(status.st_mode):04o}, allowed is 0600 only"
+        )
 
 
 def _map_existing(name: str, fd: int) -> tuple[mmap.mmap, Header]:
