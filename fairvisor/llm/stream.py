@@ -23,6 +23,7 @@ MAX_DOCUMENT_BYTES: Final = 262_144
 """A JSON document (a response, or the data of one event) up to this size is parsed whole, a larger one is scanned."""
 
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
+_BLANK_LINES: Final = (b"\n\n", b"\r\n\r\n")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _CUMULATIVE_EVENTS: Final = frozenset(("message_start", "message_delta"))
 
@@ -98,6 +99,11 @@ class _Document:
         self._text = bytearray()
         self._scanner: UsageScanner | None = None
 
+    @property
+    def empty(self) -> bool:
+        """Nothing of the document has come yet."""
+        return not self._text and self._scanner is None
+
     def feed(self, data: bytes) -> None:
         """The next bytes of the document."""
         if self._scanner is not None:
@@ -138,8 +144,8 @@ class _Events:
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the stream."""
-        if not data:
-            return
+        if not data or (b"usage" not in data and data.endswith(_BLANK_LINES) and self._between_events()):
+            return  # nothing, or whole events without a usage: nearly all of a stream
         if self._after_cr and data[:1] == b"\n":
             data = data[1:]
         self._after_cr = data[-1:] == b"\r"
@@ -153,6 +159,9 @@ class _Events:
         """The stream has ended; an event that its blank line did not close counts all the same."""
         self._end_line()
         self._data.finish()
+
+    def _between_events(self) -> bool:
+        return self._is_data is None and not self._head and not self._after_cr and self._data.empty
 
     def _part_of_line(self, part: bytes) -> None:
         if self._is_data is None:
