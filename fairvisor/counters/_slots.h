@@ -521,7 +521,7 @@ static int reserve(table *t, const sight *see, operation *o, place *mine)
         return -1;                              /* refused even by a fresh record: it needs no slot */
     place victim = see->spare.at ? see->spare : see->oldest;
     if (!victim.at) {
-        o->outcome = WINDOW_FULL;
+        o->outcome = WINDOW_FULL, o->result = 0;
         return -1;
     }
     record held;

@@ -1,0 +1,441 @@
+"""The table in plain Python: what every operation means, without the concurrency. The tests' oracle.
+
+`ModelTable` takes the same calls as `_table.Table` and gives the same answers, eviction and full windows included. It
+keeps its slots in a list and knows nothing of shared memory, reservations or compare-and-swap: how several processes
+do the same at once is specified in `_slots.h`. All arithmetic is on integers, so nothing is lost: times in ticks of
+2^-28 ns, amounts in millionths; `per` is ticks per millionth, the time in which a bucket regains one millionth.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from fairvisor.counters._table import (
+    ALLOWED,
+    FULL,
+    GROUP,
+    REFUSED,
+    SLOT_BYTES,
+    WORD_EVICTIONS,
+    WORD_FULL,
+    WORD_NONCE,
+)
+
+TICKS_PER_NS: Final = 1 << 28
+TIME_WRAP: Final = 1 << 83  # ticks: times repeat after 2^55 ns, 417 days
+UNIT_NS: Final = 1 << 36  # 69 s: the life of a total is counted in these
+UNIT_WRAP: Final = 1 << 19
+MAX_COUNT: Final = TICKS_PER_NS - 1  # a count stands in the ticks below a nanosecond
+MAX_TOTAL_U: Final = 2**64 - 1
+U64: Final = 2**64
+ROOMY: Final = 4  # free slots of its first group that keep a new key from its second
+TIME_KIND: Final = 2
+TOTAL_KIND: Final = 3
+SLOT: Final = struct.Struct("<QQQQ")  # b, a, used, key
+
+
+class Time(NamedTuple):
+    """A bucket: the moment at which it is full again. A count: the end of its window, plus the count in ticks."""
+
+    ticks: int
+
+    def expired(self, now_ns: int) -> bool:
+        return self.after(now_ns) <= 0
+
+    def after(self, now_ns: int) -> int:
+        """Signed distance from now in ticks; times further apart than half the wrap are taken for the other side."""
+        return signed(self.ticks - now_ns * TICKS_PER_NS, TIME_WRAP)
+
+
+class Total(NamedTuple):
+    """A sum that is never evicted; forgotten when the present unit is past `last_unit`."""
+
+    total_u: int
+    last_unit: int
+
+    def expired(self, now_ns: int) -> bool:
+        return signed(self.last_unit - now_ns // UNIT_NS, UNIT_WRAP) < 0
+
+
+Record = Time | Total
+
+
+@dataclass
+class Slot:
+    """A slot in use: whose record it holds and when that was used last."""
+
+    fp: int
+    key: int
+    record: Record
+    used_ns: int
+
+
+def signed(difference: int, wrap: int) -> int:
+    """A difference modulo `wrap`, between -wrap/2 and wrap/2."""
+    difference %= wrap
+    return difference - wrap if difference >= wrap // 2 else difference
+
+
+def ns_up(ticks: int) -> int:
+    return -(-ticks // TICKS_PER_NS)
+
+
+def time_at(now_ns: int, ticks_later: int) -> Time:
+    return Time((now_ns * TICKS_PER_NS + ticks_later) % TIME_WRAP)
+
+
+def mixed(key: int) -> int:
+    """A bijection of 64-bit integers, which makes small keys as good as hashes."""
+    x = (key ^ key >> 32) * 0x9E3779B97F4A7C15 % U64
+    return x ^ x >> 29
+
+
+def fingerprint(key: int) -> int:
+    """43 bits, not 0. Two keys that share them and meet in one window are one counter."""
+    return mixed(key) >> 21 or 1
+
+
+def window(key: int, groups: int) -> list[list[int]]:
+    """The slots in which the record of a key may stand: its two groups, each in the order in which it is searched."""
+    spread = mixed(key) * 0xD6E8FEB86659FD93 % U64
+    first = (spread >> 32) * groups >> 32
+    second = (spread & 0xFFFFFFFF) * groups >> 32
+    if second == first:
+        second = (first + 1) % groups
+    start = spread % GROUP
+    chosen = [first, second] if groups > 1 else [first]
+    return [[group * GROUP + (start + i) % GROUP for i in range(GROUP)] for group in chosen]
+
+
+def checked(value: int, name: str, low: int = 0, high: int = 2**63 - 1) -> int:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, not {value}")
+    return value
+
+
+class ModelTable:
+    """See `_table.pyi` for each operation. `slots` is a positive multiple of GROUP."""
+
+    def __init__(self, *, seed: int = 0, slots: int, words: int = 64, cells: int = 64) -> None:
+        if slots <= 0 or slots % GROUP:
+            raise ValueError(f"slots: {slots} is not a positive multiple of {GROUP}")
+        self.seed = seed
+        self.slots, self.words, self.cells = slots, words, cells
+        self._slots: list[Slot | None] = [None] * slots
+        self._words = [0] * words
+        self._cells = [0] * cells
+
+    # ---- token buckets
+
+    def take(self, key: int, now_ns: int, cost_u: int, burst_u: int, per: int, /) -> tuple[int, int, int]:
+        found = Found(self, key, now_ns)
+        checked(cost_u, "cost_u")
+        burst, cost = self._bucket(burst_u, per), cost_u * per
+        if isinstance(found.record, Total):
+            return self._full(), burst_u, 0
+        true_debt = found.record.after(now_ns) if found.record else 0
+        debt = min(true_debt, burst)  # more only if the burst was lowered
+        if cost_u > burst_u or debt + cost > burst:
+            if true_debt > burst:
+                found.put(time_at(now_ns, burst))
+            wait_ns = -1 if cost_u > burst_u else ns_up(debt + cost - burst)
+            return REFUSED, (burst - debt) // per, wait_ns
+        debt += cost
+        if debt and not found.put(time_at(now_ns, debt)):
+            return self._full(), burst_u, 0
+        return ALLOWED, (burst - debt) // per, ns_up(debt)
+
+    def give(self, key: int, now_ns: int, cost_u: int, per: int, /) -> None:
+        found = Found(self, key, now_ns)
+        checked(cost_u, "cost_u")
+        checked(per, "per", low=1)
+        if isinstance(found.record, Time):
+            found.put(time_at(now_ns, max(0, found.record.after(now_ns) - cost_u * per)))
+
+    def overdraw(self, key: int, now_ns: int, cost_u: int, burst_u: int, per: int, /) -> None:
+        found = Found(self, key, now_ns)
+        checked(cost_u, "cost_u")
+        burst = self._bucket(burst_u, per)
+        if cost_u == 0 or isinstance(found.record, Total):
+            return
+        debt = found.record.after(now_ns) if found.record else 0
+        if not found.put(time_at(now_ns, min(burst, debt + cost_u * per))):
+            self._full()
+
+    def peek_bucket(self, key: int, now_ns: int, burst_u: int, per: int, /) -> tuple[int, int]:
+        record = self._peek(key, now_ns)
+        burst = self._bucket(burst_u, per)
+        debt = min(burst, record.after(now_ns)) if isinstance(record, Time) else 0
+        return (burst - debt) // per, ns_up(debt)
+
+    # ---- totals
+
+    def add(self, key: int, now_ns: int, amount_u: int, limit_u: int, ttl_ns: int, /) -> tuple[int, int]:
+        found = Found(self, key, now_ns)
+        checked(amount_u, "amount_u")
+        checked(limit_u, "limit_u")
+        life_checked(ttl_ns, "ttl_ns")
+        if isinstance(found.record, Time):
+            return self._full(), 0
+        total_u, last_unit = found.record or Total(0, ((now_ns + ttl_ns) // UNIT_NS + 1) % UNIT_WRAP)
+        if total_u + amount_u > limit_u:
+            return REFUSED, total_u
+        if (found.record or amount_u) and not found.put(Total(total_u + amount_u, last_unit)):
+            return self._full(), 0
+        return ALLOWED, total_u + amount_u
+
+    def sub(self, key: int, now_ns: int, amount_u: int, /) -> None:
+        found = Found(self, key, now_ns)
+        checked(amount_u, "amount_u")
+        if isinstance(found.record, Total):
+            found.put(found.record._replace(total_u=max(0, found.record.total_u - amount_u)))
+
+    def charge(self, key: int, now_ns: int, amount_u: int, /) -> None:
+        found = Found(self, key, now_ns)
+        checked(amount_u, "amount_u")
+        if isinstance(found.record, Total):
+            found.put(found.record._replace(total_u=min(MAX_TOTAL_U, found.record.total_u + amount_u)))
+
+    def peek_total(self, key: int, now_ns: int, /) -> int:
+        record = self._peek(key, now_ns)
+        return record.total_u if isinstance(record, Total) else 0
+
+    # ---- counts and nonces
+
+    def count(self, key: int, now_ns: int, window_ns: int, /) -> int:
+        found = Found(self, key, now_ns)
+        life_checked(window_ns, "window_ns")
+        if isinstance(found.record, Total):
+            self._full()
+            return 0
+        count = count_of(found.record, now_ns)
+        if found.record and count:
+            end = found.record.ticks - count
+        else:
+            end = time_at(now_ns + window_ns, 0).ticks
+        count = min(count + 1, MAX_COUNT)
+        if not found.put(Time(end + count)):
+            self._full()
+            return 0
+        return count
+
+    def peek_count(self, key: int, now_ns: int, /) -> int:
+        record = self._peek(key, now_ns)
+        return count_of(record, now_ns) if isinstance(record, Time) else 0
+
+    def once(self, key: int, now_ns: int, ttl_ns: int, /) -> int:
+        return self.add(key, now_ns, 1, 1, ttl_ns)[0]
+
+    # ---- any record
+
+    def delete(self, key: int, now_ns: int, /) -> bool:
+        found = Found(self, key, now_ns)
+        if found.at is not None:
+            self._slots[found.at] = None
+        return found.record is not None
+
+    def sweep(self, start: int, slots: int, now_ns: int, /) -> int:
+        ended = [
+            at for at, slot in self._range(start, slots) if slot is not None and slot.record.expired(now_ns)
+        ]
+        for at in ended:
+            self._slots[at] = None
+        return len(ended)
+
+    def census(self, start: int, slots: int, now_ns: int, /) -> tuple[int, int, int, int, int]:
+        kinds = {"free": 0, "Time": 0, "Total": 0, "ended": 0}
+        for _, slot in self._range(start, slots):
+            if slot is None:
+                kinds["free"] += 1
+            else:
+                kinds["ended" if slot.record.expired(now_ns) else type(slot.record).__name__] += 1
+        return kinds["free"], 0, kinds["Time"], kinds["Total"], kinds["ended"]
+
+    def dump(self, start: int, slots: int, now_ns: int, /) -> bytes:
+        return b"".join(
+            pack(slot)
+            for _, slot in self._range(start, slots)
+            if slot is not None and not slot.record.expired(now_ns)
+        )
+
+    def merge(self, records: bytes, shift_ns: int, now_ns: int, /) -> tuple[int, int]:
+        given = [SLOT.unpack_from(records, at) for at in range(0, len(records) - SLOT_BYTES + 1, SLOT_BYTES)]
+        slots = [slot for values in given if (slot := unpack(*values)) is not None]
+        slots.sort(key=lambda slot: isinstance(slot.record, Time))  # totals first: they are never evicted
+        kept = sum(self._merge_slot(slot, shift_ns, now_ns) for slot in slots)
+        return kept, len(slots) - kept
+
+    # ---- words and cells
+
+    def word_get(self, index: int, /) -> int:
+        return self._words[self._index(index, self.words, "word")]
+
+    def word_set(self, index: int, value: int, /) -> None:
+        self._words[self._index(index, self.words, "word")] = checked(value, "value", high=U64 - 1)
+
+    def word_add(self, index: int, amount: int, /) -> int:
+        self._words[index] = (self.word_get(index) + amount) % U64
+        return self._words[index]
+
+    def word_cas(self, index: int, old: int, value: int, /) -> bool:
+        if self.word_get(index) != checked(old, "old", high=U64 - 1):
+            return False
+        self.word_set(index, value)
+        return True
+
+    def cell_add(self, index: int, amount: int, /) -> None:
+        self._cells[index] = (self.cell_get(index) + amount) % U64
+
+    def cell_get(self, index: int, /) -> int:
+        return self._cells[self._index(index, self.cells, "cell")]
+
+    def cell_set(self, index: int, value: int, /) -> None:
+        self._cells[self._index(index, self.cells, "cell")] = checked(value, "value", high=U64 - 1)
+
+    # ---- parts
+
+    def _bucket(self, burst_u: int, per: int) -> int:
+        """The time that an empty bucket takes to fill, in ticks."""
+        checked(burst_u, "burst_u")
+        checked(per, "per", low=1)
+        if burst_u * per >= TIME_WRAP // 2:
+            raise ValueError("burst_u * per must be below 2**82: the bucket would take 208 days to fill")
+        return burst_u * per
+
+    def _full(self) -> int:
+        self._words[WORD_FULL] += 1
+        return FULL
+
+    def _find(self, key: int) -> int | None:
+        fp = fingerprint(checked(key, "key", high=U64 - 1))
+        for group in window(key, self.slots // GROUP):
+            for at in group:
+                slot = self._slots[at]
+                if slot is not None and slot.fp == fp:
+                    return at
+        return None
+
+    def _peek(self, key: int, now_ns: int) -> Record | None:
+        """The record of a key that has not run out, without counting as a use."""
+        at = self._find(key)
+        slot = None if at is None else self._slots[at]
+        checked(now_ns, "now_ns")
+        return None if slot is None or slot.record.expired(now_ns) else slot.record
+
+    def _room(self, key: int, now_ns: int) -> int | None:
+        """Where a new key goes: a free or expired slot, else the bucket or count least recently used; or nowhere."""
+        spare: list[list[int]] = []
+        evictable: list[tuple[int, int]] = []
+        for group in window(key, self.slots // GROUP):
+            spare.append([])
+            for at in group:
+                slot = self._slots[at]
+                if slot is None or slot.record.expired(now_ns):
+                    spare[-1].append(at)
+                elif isinstance(slot.record, Time):
+                    evictable.append((slot.used_ns, at))
+        roomy = len(spare) == 1 or len(spare[0]) >= ROOMY or len(spare[0]) >= len(spare[1])
+        chosen = spare[0 if roomy else 1]
+        if chosen:
+            return chosen[0]
+        if not evictable:
+            return None
+        self._words[WORD_EVICTIONS] += 1
+        return min(evictable, key=lambda pair: pair[0])[1]
+
+    def _merge_slot(self, given: Slot, shift_ns: int, now_ns: int) -> bool:
+        if fingerprint(given.key) != given.fp:
+            return False
+        record = shifted(given.record, shift_ns)
+        if record.expired(now_ns):
+            return True
+        found = Found(self, given.key, now_ns, used_ns=max(0, given.used_ns + shift_ns))
+        old = found.record
+        if isinstance(old, Time) and isinstance(record, Time):
+            more = signed(old.ticks - record.ticks, TIME_WRAP) < 0
+        elif isinstance(old, Total) and isinstance(record, Total):
+            more = old.total_u < record.total_u
+        else:
+            more = old is None
+            if not more:
+                return self._full() == ALLOWED
+        return not more or found.put(record) or self._full() == ALLOWED
+
+    def _range(self, start: int, slots: int) -> Iterator[tuple[int, Slot | None]]:
+        checked(start, "start")
+        for at in range(start, min(self.slots, start + checked(slots, "slots"))):
+            yield at, self._slots[at]
+
+    @staticmethod
+    def _index(index: int, count: int, what: str) -> int:
+        if not 0 <= index < count:
+            raise IndexError(f"no {what} {index}: there are {count}")
+        return index
+
+
+class Found:
+    """The slot of a key and its record, which is None when it has run out. Looking it up is a use of the slot."""
+
+    def __init__(self, table: ModelTable, key: int, now_ns: int, used_ns: int | None = None) -> None:
+        self._table = table
+        self._key = key
+        self._now_ns = checked(now_ns, "now_ns")
+        self._used_ns = now_ns if used_ns is None else used_ns
+        self.at = table._find(key)
+        self.record: Record | None = None
+        slot = None if self.at is None else table._slots[self.at]
+        if slot is not None:
+            slot.used_ns, slot.key = self._used_ns, key
+            self.record = None if slot.record.expired(now_ns) else slot.record
+
+    def put(self, record: Record) -> bool:
+        """Store the next record of the key; False: there is no room for it."""
+        at = self.at
+        if at is None:
+            at = self._table._room(self._key, self._now_ns)
+            if at is None:
+                return False
+            self._table._words[WORD_NONCE] += 1
+        self._table._slots[at] = Slot(fingerprint(self._key), self._key, record, self._used_ns)
+        return True
+
+
+def life_checked(ns: int, name: str) -> None:
+    checked(ns, name, low=1, high=100 * 86_400 * 10**9)
+
+
+def count_of(record: Time | None, now_ns: int) -> int:
+    """The count of a window that is running, else 0."""
+    if record is None:
+        return 0
+    count = record.ticks % TICKS_PER_NS
+    return count if Time(record.ticks - count).after(now_ns) > 0 else 0
+
+
+def shifted(record: Record, shift_ns: int) -> Record:
+    """A record dated later; the life of a total is rounded up to units."""
+    if isinstance(record, Time):
+        return Time((record.ticks + shift_ns * TICKS_PER_NS) % TIME_WRAP)
+    return record._replace(last_unit=(record.last_unit - (-shift_ns // UNIT_NS)) % UNIT_WRAP)
+
+
+def pack(slot: Slot) -> bytes:
+    """A slot as it stands in shared memory: see `_slots.h`."""
+    if isinstance(slot.record, Time):
+        kind, exp, b = TIME_KIND, slot.record.ticks >> 64, slot.record.ticks % U64
+    else:
+        kind, exp, b = TOTAL_KIND, slot.record.last_unit, slot.record.total_u
+    return SLOT.pack(b, slot.fp << 21 | kind << 19 | exp, slot.used_ns, slot.key)
+
+
+def unpack(b: int, a: int, used_ns: int, key: int) -> Slot | None:
+    """The slot that these four integers stand for; None: it is free or reserved."""
+    kind, exp = a >> 19 & 3, a % UNIT_WRAP
+    if kind == TIME_KIND:
+        return Slot(a >> 21, key, Time(exp << 64 | b), used_ns)
+    if kind == TOTAL_KIND:
+        return Slot(a >> 21, key, Total(b, exp), used_ns)
+    return None
