@@ -167,8 +167,17 @@ class _Fetch:
 
         """
         connection = self._connection()
+        try:
+            connection.connect()
+            return self._in_time(connection)
+        finally:
+            connection.close()
+
+    def _in_time(self, connection: http.client.HTTPConnection) -> bytes | None:
+        """The exchange, ended after FETCH_TIMEOUT_S also when a byte comes now and then."""
         late = threading.Event()
-        watchdog = threading.Timer(FETCH_TIMEOUT_S, _abort, (connection, late))
+        # The socket itself: the connection forgets it as soon as the response owns it.
+        watchdog = threading.Timer(FETCH_TIMEOUT_S, _abort, (connection.sock, late))
         watchdog.daemon = True
         watchdog.start()
         try:
@@ -178,9 +187,8 @@ class _Fetch:
                 raise
         finally:
             watchdog.cancel()
-            connection.close()
         if late.is_set():  # what was read may be half of it
-            raise TimeoutError(f"no complete answer within {FETCH_TIMEOUT_S:.0f} s")
+            raise TimeoutError(f"no complete answer within {FETCH_TIMEOUT_S:g} s")
         return document
 
     def _connection(self) -> http.client.HTTPConnection:
@@ -207,13 +215,10 @@ class _Fetch:
         return document
 
 
-def _abort(connection: http.client.HTTPConnection, late: threading.Event) -> None:
-    """End an exchange that takes too long, also one that sends a byte now and then."""
+def _abort(sock: socket.socket, late: threading.Event) -> None:
     late.set()
-    sock: socket.socket | None = connection.sock
-    if sock is not None:
-        with contextlib.suppress(OSError):  # it ended by itself meanwhile
-            sock.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError):  # it ended by itself meanwhile
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _jittered(interval_ns: int) -> int:

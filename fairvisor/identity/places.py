@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, Final
 
@@ -238,12 +237,12 @@ def _open_database(path: str) -> Database:
 
 
 def _record(database: Database | None, address: Address) -> Mapping[str, Any]:
-    if database is None or (isinstance(address, IPv6Address) and database.metadata().ip_version == 4):
+    if database is None:
         return {}
     try:
         record = database.get(address)
-    except maxminddb.InvalidDatabaseError:  # a damaged record: nothing is known of this address
-        return {}
+    except (maxminddb.InvalidDatabaseError, ValueError):
+        return {}  # a damaged record, or an IPv6 address and a database of IPv4: nothing is known
     return record if isinstance(record, dict) else {}
 
 
