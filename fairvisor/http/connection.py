@@ -11,13 +11,14 @@ service answers requests, and says how much of a body it wants.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import Final, cast
 
 import httptools
 
 from fairvisor.errors import BodyTooLarge, HeadTooLarge, RequestError, RequestTimeout
+from fairvisor.http.headers import read_headers
 from fairvisor.http.hub import BodyRule, Hub
+from fairvisor.http.outbox import Outbox
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE, Sendable, encode
 
@@ -27,31 +28,7 @@ LINGER_S: Final = 1.0  # how long a refused client may go on sending before the 
 MAX_TRAILERS: Final = 64
 MAX_QUEUED: Final = 64  # answers behind one that waits; then nothing more is read from this client
 
-_HEADER_NAMES_REMEMBERED: Final = 1024
 _TOO_LARGE: Final = HeadTooLarge(f"the request head exceeds {MAX_HEAD_BYTES} bytes")
-
-
-class HeaderNames(dict[bytes, str]):
-    """Header names in lower case, each worked out once; bounded, since clients can make names up."""
-
-    def __missing__(self, name: bytes) -> str:
-        if len(self) >= _HEADER_NAMES_REMEMBERED:
-            self.clear()
-        known = self[name] = name.decode("latin-1").lower()
-        return known
-
-
-_NAMES: Final = HeaderNames()
-
-
-class Queued:
-    """An answer in the queue: ready, or held until its timer rings."""
-
-    __slots__ = ("payload", "timer")
-
-    def __init__(self, payload: bytes) -> None:
-        self.payload = payload
-        self.timer: asyncio.TimerHandle | None = None
 
 
 class Arriving:
@@ -80,13 +57,14 @@ class Connection(asyncio.Protocol):
         "_head_done",
         "_hub",
         "_measured",
-        "_out",
+        "_outbox",
         "_pairs",
         "_parser",
         "_peer",
         "_queue",
         "_read_now",
         "_reading_paused",
+        "_ready",
         "_seen_ms",
         "_started_ms",
         "_transport",
@@ -105,8 +83,9 @@ class Connection(asyncio.Protocol):
         self._read_now = hub.read_now
         # per connection
         self._parser = httptools.HttpRequestParser(self)
-        self._queue: deque[Queued] = deque()
-        self._out: list[bytes] = []
+        self._outbox = Outbox(hub, self._waited)
+        self._ready = self._outbox.ready
+        self._queue = self._outbox.queue
         self._closing = False
         self._eof = False
         self._unread = False
@@ -135,10 +114,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._hub.closed(self)
-        for queued in self._queue:
-            if queued.timer:
-                self._hub.leave(queued.timer)
-        self._queue.clear()
+        self._outbox.drop()
         self._forget_body()
 
     def data_received(self, data: bytes) -> None:
@@ -156,7 +132,7 @@ class Connection(asyncio.Protocol):
             self._await_body()
         elif self._url or self._pairs:
             self._await_head(data)
-        if self._out:
+        if self._ready:
             self._flush()
 
     def eof_received(self) -> bool:
@@ -218,7 +194,7 @@ class Connection(asyncio.Protocol):
         ):
             self._send(answer, headers, method)
         else:
-            self._out.append(encode(self._hub.lines[answer.status], answer))
+            self._ready.append(encode(self._hub.lines[answer.status], answer))
 
     # the hub calls these
 
@@ -248,10 +224,7 @@ class Connection(asyncio.Protocol):
     # reading
 
     def _take_headers(self) -> dict[str, bytes]:
-        pairs = self._pairs
-        headers = {_NAMES[name]: value.strip() for name, value in pairs}
-        if len(headers) != len(pairs):
-            headers = _joined(pairs)
+        headers = read_headers(self._pairs)
         self._pairs = []
         self._head_bytes = self._started_ms = 0
         return headers
@@ -363,36 +336,26 @@ class Connection(asyncio.Protocol):
 
     def _enqueue(self, payload: bytes, *, last: bool, delay_ms: int = 0) -> None:
         self._closing = self._closing or last
-        queued = Queued(payload)
-        if delay_ms:
-            queued.timer = self._hub.hold(delay_ms, lambda: self._release(queued))
-        if queued.timer is None and not self._queue:
-            self._out.append(payload)
-        else:
-            self._queue.append(queued)
-            self._update_reading()
-
-    def _release(self, queued: Queued) -> None:
-        """An answer has waited long enough: it goes, and with it those that waited behind it."""
-        queued.timer = None
-        queue = self._queue
-        while queue and queue[0].timer is None:
-            self._out.append(queue.popleft().payload)
-        self._flush()
+        self._outbox.put(payload, delay_ms)
         self._update_reading()
 
+    def _waited(self) -> None:
+        """Answers that waited are ready."""
+        self._flush()
+        self._update_reading()
+        if self._hub.stopping:
+            self._close_if_idle()
+
     def _flush(self) -> None:
-        out = self._out
-        if out:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
-            out.clear()
+        if self._ready:
+            self._transport.write(self._outbox.take())
         if not self._queue and (self._closing or self._eof):
             self._shut()
 
     def _end_after_answers(self) -> None:
         """No further request is read (the client asked for another protocol)."""
         self._closing = True
-        if not self._queue and not self._out:
+        if not self._queue and not self._ready:
             self._shut()
 
     # closing
@@ -427,15 +390,6 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
-
-
-def _joined(pairs: list[tuple[bytes, bytes]]) -> dict[str, bytes]:
-    """Headers of which some were sent more than once: their values joined in order (RFC 9110 5.3)."""
-    headers: dict[str, bytes] = {}
-    for raw, value in pairs:
-        name = _NAMES[raw]
-        headers[name] = headers[name] + b", " + value.strip() if name in headers else value.strip()
-    return headers
 
 
 def _first_line(error: Exception) -> str:

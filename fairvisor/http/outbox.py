@@ -1,0 +1,67 @@
+"""The answers of one connection, in the order of its requests: ready to be written, or behind one that waits.
+
+It knows payloads and timers. It knows nothing of HTTP or of transports; the connection writes what is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from fairvisor.http.hub import Hub
+
+
+class Queued:
+    """An answer in the queue: held until its timer rings, or only behind one that is."""
+
+    __slots__ = ("payload", "timer")
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Outbox:
+    """`ready` is what can be written now, `queue` what must wait; `on_ready` is called when a wait is over."""
+
+    __slots__ = ("_hub", "_on_ready", "queue", "ready")
+
+    def __init__(self, hub: Hub, on_ready: Callable[[], None]) -> None:
+        self._hub = hub
+        self._on_ready = on_ready
+        self.ready: list[bytes] = []
+        self.queue: deque[Queued] = deque()
+
+    def put(self, payload: bytes, delay_ms: int = 0) -> None:
+        """The next answer. It is held for `delay_ms` if there is a seat, and in any case behind those before it."""
+        queued = Queued(payload)
+        if delay_ms:
+            queued.timer = self._hub.hold(delay_ms, lambda: self._release(queued))
+        if queued.timer is None and not self.queue:
+            self.ready.append(payload)
+        else:
+            self.queue.append(queued)
+
+    def take(self) -> bytes:
+        """What is ready, joined, so that it is written at once."""
+        ready = self.ready
+        payload = ready[0] if len(ready) == 1 else b"".join(ready)
+        ready.clear()
+        return payload
+
+    def drop(self) -> None:
+        """Nobody is there to read: give the seats of those that wait back."""
+        for queued in self.queue:
+            if queued.timer is not None:
+                self._hub.leave(queued.timer)
+        self.queue.clear()
+        self.ready.clear()
+
+    def _release(self, queued: Queued) -> None:
+        """An answer has waited long enough: it is ready, and with it those that waited only for it."""
+        queued.timer = None
+        queue = self.queue
+        while queue and queue[0].timer is None:
+            self.ready.append(queue.popleft().payload)
+        self._on_ready()
