@@ -2,16 +2,14 @@
 
 `ModelTable` takes the same calls as `_table.Table` and gives the same answers, eviction and full windows included. It
 keeps its slots in a list and knows nothing of shared memory, reservations or compare-and-swap: how several processes
-do the same at once is specified in `_slots.h`. All arithmetic is on integers, so nothing is lost: times in ticks of
-2^-28 ns, amounts in millionths; `per` is ticks per millionth, the time in which a bucket regains one millionth.
+do the same at once is specified in `_slots.h`. `per` is ticks per millionth, the time in which a bucket regains one
+millionth; the arithmetic of buckets is GCRA: a bucket is the moment at which it will be full again.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from fairvisor.counters._table import (
     ALLOWED,
@@ -23,97 +21,41 @@ from fairvisor.counters._table import (
     WORD_FULL,
     WORD_NONCE,
 )
+from fairvisor.counters.records import (
+    MAX_COUNT,
+    MAX_TOTAL_U,
+    SLOT,
+    TIME_WRAP,
+    U64,
+    UNIT_NS,
+    UNIT_WRAP,
+    Record,
+    Slot,
+    Time,
+    Total,
+    charged_more,
+    count_of,
+    fingerprint,
+    ns_up,
+    pack,
+    shifted,
+    time_at,
+    unpack,
+    window,
+)
 
-TICKS_PER_NS: Final = 1 << 28
-TIME_WRAP: Final = 1 << 83  # ticks: times repeat after 2^55 ns, 417 days
-UNIT_NS: Final = 1 << 36  # 69 s: the life of a total is counted in these
-UNIT_WRAP: Final = 1 << 19
-MAX_COUNT: Final = TICKS_PER_NS - 1  # a count stands in the ticks below a nanosecond
-MAX_TOTAL_U: Final = 2**64 - 1
-U64: Final = 2**64
 ROOMY: Final = 4  # free slots of its first group that keep a new key from its second
-TIME_KIND: Final = 2
-TOTAL_KIND: Final = 3
-SLOT: Final = struct.Struct("<QQQQ")  # b, a, used, key
-
-
-class Time(NamedTuple):
-    """A bucket: the moment at which it is full again. A count: the end of its window, plus the count in ticks."""
-
-    ticks: int
-
-    def expired(self, now_ns: int) -> bool:
-        return self.after(now_ns) <= 0
-
-    def after(self, now_ns: int) -> int:
-        """Signed distance from now in ticks; times further apart than half the wrap are taken for the other side."""
-        return signed(self.ticks - now_ns * TICKS_PER_NS, TIME_WRAP)
-
-
-class Total(NamedTuple):
-    """A sum that is never evicted; forgotten when the present unit is past `last_unit`."""
-
-    total_u: int
-    last_unit: int
-
-    def expired(self, now_ns: int) -> bool:
-        return signed(self.last_unit - now_ns // UNIT_NS, UNIT_WRAP) < 0
-
-
-Record = Time | Total
-
-
-@dataclass
-class Slot:
-    """A slot in use: whose record it holds and when that was used last."""
-
-    fp: int
-    key: int
-    record: Record
-    used_ns: int
-
-
-def signed(difference: int, wrap: int) -> int:
-    """A difference modulo `wrap`, between -wrap/2 and wrap/2."""
-    difference %= wrap
-    return difference - wrap if difference >= wrap // 2 else difference
-
-
-def ns_up(ticks: int) -> int:
-    return -(-ticks // TICKS_PER_NS)
-
-
-def time_at(now_ns: int, ticks_later: int) -> Time:
-    return Time((now_ns * TICKS_PER_NS + ticks_later) % TIME_WRAP)
-
-
-def mixed(key: int) -> int:
-    """A bijection of 64-bit integers, which makes small keys as good as hashes."""
-    x = (key ^ key >> 32) * 0x9E3779B97F4A7C15 % U64
-    return x ^ x >> 29
-
-
-def fingerprint(key: int) -> int:
-    """43 bits, not 0. Two keys that share them and meet in one window are one counter."""
-    return mixed(key) >> 21 or 1
-
-
-def window(key: int, groups: int) -> list[list[int]]:
-    """The slots in which the record of a key may stand: its two groups, each in the order in which it is searched."""
-    spread = mixed(key) * 0xD6E8FEB86659FD93 % U64
-    first = (spread >> 32) * groups >> 32
-    second = (spread & 0xFFFFFFFF) * groups >> 32
-    if second == first:
-        second = (first + 1) % groups
-    start = spread % GROUP
-    chosen = [first, second] if groups > 1 else [first]
-    return [[group * GROUP + (start + i) % GROUP for i in range(GROUP)] for group in chosen]
+MAX_LIFE_NS: Final = 100 * 86_400 * 10**9
 
 
 def checked(value: int, name: str, low: int = 0, high: int = 2**63 - 1) -> int:
     if not low <= value <= high:
         raise ValueError(f"{name} must be from {low} to {high}, not {value}")
     return value
+
+
+def life_checked(ns: int, name: str) -> int:
+    return checked(ns, name, low=1, high=MAX_LIFE_NS)
 
 
 class ModelTable:
@@ -131,9 +73,9 @@ class ModelTable:
     # ---- token buckets
 
     def take(self, key: int, now_ns: int, cost_u: int, burst_u: int, per: int, /) -> tuple[int, int, int]:
-        found = Found(self, key, now_ns)
         checked(cost_u, "cost_u")
         burst, cost = self._bucket(burst_u, per), cost_u * per
+        found = Found(self, key, now_ns)
         if isinstance(found.record, Total):
             return self._full(), burst_u, 0
         true_debt = found.record.after(now_ns) if found.record else 0
@@ -149,16 +91,16 @@ class ModelTable:
         return ALLOWED, (burst - debt) // per, ns_up(debt)
 
     def give(self, key: int, now_ns: int, cost_u: int, per: int, /) -> None:
-        found = Found(self, key, now_ns)
         checked(cost_u, "cost_u")
         checked(per, "per", low=1)
+        found = Found(self, key, now_ns)
         if isinstance(found.record, Time):
             found.put(time_at(now_ns, max(0, found.record.after(now_ns) - cost_u * per)))
 
     def overdraw(self, key: int, now_ns: int, cost_u: int, burst_u: int, per: int, /) -> None:
-        found = Found(self, key, now_ns)
         checked(cost_u, "cost_u")
         burst = self._bucket(burst_u, per)
+        found = Found(self, key, now_ns)
         if cost_u == 0 or isinstance(found.record, Total):
             return
         debt = found.record.after(now_ns) if found.record else 0
@@ -174,10 +116,10 @@ class ModelTable:
     # ---- totals
 
     def add(self, key: int, now_ns: int, amount_u: int, limit_u: int, ttl_ns: int, /) -> tuple[int, int]:
-        found = Found(self, key, now_ns)
         checked(amount_u, "amount_u")
         checked(limit_u, "limit_u")
         life_checked(ttl_ns, "ttl_ns")
+        found = Found(self, key, now_ns)
         if isinstance(found.record, Time):
             return self._full(), 0
         total_u, last_unit = found.record or Total(0, ((now_ns + ttl_ns) // UNIT_NS + 1) % UNIT_WRAP)
@@ -188,14 +130,14 @@ class ModelTable:
         return ALLOWED, total_u + amount_u
 
     def sub(self, key: int, now_ns: int, amount_u: int, /) -> None:
-        found = Found(self, key, now_ns)
         checked(amount_u, "amount_u")
+        found = Found(self, key, now_ns)
         if isinstance(found.record, Total):
             found.put(found.record._replace(total_u=max(0, found.record.total_u - amount_u)))
 
     def charge(self, key: int, now_ns: int, amount_u: int, /) -> None:
-        found = Found(self, key, now_ns)
         checked(amount_u, "amount_u")
+        found = Found(self, key, now_ns)
         if isinstance(found.record, Total):
             found.put(found.record._replace(total_u=min(MAX_TOTAL_U, found.record.total_u + amount_u)))
 
@@ -206,8 +148,8 @@ class ModelTable:
     # ---- counts and nonces
 
     def count(self, key: int, now_ns: int, window_ns: int, /) -> int:
-        found = Found(self, key, now_ns)
         life_checked(window_ns, "window_ns")
+        found = Found(self, key, now_ns)
         if isinstance(found.record, Total):
             self._full()
             return 0
@@ -347,22 +289,23 @@ class ModelTable:
         return min(evictable, key=lambda pair: pair[0])[1]
 
     def _merge_slot(self, given: Slot, shift_ns: int, now_ns: int) -> bool:
+        """Take over one slot; False: its key is not known, or there is no room."""
+        record = shifted(given.record, shift_ns)
         if fingerprint(given.key) != given.fp:
             return False
-        record = shifted(given.record, shift_ns)
         if record.expired(now_ns):
             return True
         found = Found(self, given.key, now_ns, used_ns=max(0, given.used_ns + shift_ns))
-        old = found.record
-        if isinstance(old, Time) and isinstance(record, Time):
-            more = signed(old.ticks - record.ticks, TIME_WRAP) < 0
-        elif isinstance(old, Total) and isinstance(record, Total):
-            more = old.total_u < record.total_u
-        else:
-            more = old is None
-            if not more:
-                return self._full() == ALLOWED
-        return not more or found.put(record) or self._full() == ALLOWED
+        if found.record is not None and type(found.record) is type(record):
+            if charged_more(found.record, record):
+                return True
+        elif found.record is not None:
+            self._full()
+            return False
+        if not found.put(record):
+            self._full()
+            return False
+        return True
 
     def _range(self, start: int, slots: int) -> Iterator[tuple[int, Slot | None]]:
         checked(start, "start")
@@ -401,41 +344,3 @@ class Found:
             self._table._words[WORD_NONCE] += 1
         self._table._slots[at] = Slot(fingerprint(self._key), self._key, record, self._used_ns)
         return True
-
-
-def life_checked(ns: int, name: str) -> None:
-    checked(ns, name, low=1, high=100 * 86_400 * 10**9)
-
-
-def count_of(record: Time | None, now_ns: int) -> int:
-    """The count of a window that is running, else 0."""
-    if record is None:
-        return 0
-    count = record.ticks % TICKS_PER_NS
-    return count if Time(record.ticks - count).after(now_ns) > 0 else 0
-
-
-def shifted(record: Record, shift_ns: int) -> Record:
-    """A record dated later; the life of a total is rounded up to units."""
-    if isinstance(record, Time):
-        return Time((record.ticks + shift_ns * TICKS_PER_NS) % TIME_WRAP)
-    return record._replace(last_unit=(record.last_unit - (-shift_ns // UNIT_NS)) % UNIT_WRAP)
-
-
-def pack(slot: Slot) -> bytes:
-    """A slot as it stands in shared memory: see `_slots.h`."""
-    if isinstance(slot.record, Time):
-        kind, exp, b = TIME_KIND, slot.record.ticks >> 64, slot.record.ticks % U64
-    else:
-        kind, exp, b = TOTAL_KIND, slot.record.last_unit, slot.record.total_u
-    return SLOT.pack(b, slot.fp << 21 | kind << 19 | exp, slot.used_ns, slot.key)
-
-
-def unpack(b: int, a: int, used_ns: int, key: int) -> Slot | None:
-    """The slot that these four integers stand for; None: it is free or reserved."""
-    kind, exp = a >> 19 & 3, a % UNIT_WRAP
-    if kind == TIME_KIND:
-        return Slot(a >> 21, key, Time(exp << 64 | b), used_ns)
-    if kind == TOTAL_KIND:
-        return Slot(a >> 21, key, Total(b, exp), used_ns)
-    return None
