@@ -54,7 +54,8 @@ ONE: Final = Decimal(1)
 class Strictly(BaseModel):
     """What all parts of a bundle share: no guessing of types, no unknown fields, no change after load."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    # `model_aliases` is a field: pydantic keeps names that start with "model_" for itself unless told not to.
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", protected_namespaces=())
 
 
 def without_free_fields(raw: object) -> Any:

@@ -74,8 +74,9 @@ def _simplified(part: Any) -> Any:
     if isinstance(part.get("description"), str):
         part["description"] = re.sub(r"\s*\n\s*", " ", part["description"])
     if part.get("type") == "object":
+        if "properties" in part or "patternProperties" in part:  # a JWK has neither: any member is fine
+            part.setdefault("additionalProperties", False)
         part["patternProperties"] = {**part.get("patternProperties", {}), **_FREE}
-        part.setdefault("additionalProperties", False)
     return part
 
 
