@@ -76,6 +76,7 @@ class Script:
     bundle: str = "bundle.json"
     settings: dict[str, str] = field(default_factory=dict)
     transports: tuple[str, ...] = TRANSPORTS
+    differs: str = ""
     steps: list[Exchange | Directive] = field(default_factory=list)
 
 
@@ -176,6 +177,8 @@ def _direct(script: Script, number: int, word: str, text: str) -> None:
         script.transports = tuple(text.split())
         if not set(script.transports) <= set(TRANSPORTS):
             raise ScriptError(f"only one of {', '.join(TRANSPORTS)}")
+    elif word == "differs":
+        script.differs = text
     elif word in DIRECTIVES:
         script.steps.append(Directive(number, word, text))
     else:
