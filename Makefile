@@ -50,7 +50,8 @@ clean: ## remove what the other targets made; policy.json stays
 	rm -rf $(VENV) build dist *.egg-info fairvisor/counters/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 policy.json: | $(RUN_STAMP)
-	$(BIN)/fairvisor init --template $(TEMPLATE)
+	@$(BIN)/fairvisor init --template $(TEMPLATE) >/dev/null
+	@echo 'Wrote policy.json and edge.env.example from the template "$(TEMPLATE)".'
 
 $(BIN)/python:
 	@for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10; do \
