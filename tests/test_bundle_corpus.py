@@ -14,6 +14,8 @@ import pytest
 from fairvisor.bundle.load import parse
 from fairvisor.bundle.model import Bundle
 from fairvisor.bundle.model_limits import Strictly
+from fairvisor.cli.exits import FAILED
+from fairvisor.cli.main import run
 from fairvisor.clock import NS_PER_S
 from fairvisor.errors import BundleInvalid
 
@@ -50,6 +52,17 @@ def test_what_is_wrong_is_refused_with_every_error(path: Path) -> None:
 def test_what_is_valid_loads_with_its_warnings(path: Path) -> None:
     warnings = parse(path.read_bytes(), wall_ns=WALL_NS, environ=ENVIRON).warnings
     assert [str(warning) for warning in warnings] == lines_of(path)
+
+
+@pytest.mark.parametrize("path", INVALID, ids=name_of)
+def test_validate_prints_every_error_and_exits_1(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+    assert run(["validate", str(path)]) == FAILED
+    printed = [comparable(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == [comparable(f"error  {line}") for line in lines_of(path)]
 
 
 def test_every_expectation_belongs_to_a_bundle() -> None:
