@@ -32,9 +32,9 @@ class Dialect(Enum):
 
 MESSAGES: Final[Mapping[Reason, str]] = {
     Reason.RATE_LIMIT_EXCEEDED: "Too many requests. Wait for the time in Retry-After and send the request again.",
-    Reason.BUDGET_EXHAUSTED: "The budget of this period is used up. Requests are accepted again in the next period.",
+    Reason.BUDGET_EXHAUSTED: "Not enough is left of this period's budget. It is renewed with the next period.",
     Reason.TPM_EXCEEDED: "Too many tokens per minute. Wait for the time in Retry-After and send the request again.",
-    Reason.TPD_EXCEEDED: "The tokens of this day are used up. Requests are accepted again tomorrow (UTC).",
+    Reason.TPD_EXCEEDED: "Not enough is left of this day's tokens. They are renewed at midnight UTC.",
     Reason.PROMPT_TOKENS_EXCEEDED: "The prompt is longer than is allowed for one request. Shorten it.",
     Reason.MAX_TOKENS_PER_REQUEST_EXCEEDED: (
         "Prompt and completion together are larger than is allowed for one request. "

@@ -37,13 +37,16 @@ _SUFFIX: Final = re.compile(
 
 
 def canonical_model(name: str, aliases: Mapping[str, str]) -> str:
-    """The canonical name of the model `name`; `aliases` as `compile_aliases` made them. "" stays ""."""
+    """The canonical name of the model `name`; "" stays "".
+
+    `aliases` as `compile_aliases` made them: in a mapping that was not, upper case and chains are not seen.
+    """
     lowered = name[:MAX_NAME].strip().lower()
-    found = aliases.get(lowered)
-    if found is not None:
-        return found
     plain = _plain(lowered)
-    return aliases.get(plain, plain)
+    if not aliases:
+        return plain
+    target = aliases.get(lowered) or aliases.get(plain)
+    return plain if target is None else _plain(target.strip().lower())
 
 
 def compile_aliases(aliases: Mapping[str, str]) -> dict[str, str]:
