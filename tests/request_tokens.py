@@ -18,16 +18,19 @@ from request_script import duration_ns
 KEYS = Path(__file__).parent / "requests" / "keys"
 
 
+@lru_cache(maxsize=None)
 def mint(key: str, algorithm: str, claims: str, start_ns: int) -> str:
     """A token. `key` is a file of `requests/keys/` without its ending, with `/kid` behind it where it has a key id.
+    With `!` at the end of `key`, something else was signed: a token whose claims were changed on the way.
 
     In `claims` (JSON) a text such as "@ 60s" or "@ -60s" is that moment, counted from the start of the file.
     """
-    name, _, kid = key.partition("/")
+    name, _, kid = key.rstrip("!").partition("/")
     header = {"typ": "JWT", "alg": algorithm} | ({"kid": kid} if kid else {})
     dated = {claim: _moment(value, start_ns) for claim, value in json.loads(claims).items()}
     signed = ".".join(_encoded(json.dumps(part).encode()) for part in (header, dated))
-    return f"{signed}.{_encoded(_signature(name, algorithm, signed.encode()))}"
+    changed = "x" if key.endswith("!") else ""
+    return f"{signed}.{_encoded(_signature(name, algorithm, (signed + changed).encode()))}"
 
 
 def _signature(name: str, algorithm: str, signed: bytes) -> bytes:
@@ -35,9 +38,13 @@ def _signature(name: str, algorithm: str, signed: bytes) -> bytes:
         return b""
     if algorithm.startswith("HS"):
         return hmac.digest(_bytes(name), signed, f"sha{algorithm[2:]}")
-    method = get_default_algorithms()[algorithm]
-    signature: bytes = method.sign(signed, method.prepare_key(_bytes(name)))
+    signature: bytes = get_default_algorithms()[algorithm].sign(signed, _key(algorithm, name))
     return signature
+
+
+@lru_cache(maxsize=None)
+def _key(algorithm: str, name: str) -> Any:
+    return get_default_algorithms()[algorithm].prepare_key(_bytes(name))
 
 
 @lru_cache(maxsize=None)

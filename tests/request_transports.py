@@ -31,7 +31,9 @@ from fairvisor.identity.bots import Bots
 from fairvisor.reload import ActiveBundle
 from fairvisor.settings import Settings
 
-MONO_START_NS = 600_000 * 10**9  # a whole number of minutes, so that minutes of the monotonic clock begin at 0 s
+MONO_START_NS = (
+    600_000 * 10**9
+)  # a whole number of minutes, so that minutes of the monotonic clock begin at 0 s
 SEGMENT_BYTES = 1 << 20
 
 
@@ -86,7 +88,9 @@ def split_request(raw: bytes) -> tuple[str, str, list[tuple[str, bytes]], bytes 
     head, _, body = raw.partition(b"\r\n\r\n")
     first, *lines = head.split(b"\r\n")
     method, target, _ = first.decode("latin-1").split(" ")
-    pairs = [(name.decode("latin-1"), value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
+    pairs = [
+        (name.decode("latin-1"), value.strip()) for name, _, value in (line.partition(b":") for line in lines)
+    ]
     declares = any(name.lower() in ("content-length", "transfer-encoding") for name, _ in pairs)
     return method, target, pairs, body if declares else None
 

@@ -28,9 +28,10 @@ class Run:
     def __init__(self, script: Script, transport: str, place: Path) -> None:
         folder = script.path.parent
         shared = folder / "settings.json"
-        environ = json.loads(shared.read_text()) if shared.exists() else {}
+        environ = (json.loads(shared.read_text()) if shared.exists() else {}) | script.settings
+        environ = {name: value.replace("{folder}", str(folder)) for name, value in environ.items()}
         self.script = script
-        self.world = World(folder, place, environ | script.settings, script.start_ns)
+        self.world = World(folder, place, environ, script.start_ns)
         if script.bundle:
             self.world.load(script.bundle)
         self.transport = TRANSPORTS[transport](self.world)
