@@ -509,6 +509,25 @@ def test_an_unusable_jwk_says_why(jwk: dict[str, Any], message: str) -> None:
         key_from_jwk(jwk)
 
 
+jwk_values = st.sampled_from(["AQAB", "AQ", "", "!", "é", "A" * 43, None, 0, True, [], {}]) | st.text(
+    max_size=8
+)
+
+
+@given(
+    st.sampled_from([public_jwk(kind) for kind in ("RSA", "P-256", "P-521", "secp256k1", "Ed25519")]),
+    st.dictionaries(
+        st.sampled_from(["kty", "crv", "n", "e", "x", "y", "k", "alg", "use", "kid"]), jwk_values
+    ),
+    st.booleans(),
+)
+def test_a_jwk_is_a_key_or_says_why_not(jwk: dict[str, Any], changes: dict[str, Any], shared: bool) -> None:
+    try:
+        assert key_from_jwk(jwk | changes, shared=shared).verifiers
+    except UnusableKey as error:
+        assert str(error)
+
+
 @pytest.mark.parametrize(("secret", "algorithm"), [("short", None), ("x" * 31, None), ("x" * 63, "HS512")])
 def test_a_secret_that_is_too_short_is_refused(secret: str, algorithm: str | None) -> None:
     with pytest.raises(UnusableKey, match="shorter than"):

@@ -80,7 +80,8 @@ class Addresses:
         trusted_proxies: Sequence[Network],
         ipv6_prefix: int,
     ) -> None:
-        self._header = header
+        # No header has an empty name, but a client may send one that is called "none".
+        self._header = "" if header == "none" else header
         self._entries = forwarded_entries if header == "forwarded" else forwarded_for_entries
         self._trusted_peers = tuple(trusted_peers)
         self._trusted_proxies = tuple(trusted_proxies)

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import jwt
 import orjson
+from cryptography.exceptions import UnsupportedAlgorithm
 
 # RFC 7518 section 3.1, RFC 8037 section 3.1, RFC 8812 section 3.2. No key type has "none".
 _RSA: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
@@ -153,7 +154,14 @@ def _verifier(jwk: Mapping[str, Any], algorithm: str) -> jwt.PyJWK:
         )
     try:
         verifier = jwt.PyJWK(dict(jwk), algorithm)
-    except (jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
+    except (
+        jwt.PyJWTError,
+        UnsupportedAlgorithm,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        LookupError,
+    ) as error:
         raise UnusableKey(f"it is malformed ({type(error).__name__})") from None
     if jwk["kty"] == "RSA" and verifier.key.key_size < _RSA_BITS:
         raise UnusableKey(f"the RSA key is shorter than {_RSA_BITS} bits")
