@@ -8,7 +8,6 @@ millionth; the arithmetic of buckets is GCRA: a bucket is the moment at which it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 from fairvisor.counters._table import (
@@ -180,28 +179,22 @@ class ModelTable:
         return found.record is not None
 
     def sweep(self, start: int, slots: int, now_ns: int, /) -> int:
-        ended = [
-            at for at, slot in self._range(start, slots) if slot is not None and slot.record.expired(now_ns)
-        ]
+        used = self._used(start, slots, now_ns)
+        ended = [at for at, slot in used if slot.record.expired(now_ns)]
         for at in ended:
             self._slots[at] = None
         return len(ended)
 
     def census(self, start: int, slots: int, now_ns: int, /) -> tuple[int, int, int, int, int]:
-        kinds = {"free": 0, "Time": 0, "Total": 0, "ended": 0}
-        for _, slot in self._range(start, slots):
-            if slot is None:
-                kinds["free"] += 1
-            else:
-                kinds["ended" if slot.record.expired(now_ns) else type(slot.record).__name__] += 1
-        return kinds["free"], 0, kinds["Time"], kinds["Total"], kinds["ended"]
+        used = self._used(start, slots, now_ns)
+        live = [slot.record for _, slot in used if not slot.record.expired(now_ns)]
+        totals = sum(isinstance(record, Total) for record in live)
+        size = max(0, min(self.slots - start, slots))
+        return size - len(used), 0, len(live) - totals, totals, len(used) - len(live)
 
     def dump(self, start: int, slots: int, now_ns: int, /) -> bytes:
-        return b"".join(
-            pack(slot)
-            for _, slot in self._range(start, slots)
-            if slot is not None and not slot.record.expired(now_ns)
-        )
+        used = self._used(start, slots, now_ns)
+        return b"".join(pack(slot) for _, slot in used if not slot.record.expired(now_ns))
 
     def merge(self, records: bytes, shift_ns: int, now_ns: int, /) -> tuple[int, int]:
         given = [SLOT.unpack_from(records, at) for at in range(0, len(records) - SLOT_BYTES + 1, SLOT_BYTES)]
@@ -307,10 +300,12 @@ class ModelTable:
             return False
         return True
 
-    def _range(self, start: int, slots: int) -> Iterator[tuple[int, Slot | None]]:
-        checked(start, "start")
-        for at in range(start, min(self.slots, start + checked(slots, "slots"))):
-            yield at, self._slots[at]
+    def _used(self, start: int, slots: int, now_ns: int) -> list[tuple[int, Slot]]:
+        """The slots in use within a range, which is clipped to the table."""
+        checked(now_ns, "now_ns")
+        end = min(self.slots, checked(start, "start") + checked(slots, "slots"))
+        slots_here = ((at, self._slots[at]) for at in range(start, end))
+        return [(at, slot) for at, slot in slots_here if slot is not None]
 
     @staticmethod
     def _index(index: int, count: int, what: str) -> int:
