@@ -94,8 +94,8 @@ def decide(bundle: Bundle, counters: Counters, context: Context, now: Now) -> De
     key = _request_key(bundle, context)
     if counters.peek_count(key, now.mono_ns):
         bundle.repeats.add()
-        return _decide(bundle, Lenient(counters), context, now, key)
-    decision = _decide(bundle, counters, context, now, key)
+        return _decide(bundle, Lenient(counters), context, now, _nonce(bundle, key))
+    decision = _decide(bundle, counters, context, now, _nonce(bundle, key))
     if decision.reason is None:
         counters.count(key, now.mono_ns, REPEAT_NS)
     return decision
@@ -113,6 +113,11 @@ def _request_key(bundle: Bundle, context: Context) -> int:
         authorization,
     )
     return hash64("request id:" + joined(parts), bundle.seed)
+
+
+def _nonce(bundle: Bundle, request_key: int) -> int:
+    """The nonce of the reservation of a request that may be asked about again: the same, in another record."""
+    return hash64(f"nonce:{request_key}", bundle.seed)
 
 
 def _decide(bundle: Bundle, counters: Counters, context: Context, now: Now, nonce: int) -> Decision:
@@ -156,37 +161,32 @@ def _evaluate(
     spends: list[tuple[Breaker, Verdict | None]],
 ) -> Verdict | None:
     """Run one policy: what passes is added to `taken`, the first refusal is returned."""
-    for guard in policy.guards:
-        verdict = guard.take(counters, context, now)
-        if verdict is not None:
-            if _refuses(verdict):
-                return verdict
-            taken.append(verdict)
+    if policy.guards:
+        refusal = _run(policy.guards, counters, context, now, taken)
+        if refusal is not None:
+            return refusal
     first = len(taken)
-    for rule in policy.rules:
-        verdict = rule.take(counters, context, now)
-        if verdict is not None:
-            if _refuses(verdict):
-                return verdict
-            taken.append(verdict)
-    if first == len(taken) and policy.fallback is not None:
-        verdict = policy.fallback.take(counters, context, now)
-        if verdict is not None:
-            if _refuses(verdict):
-                return verdict
-            taken.append(verdict)
-    if policy.breaker is not None:
+    refusal = _run(policy.rules, counters, context, now, taken)
+    if refusal is None and first == len(taken) and policy.fallback is not None:
+        refusal = _run((policy.fallback,), counters, context, now, taken)
+    if refusal is None and policy.breaker is not None:
         spends.append((policy.breaker, taken[first] if first < len(taken) else None))
+    return refusal
+
+
+def _run(
+    limits: tuple[Limit, ...], counters: Counters, context: Context, now: Now, taken: list[Verdict]
+) -> Verdict | None:
+    """Ask limits in order, up to the first refusal."""
+    for limit in limits:
+        verdict = limit.take(counters, context, now)
+        if verdict is not None:
+            if verdict.reason is not None:
+                limit.tally.refused.hit()
+                return verdict
+            limit.tally.allowed.hit()
+            taken.append(verdict)
     return None
-
-
-def _refuses(verdict: Verdict) -> bool:
-    """Whether a limit said no; counted either way."""
-    if verdict.reason is None:
-        verdict.limit.tally.allowed.add()
-        return False
-    verdict.limit.tally.refused.add()
-    return True
 
 
 def _give_back(counters: Counters, taken: list[Verdict], kept: int, now: Now) -> None:
@@ -216,7 +216,7 @@ def _allowed(
         action = slowest.action
     else:
         action = _ALLOW
-        (tightest.limit.tally.admitted if tightest is not None else bundle.unmatched).add()
+        (tightest.limit.tally.admitted if tightest is not None else bundle.unmatched).hit()
     if not (marked or would_reject or reservation):
         return Decision(tightest, policies)
     _count_shadow(would_reject)

@@ -8,6 +8,8 @@ from a closed vocabulary, never from a client: no paths, no keys.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 
@@ -84,9 +86,11 @@ class CellTable(Protocol):
 
 
 class Counter:
-    """One series. `add` is atomic over all processes."""
+    """One series. `hit()` counts one and `add(amount)` more; both are atomic over all processes."""
 
-    __slots__ = ("_add", "_cells", "_family", "_index", "_values")
+    __slots__ = ("_cells", "_family", "_index", "_values", "hit")
+
+    hit: Callable[[], object]
 
     def __init__(self, cells: Cells, family: Family, *values: str) -> None:
         assert len(values) == len(family.labels), "one value for each label"
@@ -94,14 +98,16 @@ class Counter:
         self._family = family
         self._values = values
         self._index = -1
-        self._add = cells.table.cell_add
+        self.hit = self.add  # until it is interned: then the bare operation of the table
 
     def add(self, amount: int = 1) -> None:
         """Count `amount` more."""
+        cell_add = self._cells.table.cell_add
         if self._index < 0:
             labels = tuple(zip(self._family.labels, self._values, strict=True))
             self._index = self._cells.series(self._family.name, labels)
-        self._add(self._index, amount)
+            self.hit = partial(cell_add, self._index, 1)
+        cell_add(self._index, amount)
 
 
 class Tally:

@@ -1,6 +1,6 @@
 """The servers that `perf/` measures: each is started on a port of its own and pinned to one core.
 
-A contender says how it is started and which request it is asked; the harness in `http.py` does the rest. What they are
+A contender says how it is started and which request it is asked; the harness in `decisions.py` does the rest. What they are
 compared with is run beside them, on the same core, in the same minutes: numbers from another day mean nothing.
 """
 
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,8 @@ def running(contender: Contender, port: int) -> Iterator[None]:
         _await(port, process)
         yield
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
 
 
@@ -86,7 +87,9 @@ http {{ access_log off; keepalive_requests 100000000;
 server {{ listen 127.0.0.1:{port}; location / {{ return 204; }} }} }}
 """
     )
-    program = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") or sys.exit("nginx is missing")
+    program = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") or sys.exit(
+        "nginx is missing"
+    )
     return Contender("nginx return 204", [program, "-c", str(path)], {}, "/v1/decision", REQUEST, 204)
 
 
@@ -107,11 +110,10 @@ def edge(folder: Path, port: int, name: str, bundle: dict[str, Any], **more: Any
         "FAIRVISOR_BIND": f"127.0.0.1:{port}",
         "FAIRVISOR_WORKER_PROCESSES": "1",
         "FAIRVISOR_INSTANCE": f"perf-{port}",
-        "FAIRVISOR_STATE_DIR": str(folder),
         "FAIRVISOR_LOG_LEVEL": "error",
     } | more.get("environ", {})
     headers = REQUEST | more.get("headers", {})
-    argv = [sys.executable, "-m", "fairvisor.cli.main", "serve"]
+    argv = [sys.executable, "-c", "from fairvisor.cli.main import main; main()", "serve"]
     return Contender(name, argv, environ, "/v1/decision", headers, more.get("expect", 204))
 
 

@@ -1,6 +1,6 @@
 """Requests per second of one worker on one core, as a share of nginx answering 204 on the same core.
 
-    python perf/http.py [--seconds 4] [--rounds 3] [--connections 32] [--only NAME] [--format table|json]
+    python perf/decisions.py [--seconds 4] [--rounds 3] [--connections 32] [--only NAME] [--format table|json]
 
 The server runs on core 0 and wrk on core 1. Contenders take turns, round after round, so that a drift of the machine
 meets all of them; a share is computed within a round and its median is reported. `--connections 1` gives latencies.
@@ -39,7 +39,9 @@ UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
 def check(contender: Contender, port: int) -> None:
     """Ask twice and see that the answer is the one that is meant to be measured."""
     for _ in range(2):
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{contender.path}", headers=contender.headers)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}{contender.path}", headers=contender.headers
+        )
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
                 status, body = answer.status, b""
@@ -54,7 +56,8 @@ def measure(contender: Contender, port: int, seconds: int, connections: int) -> 
     argv = ["taskset", "-c", str(LOAD_CORE), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
     for name, value in contender.headers.items():
         argv += ["-H", f"{name}: {value}"]
-    out = subprocess.run([*argv, f"http://127.0.0.1:{port}{contender.path}"], capture_output=True, text=True, check=True)
+    argv.append(f"http://127.0.0.1:{port}{contender.path}")
+    out = subprocess.run(argv, capture_output=True, text=True, check=True)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", out.stdout)
     quantiles = dict(re.findall(r"^\s+(50|99)%\s+([\d.]+(?:us|ms|s))$", out.stdout, re.M))
     assert rate is not None, out.stdout
@@ -69,7 +72,9 @@ def _microseconds(text: str) -> float:
 
 def main() -> None:
     """Run all rounds and print the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=32)
