@@ -122,7 +122,7 @@ class Context:
         """The LLM request in the body; None when no readable body was supplied."""
         llm = self._llm
         if isinstance(llm, _Unread):
-            llm = self._llm = read_request(self.target.partition("?")[0], self.body)
+            llm = self._llm = read_request(self.path, self.body)
         return llm
 
 
@@ -143,6 +143,12 @@ def parse_query(target: str) -> dict[str, str]:
             name, _, value = pair.partition("=")
             found.setdefault(unquote_plus(name), unquote_plus(value))
     return found
+
+
+def query_names(target: str) -> list[str]:
+    """The names of all query parameters, each as often as it was sent."""
+    query = target.partition("#")[0].partition("?")[2]
+    return [unquote_plus(pair.partition("=")[0]) for pair in query.split("&")]
 
 
 def parse_cookies(header: bytes) -> dict[str, str]:

@@ -6,12 +6,13 @@ look-ups are asked of the context. This module knows the names of descriptors; i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from fairvisor.context import Context, header_text
 from fairvisor.identity.tokens import claim_text, claim_values
 from fairvisor.llm.models import canonical_model
+from fairvisor.route import normal_route, read_path
 
 Descriptor = Callable[[Context], str | None]
 Matcher = Callable[[Context], bool]
@@ -33,21 +34,37 @@ def compile_descriptor(name: str, model_aliases: Mapping[str, str]) -> Descripto
     return _FIXED[name]
 
 
-def compile_match(name: str, accepted: frozenset[str], model_aliases: Mapping[str, str]) -> Matcher:
-    """Whether the descriptor has one of the accepted values; a claim that is an array has each of its elements."""
+def compile_match(name: str, values: Iterable[str], model_aliases: Mapping[str, str]) -> Matcher:
+    """Whether the descriptor has one of `values`; a claim that is an array has each of its elements.
+
+    A path has every one of its readings, so that no spelling escapes a match on it; an IPv6 client has its address and
+    its network.
+    """
+    accepted = accepted_values(name, values, model_aliases)
     if name.startswith("jwt:"):
         claim = name[4:]
         return lambda context: (
             context.claims is not None and not accepted.isdisjoint(claim_values(context.claims, claim))
         )
-    if name == "llm:model":
-        accepted = accepted | {canonical_model(value, model_aliases) for value in accepted}
-    elif name == "request:method":
-        accepted = frozenset(value.upper() for value in accepted)
-    elif name == "request:host":
-        accepted = frozenset(value.lower() for value in accepted)
+    if name == "request:path":
+        return lambda context: context.path in accepted or not accepted.isdisjoint(read_path(context.target))
+    if name in ("ip:address", "ip:addr"):
+        return lambda context: context.client.key in accepted or context.client.text in accepted
     read = compile_descriptor(name, model_aliases)
     return lambda context: read(context) in accepted
+
+
+def accepted_values(name: str, values: Iterable[str], model_aliases: Mapping[str, str]) -> frozenset[str]:
+    """Values as a bundle writes them, spelled as the descriptor spells them."""
+    if name == "llm:model":
+        return frozenset(canonical_model(value, model_aliases) for value in values)
+    if name == "request:method":
+        return frozenset(value.upper() for value in values)
+    if name == "request:host":
+        return frozenset(value.lower().removesuffix(".") for value in values)
+    if name == "request:path":
+        return frozenset(normal_route(value) for value in values)
+    return frozenset(values)
 
 
 def _header(name: str) -> Descriptor:

@@ -144,8 +144,10 @@ def retry_after(verdict: Verdict, reason: Reason, context: Context) -> int:
     What is added depends on the client, the policy, the rule and the reason alone: one client always reads the same,
     different clients spread out instead of coming back together.
     """
-    wait_s = -(-verdict.reset_ns // NS_PER_S) if verdict.reset_ns >= 0 else NO_END_S
-    wait_s = max(1, wait_s)
+    if verdict.reset_ns >= 0:
+        wait_s = max(1, -(-verdict.reset_ns // NS_PER_S))
+    else:
+        wait_s = NO_END_S if verdict.quota is None else max(NO_END_S, verdict.quota.window_s)
     spread = min(wait_s // 2, MAX_JITTER_S)
     if spread == 0:
         return wait_s

@@ -6,8 +6,8 @@ module knows selectors and the spellings of a path; it knows nothing of limits, 
 
 No spelling of a path escapes its policy. A path is read in the order absolute form, cut at `?` or `#`, decode
 percent-encoded unreserved characters (RFC 3986 6.2.2), collapse `//`, resolve dot segments. Servers differ on what
-comes next, so further readings are made with every escape decoded (`%2F`, `%5C`), and with path parameters (`;…`) cut;
-where they differ, the policies of every reading apply.
+comes next, so further readings are made with `%2F` and `%5C` decoded, with every escape decoded, and with path
+parameters (`;…`) cut; where they differ, the policies of every reading apply.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ CACHED_PATH_BYTES: Final = 256  # longer paths are worked out each time, so the 
 
 _PLAIN = re.compile(r"(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+)+/?|/")
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+_SLASH = re.compile(r"%2F|%5C|\\")  # a server on Windows may read backslashes as slashes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]|%(?:[01][0-9A-Fa-f]|7[Ff])")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
@@ -39,20 +40,29 @@ def read_path(target: str) -> tuple[str, ...]:
         return (path,)
     absolute = _ABSOLUTE.match(path)
     if absolute:
-        path = path[absolute.end() :] or "/"
+        path = path[absolute.end() :]
+        path = path if path.startswith("/") else "/" + path
     path = path.partition("#")[0]
     if not path.startswith("/"):
         raise RequestError(f"the path {path[:80]!r} must start with '/'")
     if _CONTROL.search(path):
         raise RequestError("the path holds a control character")
+    plain = _ESCAPE.sub(_decode_unreserved, path)
+    slashes = _SLASH.sub("/", plain)
     decoded = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), path).replace("\\", "/")
-    readings = [
-        _resolve(_ESCAPE.sub(_decode_unreserved, path)),
-        _resolve(decoded),
-        _resolve(_cut_parameters(_ESCAPE.sub(_decode_unreserved, path))),
-        _resolve(_cut_parameters(decoded)),
-    ]
-    return tuple(dict.fromkeys(readings))
+    spellings = dict.fromkeys((plain, slashes, decoded))
+    spellings |= dict.fromkeys([_cut_parameters(spelling) for spelling in spellings])
+    return tuple(dict.fromkeys(_resolve(spelling) for spelling in spellings))
+
+
+def normal_route(route: str) -> str:
+    """A path of the bundle in its normalised spelling, a raw prefix (ending in `*`) with its escapes normalised."""
+    if not route.startswith("/"):
+        return route
+    text = route.encode().decode("latin-1")
+    if route.endswith("*"):
+        return _escape_all(_ESCAPE.sub(_decode_unreserved, text))
+    return read_path(text)[0]
 
 
 def _decode_unreserved(match: re.Match[str]) -> str:
@@ -76,10 +86,14 @@ def _resolve(path: str) -> str:
         elif part not in ("", "."):
             segments.append(part)
     tail = "/" if segments and parts[-1] in ("", ".", "..") else ""
-    text = "/" + "/".join(segments) + tail
-    if _PATH_SAFE.issuperset(text):
-        return text
-    return "".join(char if char in _PATH_SAFE else _escape(char) for char in text)
+    return _escape_all("/" + "/".join(segments) + tail)
+
+
+def _escape_all(path: str) -> str:
+    """Escape what may not stand in a path."""
+    if _PATH_SAFE.issuperset(path):
+        return path
+    return "".join(char if char in _PATH_SAFE else _escape(char) for char in path)
 
 
 def _escape(char: str) -> str:

@@ -16,18 +16,19 @@ from fairvisor.bundle import model
 from fairvisor.clock import NS_PER_S
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import UNIT_U, Action, Quota
-from fairvisor.descriptors import Descriptor, compile_descriptor, compile_match
+from fairvisor.descriptors import Descriptor, accepted_values, compile_descriptor, compile_match
 from fairvisor.engine import Bundle, Policy
 from fairvisor.llm.estimate import load_estimator
+from fairvisor.llm.models import compile_aliases
 from fairvisor.llm.usage import compile_weights
 from fairvisor.metrics import DECISIONS, REPEATS, Counter, Tally
-from fairvisor.route import Routes, Selector
+from fairvisor.route import Routes, Selector, normal_route
 from fairvisor.rules import Limit
 from fairvisor.rules.breaker import MINUTE_NS, Breaker
 from fairvisor.rules.budget import Budget, Stage
 from fairvisor.rules.cost import Cost, compile_cost, millionths
 from fairvisor.rules.keys import Scope, joined
-from fairvisor.rules.kill_switch import KillSwitch, KillSwitches
+from fairvisor.rules.kill_switch import ANY, KillSwitch, KillSwitches
 from fairvisor.rules.llm_tokens import Caps, LlmTokens
 from fairvisor.rules.loop import Loop
 from fairvisor.rules.token_bucket import TokenBucket
@@ -101,9 +102,7 @@ class Compiler:
         return Scope(
             f"{len(rule.limit_keys)}|{identity}",
             tuple((name, self._read(name)) for name in rule.limit_keys),
-            tuple(
-                compile_match(name, frozenset(values), self._aliases) for name, values in rule.match.items()
-            ),
+            tuple(compile_match(name, values, self._aliases) for name, values in rule.match.items()),
             rule.on_missing,
         )
 
@@ -194,32 +193,28 @@ class Compiler:
         breaker = policy.spec.circuit_breaker
         if breaker is None:
             return None
-        key: Descriptor | None = None
+        first = None
         if breaker.scope == "key":
             first = next((rule.limit_keys[0] for rule in _all_rules(policy.spec) if rule.limit_keys), None)
-            key = self._read(first) if first is not None else None
         owner = "" if breaker.scope == "global" else policy.id
         return Breaker(
             Tally(self._segment, policy.id, "circuit_breaker", mode),
-            joined(("breaker", breaker.scope, owner, mode)),
+            joined(("breaker", breaker.scope, owner, first or "", mode)),
             self._seed,
-            key,
+            self._read(first) if first is not None else None,
             millionths(breaker.spend_rate_threshold_per_minute),
             int(breaker.auto_reset_after_minutes * MINUTE_NS),
         )
 
     def kill_switch(self, switch: model.KillSwitch) -> tuple[KillSwitch, Descriptor]:
         """One kill switch, with the reader of what it looks at."""
-        value = switch.scope_value
-        if switch.scope_key == "request:method":
-            value = value.upper()
-        elif switch.scope_key == "request:host":
-            value = value.lower()
+        accepted = accepted_values(switch.scope_key, (switch.scope_value,), self._aliases)
+        (value,) = accepted if switch.scope_value != ANY else (ANY,)
         compiled = KillSwitch(
             self._switch_tally,
             switch.scope_key,
             value,
-            switch.route or "",
+            normal_route(switch.route) if switch.route else "",
             switch.reason or "",
             switch.expires_at_ns or NO_EXPIRY,
         )
@@ -230,7 +225,7 @@ def compile_bundle(
     bundle: model.Bundle, sha256: str, segment: Segment, options: Options = DEFAULT_OPTIONS
 ) -> Bundle:
     """The bundle as the engine evaluates it, its counters in `segment`."""
-    compiler = Compiler(segment, options, dict(bundle.defaults.model_aliases))
+    compiler = Compiler(segment, options, compile_aliases(bundle.defaults.model_aliases))
     with_shadow = bundle.global_shadow is not None and bundle.global_shadow.enabled
     policies = [compiler.policy(policy, with_shadow) for policy in bundle.policies]
     return Bundle(

@@ -13,12 +13,13 @@ from decimal import ROUND_CEILING, Decimal
 from decimal import Context as Arithmetic
 from typing import Final
 
-from fairvisor.context import Context
+from fairvisor.context import Context, query_names
 from fairvisor.decision import UNIT_U
 
 MAX_AMOUNT_U: Final = 9 * 10**18  # 9e12 units: below 2^63 millionths
-_AMOUNT = re.compile(r"[0-9]{1,40}(?:\.[0-9]{1,40})?(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
-_EXACT = Arithmetic(prec=100, rounding=ROUND_CEILING)
+_AMOUNT = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
+# More digits than any amount below the cap has; what is beyond them, and beyond every exponent, is rounded up.
+_EXACT = Arithmetic(prec=100, rounding=ROUND_CEILING, traps=[])
 
 Cost = Callable[[Context], int]
 
@@ -34,7 +35,7 @@ def read_amount(text: str | None) -> int | None:
         return None
     if text.isdigit() and len(text) <= 12:
         return int(text) * UNIT_U or None
-    amount = Decimal(text)
+    amount = _EXACT.create_decimal(text)
     if amount >= MAX_AMOUNT_U // UNIT_U:
         return MAX_AMOUNT_U
     return millionths(amount) or None
@@ -47,4 +48,10 @@ def compile_cost(source: str, default_cost: Decimal) -> Cost:
     if kind == "header":
         name = name.lower()
         return lambda context: read_amount(context.header(name)) or default_u
-    return lambda context: read_amount(context.query.get(name)) or default_u
+    return lambda context: read_amount(_sent_once(context, name)) or default_u
+
+
+def _sent_once(context: Context, name: str) -> str | None:
+    """A query parameter, unless it is repeated: then it says nothing."""
+    value = context.query.get(name)
+    return None if value is None or query_names(context.target).count(name) > 1 else value

@@ -19,6 +19,7 @@ from fairvisor.descriptors import Descriptor
 from fairvisor.metrics import Tally
 
 ANY: Final = "*"
+PATH: Final = "request:path"  # the one descriptor that may be read in several ways
 MAX_WAIT_NS: Final = 3600 * NS_PER_S
 
 Network = IPv4Network | IPv6Network
@@ -75,7 +76,7 @@ class KillSwitches:
         self._networks: dict[tuple[int, int], dict[int, list[KillSwitch]]] = {}
         for switch, reader in switches:
             if switch.scope_key in ("ip:address", "ip:addr") and switch.scope_value != ANY:
-                network = ip_network(switch.scope_value)
+                network = _network(switch.scope_value)
                 by_address = self._networks.setdefault((network.version, network.prefixlen), {})
                 by_address.setdefault(int(network.network_address), []).append(switch)
             else:
@@ -89,17 +90,18 @@ class KillSwitches:
 
     def find(self, context: Context, readings: tuple[str, ...], wall_ns: int) -> KillSwitch | None:
         """A switch in force for this request, or None."""
-        for switch in self._candidates(context):
+        for switch in self._candidates(context, readings):
             if switch.hits(readings, wall_ns):
                 return switch
         return None
 
-    def _candidates(self, context: Context) -> Iterator[KillSwitch]:
+    def _candidates(self, context: Context, readings: tuple[str, ...]) -> Iterator[KillSwitch]:
         for scope_key, reader in self._readers.items():
             value = reader(context)
             if value:
                 by_value = self._values[scope_key]
-                yield from by_value.get(value, ())
+                for spelling in readings if scope_key == PATH else (value,):
+                    yield from by_value.get(spelling, ())
                 yield from by_value.get(ANY, ())
         if self._networks:
             address = context.client.ip
@@ -109,3 +111,13 @@ class KillSwitches:
             for (version, length), by_address in self._networks.items():
                 if version == address.version:
                     yield from by_address.get(int(address) >> (bits - length) << (bits - length), ())
+
+
+def _network(text: str) -> Network:
+    """An address or CIDR block as a network; IPv4-mapped IPv6 is IPv4, as clients' addresses are."""
+    network = ip_network(text)
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return IPv4Network((mapped, network.prefixlen - 96))
+    return network

@@ -107,7 +107,6 @@ class LlmTokens:
             return Refusal(self, Reason.TPM_EXCEEDED, self.quota, remaining_u, wait_ns)
         verdict = Verdict(self, self.quota, key, cost_u, remaining_u, wait_ns)
         if self._day_quota is None:
-            self.tally.add(TOKENS_RESERVED, amount=cost_u // UNIT_U)
             return LlmVerdict(verdict, 0, 0)
         return self._take_day(counters, verdict, values, self._day_quota, now)
 
@@ -123,7 +122,6 @@ class LlmTokens:
             if outcome == FULL:
                 return self._no_room()
             return Refusal(self, Reason.TPD_EXCEEDED, quota, max(0, self._day_u - total_u), left_ns)
-        self.tally.add(TOKENS_RESERVED, amount=minute.cost_u // UNIT_U)
         verdict = LlmVerdict(minute, key, now.mono_ns + left_ns)
         day_left_u = self._day_u - total_u
         if day_left_u * self._burst_u < minute.remaining_u * self._day_u:
@@ -191,7 +189,8 @@ class LlmTokens:
             counters.sub(verdict.day_key, now.mono_ns, verdict.cost_u)
 
     def takes(self, verdict: LlmVerdict) -> list[Take]:
-        """What was taken, in the form a reservation carries."""
+        """What was taken, in the form a reservation carries; now it counts as reserved."""
+        self.tally.add(TOKENS_RESERVED, amount=verdict.cost_u // UNIT_U)
         taken = [Take("bucket", verdict.key, verdict.cost_u, self._burst_u, self._per, 0, self._weights)]
         if verdict.day_key:
             taken.append(
@@ -207,9 +206,12 @@ class LlmTokens:
 def settle(counters: Counters, reservation: Reservation, usage: Usage | None, now: Now) -> None:
     """Replace what was reserved by the real usage; None: the request failed and everything is given back.
 
-    Raises Conflict when it was settled before; then nothing changes.
+    Raises Conflict when it was settled before, or when that cannot be remembered; then nothing changes.
     """
-    if counters.once(reservation.nonce, now.mono_ns, LIFETIME_NS) != ALLOWED:
+    outcome = counters.once(reservation.nonce, now.mono_ns, LIFETIME_NS)
+    if outcome == FULL:
+        raise Conflict("the counter table is full: the settlement could not be recorded and was not made")
+    if outcome != ALLOWED:
         raise Conflict("this reservation has been settled already")
     for take in reservation.takes:
         real_u = 0 if usage is None else weigh(usage, take.weights)

@@ -17,7 +17,7 @@ from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.decision import Action, Marked, Reason, Refusal, Verdict
 from fairvisor.descriptors import Descriptor
-from fairvisor.metrics import LOOPS, LOOPS_SKIPPED, Tally
+from fairvisor.metrics import LOOPS, LOOPS_SKIPPED, TABLE_FULL, Tally
 from fairvisor.rules.keys import hash64, joined
 
 WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
@@ -67,6 +67,8 @@ class Loop:
             return None
         key = hash64(self._prefix + self._fingerprint(context, body or b""), self._seed)
         arrivals = counters.count(key, now.mono_ns, self._window_ns)
+        if arrivals == 0:
+            self.tally.add(TABLE_FULL)
         if arrivals < self._threshold:
             return None
         self.tally.add(LOOPS, self._action.value)
@@ -76,7 +78,7 @@ class Loop:
         return Marked(Verdict(self, None, 0, 0, 0, 0), self._action, delay_ms, arrivals)
 
     def _fingerprint(self, context: Context, body: bytes) -> str:
-        query = context.target.partition("?")[2]
+        query = context.target.partition("#")[0].partition("?")[2]
         parts = [context.method, context.path, "&".join(sorted(query.split("&"))), xxh3_128_hexdigest(body)]
         parts += [read(context) or "" for read in self._readers]
         return joined(parts)

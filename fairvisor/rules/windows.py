@@ -47,16 +47,13 @@ class Windows:
         if self._seconds is not None:
             start = wall_s - wall_s % self._seconds
             return Window(start, start + self._seconds)
-        local = datetime.fromtimestamp(wall_s, self._zone)
-        first = local.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None, fold=0)
+        first = self._local(wall_s).replace(hour=0, minute=0, second=0)
         if self._period == "7d":
             first -= timedelta(days=first.weekday())
         elif self._period == "1mo":
             first = first.replace(day=1)
         after = self._next(first)
-        if (
-            self._first_moment(after) <= wall_s
-        ):  # the clock was set back over midnight: the next day has begun already
+        if self._first_moment(after) <= wall_s:  # set back over midnight: the next day has begun already
             first, after = after, self._next(after)
         return Window(self._first_moment(first), self._first_moment(after))
 
@@ -67,4 +64,17 @@ class Windows:
 
     def _first_moment(self, local_midnight: datetime) -> int:
         """The first moment of a local day; where the clock skips midnight, the moment of the jump."""
-        return int(local_midnight.replace(tzinfo=self._zone).timestamp())
+        latest = int(local_midnight.replace(tzinfo=self._zone).timestamp())
+        if self._local(latest) == local_midnight:
+            return latest
+        earliest = int(local_midnight.replace(tzinfo=self._zone, fold=1).timestamp()) - 1
+        while latest - earliest > 1:  # the jump is after `earliest`, and no later than `latest`
+            middle = (earliest + latest) // 2
+            if self._local(middle) < local_midnight:
+                earliest = middle
+            else:
+                latest = middle
+        return latest
+
+    def _local(self, wall_s: int) -> datetime:
+        return datetime.fromtimestamp(wall_s, self._zone).replace(tzinfo=None, fold=0)
