@@ -127,7 +127,7 @@ def test_a_model_that_is_no_string_is_none_at_all(model: object) -> None:
 @pytest.mark.parametrize(
     "body",
     [None, b"", b"[]", b"5", b"null", b'"text"', b"{", b"\xff\xfe", b"9" * 5000,
-     b'{"a": %s}' % (b"[" * 5000 + b"]" * 5000)],
+     b'{"a": %s}' % (b"[" * 50_000 + b"]" * 50_000)],
 )  # fmt: skip
 def test_what_is_no_json_object_is_no_llm_request(body: bytes | None) -> None:
     assert read_request(CHAT, body) is None
