@@ -140,6 +140,11 @@ def test_text_split_over_many_small_parts_is_not_cheaper() -> None:
     )
 
 
+def test_of_too_many_parts_the_rest_is_counted_as_json_text() -> None:
+    assert estimated({"input": [{}] * 15_000}) == 1
+    assert estimated({"input": [{}] * 60_000}) > 10_000
+
+
 @pytest.mark.parametrize("field", ["messages", "tools"])
 def test_nesting_beyond_any_stack_is_no_error(field: str) -> None:
     body = b'{"%s": %s}' % (field.encode(), b"[" * 1000 + b'"one"' + b"]" * 1000)
@@ -186,6 +191,12 @@ def test_tiktoken_counts_text_with_its_vocabulary() -> None:
     request = read_request("/v1/x", b'{"messages": [{"role": "user", "content": "one two"}]}')
     assert request is not None
     assert TiktokenEstimator(Letters())(request) == len("one two ") + MESSAGE_TOKENS
+
+
+def test_tiktoken_counts_at_least_one() -> None:
+    request = read_request("/v1/x", b"{}")
+    assert request is not None
+    assert TiktokenEstimator(Letters())(request) == 1
 
 
 def test_tiktoken_hands_what_is_too_long_to_simple_word() -> None:

@@ -69,6 +69,7 @@ BODIES = [
     (SSE, OPENAI.replace(b"\n", b"\r\n"), Usage(input=12, output=30)),
     (SSE, OPENAI.replace(b"\n", b"\r"), Usage(input=12, output=30)),
     (SSE, b"\xef\xbb\xbf: welcome\n\n" + OPENAI, Usage(input=12, output=30)),
+    (SSE, b'data: {"usage":\r\ndata: {"total_tokens":\r\ndata:5}}\r\n\r\n', Usage(input=5)),
     (SSE, RESPONSES, Usage(input=7, cached_input=30, output=7, reasoning=4)),
     (SSE, ANTHROPIC, Usage(input=25, cached_input=100, output=15)),
     (SSE, sse(*GEMINI_CHUNKS, end="\r\n"), GEMINI),
@@ -224,6 +225,21 @@ def held_bytes(value: object) -> int:
         if hasattr(value, "__dict__")
         else held
     )
+
+
+@pytest.mark.parametrize("content_type", [SSE, JSON])
+@pytest.mark.parametrize("start", [b'{"', b'{"usage":{"', b'{"a":'])
+def test_an_endless_string_or_number_is_not_kept(content_type: str, start: bytes) -> None:
+    reader = UsageReader(content_type)
+    reader.feed(b"data: " + start if content_type == SSE else start)
+    for _ in range(20):
+        reader.feed(b"1" * 65_536)
+    assert held_bytes(reader) < 2 * (MAX_DOCUMENT_BYTES + MAX_OBJECT_BYTES)
+
+
+@pytest.mark.parametrize("kind", [[], {}, 5, None])
+def test_a_type_that_is_no_text_is_no_event(kind: object) -> None:
+    assert read(JSON, json.dumps({"type": kind, "usage": {"total_tokens": 5}}).encode()) == Usage(input=5)
 
 
 @given(st.sampled_from([SSE, JSON, "", "TEXT/Event-Stream"]), st.lists(st.binary(max_size=60), max_size=8))

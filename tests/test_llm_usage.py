@@ -117,6 +117,8 @@ def test_tokens_that_only_the_total_shows_are_output() -> None:
 def test_more_cached_tokens_than_prompt_are_only_the_prompt() -> None:
     usage = {"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 99}}
     assert read_usage(usage) == Usage(cached_input=10, output=1)
+    both = {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 99}}
+    assert read_usage(both) == Usage(cached_input=6, cache_write=4)
 
 
 HOSTILE = [-1, True, "5", float("nan"), float("inf"), 1e300, 10**12 + 1, 0.5, [5], {"a": 5}]

@@ -24,7 +24,6 @@ MAX_OBJECT_BYTES: Final = 65_536
 _MAX_KEY: Final = 32
 _OUTSIDE: Final = re.compile(rb'["{}\[\]]')
 _INSIDE: Final = re.compile(rb'["\\]')
-_COLON: Final = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
 
 
 class UsageScanner:
@@ -42,8 +41,7 @@ class UsageScanner:
         # per token
         self._string: bytearray | None = None  # the string that is open: its first bytes, as written
         self._escaped = False
-        self._key = b""  # the last string that was closed, up to its quote...
-        self._gap = bytearray(b"-")  # ...and what has followed it; a colon makes it a key
+        self._key = b""  # the last string that was closed, up to its quote
         # per usage object
         self._object: bytearray | None = None
         self._object_depth = 0
@@ -74,17 +72,14 @@ class UsageScanner:
             if match[0] == b"\\":
                 self._escaped = True
             else:
-                self._key, self._gap, self._string = bytes(self._string), bytearray(), None
+                self._key, self._string = bytes(self._string), None
         return end
 
     def _outside(self, data: bytes, position: int) -> int:
         """Between strings: go behind the next quote or bracket."""
         match = _OUTSIDE.search(data, position)
-        stop = match.start() if match else len(data)
-        if len(self._gap) <= _MAX_KEY:
-            self._gap += data[position : min(stop, position + _MAX_KEY + 1)]
         if match is None:
-            return stop
+            return len(data)
         sign = match[0]
         if sign == b'"':
             self._string = bytearray()
@@ -92,12 +87,11 @@ class UsageScanner:
             self._open(sign)
         else:
             self._depth -= 1
-            self._gap = bytearray(b"-")
-        return stop + 1
+        return match.end()
 
     def _open(self, sign: bytes) -> None:
-        key = self._key if sign == b"{" and _COLON.fullmatch(self._gap) else b""
-        self._gap = bytearray(b"-")
+        # Inside an object, where alone it matters, the string before a bracket is the key of what opens.
+        key = self._key if sign == b"{" else b""
         self._depth += 1
         if self._object is not None:
             return
