@@ -85,7 +85,7 @@ class ModelTable:
             wait_ns = -1 if cost_u > burst_u else ns_up(debt + cost - burst)
             return REFUSED, (burst - debt) // per, wait_ns
         debt += cost
-        if debt and not found.put(time_at(now_ns, debt)):
+        if (found.record or debt) and not found.put(time_at(now_ns, debt)):
             return self._full(), burst_u, 0
         return ALLOWED, (burst - debt) // per, ns_up(debt)
 
