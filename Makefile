@@ -10,7 +10,7 @@ PYTHON ?=
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517
 
-SOURCES_OF_THE_INSTALL := setup.cfg setup.py pyproject.toml $(wildcard fairvisor/counters/*.c fairvisor/counters/*.h)
+SOURCES_OF_THE_INSTALL := setup.cfg setup.py pyproject.toml $(wildcard fairvisor/*/*.[ch])
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
@@ -47,7 +47,7 @@ docs: $(DEV_STAMP) ## write the generated pages of docs/ again
 	$(BIN)/python docs/generate.py
 
 clean: ## remove what the other targets made; policy.json stays
-	rm -rf $(VENV) build dist *.egg-info fairvisor/counters/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info fairvisor/*/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 policy.json: | $(RUN_STAMP)
 	@$(BIN)/fairvisor init --template $(TEMPLATE) >/dev/null
