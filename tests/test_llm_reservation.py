@@ -83,7 +83,7 @@ def test_no_text_breaks_the_reader(token: str) -> None:
 def test_a_token_with_foreign_characters_is_refused(foreign: str) -> None:
     token = seal(KEY, RESERVATION)
     with pytest.raises(RequestError):
-        unseal(KEY, token[:40] + foreign + token[40:], NOW_NS)
+        unseal(KEY, token[:40] + 4 * foreign + token[40:], NOW_NS)
 
 
 def test_a_token_cut_anywhere_is_refused() -> None:
