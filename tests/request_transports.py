@@ -213,6 +213,7 @@ class EdgeTransport:
         received.held_ms = held_ms
         if wire.closed:
             connection.connection_lost(None)
+            self._loop.timers.clear()  # only its own can be left: an answer was waited for
             del self._open[peer]
         return received
 
