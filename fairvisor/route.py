@@ -50,9 +50,9 @@ def read_path(target: str) -> tuple[str, ...]:
     plain = _ESCAPE.sub(_decode_unreserved, path)
     slashes = _SLASH.sub("/", plain)
     decoded = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), path).replace("\\", "/")
-    spellings = dict.fromkeys((plain, slashes, decoded))
-    spellings |= dict.fromkeys([_cut_parameters(spelling) for spelling in spellings])
-    return tuple(dict.fromkeys(_resolve(spelling) for spelling in spellings))
+    with_parameters = dict.fromkeys((plain, slashes, slashes.replace("%3B", ";"), decoded))
+    without = [_cut_parameters(spelling) for spelling in with_parameters]
+    return tuple(dict.fromkeys(_resolve(spelling) for spelling in (plain, slashes, decoded, *without)))
 
 
 def normal_route(route: str) -> str:
