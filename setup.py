@@ -1,4 +1,4 @@
-"""Only the C extension; everything else about the package stands in setup.cfg."""
+"""Only the C extensions; everything else about the package stands in setup.cfg."""
 
 import os
 
@@ -10,14 +10,17 @@ if os.environ.get("FAIRVISOR_WERROR"):
 if os.environ.get("FAIRVISOR_SANITIZE"):
     flags += [f"-fsanitize={os.environ['FAIRVISOR_SANITIZE']}", "-fno-omit-frame-pointer", "-g"]
 
+DEPENDS = {"fairvisor.counters._table": ["fairvisor/counters/_slots.h"], "fairvisor.http._head": []}
+
 setup(
     ext_modules=[
         Extension(
-            "fairvisor.counters._table",
-            ["fairvisor/counters/_table.c"],
-            depends=["fairvisor/counters/_slots.h"],
+            name,
+            [f"{name.replace('.', '/')}.c"],
+            depends=depends,
             extra_compile_args=flags,
             extra_link_args=[flag for flag in flags if flag.startswith("-fsanitize")],
         )
+        for name, depends in DEPENDS.items()
     ]
 )

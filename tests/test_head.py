@@ -1,0 +1,109 @@
+"""The one-pass reader of plain heads: what it accepts, httptools reads the same; what is in doubt it leaves alone."""
+
+from __future__ import annotations
+
+import httptools
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fairvisor.http._head import parse
+
+PLAIN = b"GET /v1/decision?a=b HTTP/1.1\r\nHost: h\r\nX-Original-URI:  /x y\t \r\nX-Empty:\r\n\r\n"
+
+
+class Collected:
+    """What httptools makes of the same bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.target, self.headers, self.complete = b"", {}, 0
+        parser = httptools.HttpRequestParser(self)
+        parser.feed_data(data)
+        self.method = parser.get_method().decode()
+        self.keeps_alive = parser.should_keep_alive()
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        assert name.lower().decode() not in self.headers
+        self.headers[name.lower().decode()] = value.strip(b" \t")
+
+    def on_message_complete(self) -> None:
+        self.complete += 1
+
+
+def assert_same(data: bytes) -> None:
+    head = parse(data)
+    if head is not None:
+        full = Collected(data)
+        assert (full.method, full.target.decode(), full.headers) == head
+        assert full.complete == 1
+        assert full.keeps_alive
+
+
+def test_a_plain_request_is_read_with_names_in_lower_case_and_values_without_white_space_around() -> None:
+    headers = {"host": b"h", "x-original-uri": b"/x y", "x-empty": b""}
+    assert parse(PLAIN) == ("GET", "/v1/decision?a=b", headers)
+    assert_same(PLAIN)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"Connection: close", b"content-length: 0", b"Transfer-Encoding: chunked", b"Expect: 100-continue", b"Upgrade: h2c",
+     b"Keep-Alive: 5", b"TE: x", b"Trailer: x"],
+)  # fmt: skip
+def test_a_field_that_says_how_to_read_on_is_left_to_the_parser(line: bytes) -> None:
+    assert parse(PLAIN.replace(b"X-Empty:", line)) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PLAIN[:-1],
+        PLAIN + b"G",
+        PLAIN + PLAIN,
+        b"\r\n" + PLAIN,
+        PLAIN.replace(b"\r\n", b"\n"),
+        PLAIN.replace(b"HTTP/1.1", b"HTTP/1.0"),
+        PLAIN.replace(b"GET", b"get"),
+        PLAIN.replace(b"GET", b"HEAD"),
+        PLAIN.replace(b"GET", b"CONNECT"),
+        PLAIN.replace(b"/v1", b"http://h/v1"),
+        PLAIN.replace(b"/v1", b"/\xe9"),
+        PLAIN.replace(b"X-Empty:", b"X-Empty :"),
+        PLAIN.replace(b"X-Empty:", b" folded"),
+        PLAIN.replace(b"X-Empty:", b":"),
+        PLAIN.replace(b"X-Empty:", b"host: again"),
+        PLAIN.replace(b"X-Empty:", b"X-Empty: \x00"),
+        PLAIN.replace(b"X-Empty:", b"X-Empty: \r"),
+        PLAIN.replace(b"X-Empty:", b"X" * 129 + b":"),
+        PLAIN.replace(b"X-Empty:", b"X-Empty: " + b"a" * 16_384),
+        b"",
+    ],
+)
+def test_what_is_not_plain_is_left_to_the_parser(data: bytes) -> None:
+    assert parse(data) is None
+
+
+def test_only_bytes_are_read() -> None:
+    with pytest.raises(TypeError, match="takes bytes"):
+        parse("GET / HTTP/1.1\r\n\r\n")  # type: ignore[arg-type]
+
+
+PIECES = st.sampled_from(
+    [b"GET ", b"POST ", b"/", b"/a?b", b" HTTP/1.1", b"\r\n", b"\n", b"\r", b": ", b":", b" ", b"\t", b"Host", b"A", b"b",
+     b"Connection", b"close", b"Content-Length", b"0", b"Transfer-Encoding", b"chunked", b"\x00", b"\xff", b"%", b"\""]
+)  # fmt: skip
+
+
+@given(st.lists(PIECES, max_size=24).map(b"".join))
+@example(PLAIN)
+def test_whatever_is_accepted_httptools_reads_the_same(data: bytes) -> None:
+    assert_same(b"GET /a HTTP/1.1\r\nHost: h\r\n" + data + b"\r\n\r\n")
+    assert_same(data + b"\r\n\r\n")
+
+
+@given(st.integers(0, len(PLAIN) - 1), st.binary(max_size=3))
+def test_no_change_of_a_plain_request_is_read_in_two_ways(at: int, insert: bytes) -> None:
+    assert_same(PLAIN[:at] + insert + PLAIN[at + 1 :])
