@@ -37,7 +37,7 @@ class Expectation:
     patterns: list[tuple[str, str]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)
-    held_ms: int = 0
+    held_ms: int | None = 0  # None: however long
     body_exact: str | None = None
     body_patterns: list[str] = field(default_factory=list)
     body_members: list[tuple[str, Any]] = field(default_factory=list)
@@ -208,7 +208,7 @@ def _expect_head(expected: Expectation, text: str) -> None:
     if text.isdigit() and not expected.status:
         expected.status = int(text)
     elif text.startswith("held "):
-        expected.held_ms = duration_ns(text[5:]) // UNITS_NS["ms"]
+        expected.held_ms = None if text == "held any" else duration_ns(text[5:]) // UNITS_NS["ms"]
     elif text.startswith("!"):
         expected.absent.append(text[1:])
     else:
