@@ -50,9 +50,17 @@ def test_a_plain_request_is_read_with_names_in_lower_case_and_values_without_whi
 
 @pytest.mark.parametrize(
     "line",
-    [b"Connection: close", b"content-length: 0", b"Transfer-Encoding: chunked", b"Expect: 100-continue", b"Upgrade: h2c",
-     b"Keep-Alive: 5", b"TE: x", b"Trailer: x"],
-)  # fmt: skip
+    [
+        b"Connection: close",
+        b"content-length: 0",
+        b"Transfer-Encoding: chunked",
+        b"Expect: 100-continue",
+        b"Upgrade: h2c",
+        b"Keep-Alive: 5",
+        b"TE: x",
+        b"Trailer: x",
+    ],
+)
 def test_a_field_that_says_how_to_read_on_is_left_to_the_parser(line: bytes) -> None:
     assert parse(PLAIN.replace(b"X-Empty:", line)) is None
 
@@ -92,9 +100,34 @@ def test_only_bytes_are_read() -> None:
 
 
 PIECES = st.sampled_from(
-    [b"GET ", b"POST ", b"/", b"/a?b", b" HTTP/1.1", b"\r\n", b"\n", b"\r", b": ", b":", b" ", b"\t", b"Host", b"A", b"b",
-     b"Connection", b"close", b"Content-Length", b"0", b"Transfer-Encoding", b"chunked", b"\x00", b"\xff", b"%", b"\""]
-)  # fmt: skip
+    [
+        b"GET ",
+        b"POST ",
+        b"/",
+        b"/a?b",
+        b" HTTP/1.1",
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b": ",
+        b":",
+        b" ",
+        b"\t",
+        b"Host",
+        b"A",
+        b"b",
+        b"Connection",
+        b"close",
+        b"Content-Length",
+        b"0",
+        b"Transfer-Encoding",
+        b"chunked",
+        b"\x00",
+        b"\xff",
+        b"%",
+        b'"',
+    ]
+)
 
 
 @given(st.lists(PIECES, max_size=24).map(b"".join))
