@@ -11,13 +11,15 @@ import logging
 import os
 import resource
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
 
 from fairvisor.clock import read_now
+from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
-from fairvisor.errors import SettingsError
+from fairvisor.errors import SegmentError, SettingsError
 from fairvisor.http.accept import Board
 from fairvisor.http.service import Service
 from fairvisor.http.worker import EdgeWorker
@@ -39,8 +41,9 @@ _DESCRIPTORS_BESIDE_CONNECTIONS: Final = 64
 
 def serve(settings: Settings) -> None:
     """Serve until stopped; does not return. Raises SettingsError or SegmentError when it cannot start."""
-    segment = Segment.open(segment_name(settings.instance), settings.shared_dict_size)
     _allow_descriptors(settings.max_connections)
+    segment = Segment.open(segment_name(settings.instance), settings.shared_dict_size)
+    _claim(segment, replaces=environment().get("GUNICORN_PID", ""))
     Master(settings, segment).run()
 
 
@@ -107,6 +110,29 @@ def worker_class(name: str) -> type | str:
 def available_processors() -> int:
     """The processors this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def _claim(segment: Segment, replaces: str) -> None:
+    """Become the master of this instance. Raises SegmentError when another one lives, unless it is the one that
+    started this one in its place (`replaces`, its pid, on USR2)."""
+    words = segment.table
+    pid = words.word_get(Word.MASTER_PID)
+    lives = pid and pid != os.getpid() and start_time(pid) == words.word_get(Word.MASTER_START)
+    if lives and str(pid) != replaces:
+        raise SegmentError(
+            f"a master of this instance runs already (pid {pid}); FAIRVISOR_INSTANCE names instances"
+        )
+    words.word_set(Word.MASTER_START, start_time(os.getpid()))
+    words.word_set(Word.MASTER_PID, os.getpid())
+
+
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot (proc(5), field 22 of stat); 0 when there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])
 
 
 def _allow_descriptors(connections: int) -> None:

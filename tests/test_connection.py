@@ -617,6 +617,16 @@ def test_when_the_worker_stops_what_waits_is_still_answered(client: Setup) -> No
     assert client.transport.closed
 
 
+def test_shedding_tells_as_many_connections_as_asked_to_come_again(client: Setup) -> None:
+    other, transport = client.connect()
+    client.hub.shed(1)
+    assert b"Connection: close\r\n" in client.send(ASK % 1)
+    assert client.transport.closed
+    other.data_received(ASK % 2)
+    assert b"Connection" not in transport.text
+    assert not transport.closed
+
+
 def test_the_date_moves_on(client: Setup) -> None:
     def date(answer: bytes) -> str:
         return next(line for line in answer.decode().split("\r\n") if line.startswith("Date: "))

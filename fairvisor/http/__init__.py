@@ -1,1 +1,16 @@
-"""."""
+"""Bytes to requests, answers to bytes. What a request means for a policy is not known here.
+
+worker.py       the gunicorn worker `edge`: one loop, its sockets, its connections, start and stop
+accept.py       which worker takes the next connection
+connection.py   one connection: framing, order, time limits
+outbox.py          its answers, in order, some of them waiting
+headers.py         header fields
+wire.py            answers as bytes
+hub.py          what the connections of a worker share
+wsgi.py         the same service for WSGI servers
+request.py      a request, and who sent it
+gateways.py     which headers describe the original request, by gateway
+service.py      request -> answer: decisions, health, usage
+debug.py           sessions that explain decisions
+complaints.py      what goes wrong, told without flooding the log
+"""

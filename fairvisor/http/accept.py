@@ -61,6 +61,11 @@ class Board:
         """This worker takes no more connections."""
         self._counts[seat] = _ABSENT
 
+    def share(self) -> int:
+        """The number of connections each worker would have if they were spread evenly, rounded up."""
+        counts = [count for count in self._counts if count != _ABSENT]
+        return -(-sum(counts) // len(counts)) if counts else 0
+
     def least(self) -> int:
         """The number of connections of the least busy worker."""
         return min(self._counts)
@@ -106,6 +111,15 @@ class Acceptor:
             listener.close()
         self._stopped = True
         self._board.leave(self._seat)
+
+    def excess(self) -> int:
+        """How many connections should come again to find a less busy worker; 0 when they are spread well enough.
+
+        A worker that came late, or after another died, starts with none, and long connections would stay where they
+        are. A quarter more than the share (and one) is left alone: moving a connection costs its client a new one.
+        """
+        share = self._board.share()
+        return self._open - share if self._open > share + share // 4 + 1 else 0
 
     def closed(self) -> None:
         """A connection that was taken is closed."""

@@ -68,6 +68,8 @@ class Hub:
         self.tick_ms = 0
         self.waiting = 0
         self.stopping = False
+        self.shedding = 0  # connections to be told to come again; their next answers carry Connection: close
+        self.ending = False  # stopping or shedding: what the plain path looks at
         self.set_time(read_now())
 
     def set_time(self, now: Now) -> None:
@@ -83,9 +85,21 @@ class Hub:
 
     def stop(self) -> None:
         """From now on every answer is the last of its connection."""
-        self.stopping = True
+        self.stopping = self.ending = True
         for connection in tuple(self.connections):
             connection.finish()
+
+    def shed(self, connections: int) -> None:
+        """Tell so many connections to come again, each with its next answer; a new number replaces the old one."""
+        self.shedding = connections
+        self.ending = self.stopping or connections > 0
+
+    def is_last(self) -> bool:
+        """Whether the answer that is just being made is to be the last of its connection."""
+        if self.shedding and not self.stopping:
+            self.shed(self.shedding - 1)
+            return True
+        return self.stopping
 
     def closed(self, connection: Checked) -> None:
         """A connection is gone."""

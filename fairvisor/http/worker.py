@@ -39,6 +39,7 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         # in the worker
         self.loop: asyncio.AbstractEventLoop
         self.hub: Hub
+        self.acceptor: Acceptor
         self.stop_asked: asyncio.Event
 
     def init_signals(self) -> None:
@@ -64,7 +65,7 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         hub = self.hub = Hub(self.wsgi, limits, read_now)
         hub.loop = self.loop
         sockets = [listener.sock for listener in self.sockets]
-        acceptor = Acceptor(
+        acceptor = self.acceptor = Acceptor(
             self.loop, sockets, self.board, self.seat, lambda: Connection(hub), settings.max_connections
         )
         hub.on_close = acceptor.closed
@@ -97,6 +98,7 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         if os.getppid() != self.ppid and not self.stop_asked.is_set():
             self.log.warning("the master is gone: stopping")
             self._asked_to_stop(signal.SIGTERM)
+        self.hub.shed(self.acceptor.excess())
         self.loop.call_later(_HEARTBEAT_S, self._beat)
 
     async def _finish(self, hub: Hub) -> None:

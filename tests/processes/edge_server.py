@@ -1,0 +1,228 @@
+"""Real servers for the tests: on a free port, with a segment of their own, and gone afterwards whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fairvisor.clock import NS_PER_S, read_now
+from fairvisor.counters.segment import Segment
+from fairvisor.master import segment_name
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, "-c", "from fairvisor.cli.main import main; main()", "serve"]
+PATIENCE_S = 30  # how long anything may take before a test gives up; nothing waits that long when all is well
+
+
+def token_bucket(burst: float, rate: float = 0.001, **rule: Any) -> dict[str, Any]:
+    """A bundle of one policy on every path: one bucket, nearly without refill."""
+    config = {"tokens_per_second": rate, "burst": burst}
+    rules = [
+        {"name": "bucket", "limit_keys": [], "algorithm": "token_bucket", "algorithm_config": config, **rule}
+    ]
+    return bundle_of({"id": "all", "spec": {"selector": {"pathPrefix": "/"}, "rules": rules}})
+
+
+def throttle(delay_ms: int, budget: int = 1_000_000) -> dict[str, Any]:
+    """A bundle that holds every answer."""
+    stages = [{"threshold_percent": 0, "action": "throttle", "delay_ms": delay_ms}]
+    config = {"budget": budget, "period": "1d", "staged_actions": stages}
+    rules = [{"name": "slow", "limit_keys": [], "algorithm": "cost_based", "algorithm_config": config}]
+    return bundle_of({"id": "slow", "spec": {"selector": {"pathPrefix": "/slow"}, "rules": rules}})
+
+
+def bundle_of(*policies: dict[str, Any], version: int = 1) -> dict[str, Any]:
+    return {"bundle_version": version, "policies": list(policies)}
+
+
+def ask(path: str = "/", method: str = "GET", *lines: str) -> bytes:
+    """A question as a custom caller puts it."""
+    head = (f"X-Original-Method: {method}", f"X-Original-URI: {path}", "X-Original-Host: example.com", *lines)
+    return (
+        b"GET /v1/decision HTTP/1.1\r\nHost: edge\r\n"
+        + "".join(f"{line}\r\n" for line in head).encode()
+        + b"\r\n"
+    )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Until `condition` holds; fails when it never does."""
+    end = read_now().mono_ns + PATIENCE_S * NS_PER_S
+    while not condition():
+        assert read_now().mono_ns < end, "it never came true"
+
+
+class Client:
+    """A connection that sends bytes and reads whole answers."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.socket.settimeout(PATIENCE_S)
+        self._read = b""
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """The next answer: status, headers (lower-case names), body."""
+        while b"\r\n\r\n" not in self._read:
+            self._more()
+        head, _, self._read = self._read.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        length = int(headers.get("content-length", "0"))
+        while len(self._read) < length:
+            self._more()
+        body, self._read = self._read[:length], self._read[length:]
+        return int(first.split(" ")[1]), headers, body
+
+    def status(self, data: bytes) -> int:
+        """Ask, and the status of the answer."""
+        self.send(data)
+        return self.answer()[0]
+
+    def rest(self) -> bytes:
+        """Everything until the other end closes."""
+        while True:
+            try:
+                data = self.socket.recv(65536)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                return self._read
+            self._read += data
+
+    def _more(self) -> None:
+        data = self.socket.recv(65536)
+        assert data, f"closed in the middle of an answer: {self._read!r}"
+        self._read += data
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Edge:
+    """A running server. `bind` is host and port, or the path of a unix socket."""
+
+    def __init__(self, place: Path, bundle: object, environ: dict[str, str], unix: bool) -> None:
+        self.instance = f"test-{uuid.uuid4().hex[:12]}"
+        self.policy = place / f"{self.instance}.json"
+        self.log = place / f"{self.instance}.log"
+        if bundle is not None:
+            self.write(bundle)
+        self.bind: tuple[str, int] | str = str(place / "edge.sock") if unix else ("127.0.0.1", free_port())
+        self.environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("FAIRVISOR_")},
+            "PYTHONPATH": str(ROOT),
+            "FAIRVISOR_CONFIG_FILE": str(self.policy),
+            "FAIRVISOR_BIND": f"unix:{self.bind}"
+            if isinstance(self.bind, str)
+            else f"127.0.0.1:{self.bind[1]}",
+            "FAIRVISOR_INSTANCE": self.instance,
+            "FAIRVISOR_SHARED_DICT_SIZE": "4m",
+            **environ,
+        }
+        self._clients: list[Client] = []
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(PROGRAM, env=self.environ, stdout=log, stderr=log, cwd=self.policy.parent)
+
+    def start_again(self) -> None:
+        """A new master after the old one ended."""
+        self.process = self._start()
+        self.wait_ready()
+
+    def write(self, bundle: object) -> None:
+        self.policy.write_text(json.dumps(bundle))
+
+    def is_answering(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            client = self.connect()
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        try:
+            return client.status(b"GET /livez HTTP/1.1\r\n\r\n") == 200
+        finally:
+            client.close()
+
+    def wait_ready(self) -> None:
+        wait_until(self.is_answering)
+
+    def connect(self) -> Client:
+        if isinstance(self.bind, str):
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(self.bind)
+            except OSError:
+                connection.close()
+                raise
+        else:
+            connection = socket.create_connection(self.bind, timeout=PATIENCE_S)
+        client = Client(connection)
+        self._clients.append(client)
+        return client
+
+    def status(self, data: bytes) -> int:
+        """One question on a connection of its own."""
+        client = self.connect()
+        try:
+            return client.status(data)
+        finally:
+            client.close()
+
+    def workers(self) -> list[int]:
+        """The pids of the workers that are there now."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()] if children.exists() else []
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        """The exit code after the server ended by itself or by a signal sent before."""
+        return self.process.wait(PATIENCE_S)
+
+    def clean_up(self) -> None:
+        """Nothing is left: connections, processes, shared memory."""
+        for client in self._clients:
+            client.close()
+        workers = self.workers()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGQUIT)
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for pid in workers:
+            kill_quietly(pid)
+        Segment.unlink(segment_name(self.instance))
+
+
+def kill_quietly(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+StartEdge = Callable[..., Edge]
