@@ -1,8 +1,8 @@
 """One client connection: bytes in, answers out, in the order of the requests.
 
-An asyncio protocol on an httptools parser. The plain path (a complete request without a body, an answer that need not
-wait) collects headers, asks the service and writes once per arrival of data, pipelined requests included. Everything
-else (bodies, waiting, closing, slow or malformed input) leaves that path early and may cost more.
+An asyncio protocol on an httptools parser. A request that comes whole, alone and without a body, nearly every one that
+a gateway sends, is read in one pass by `_head.c`; everything else (bodies, pipelining, closing, slow or malformed
+input) goes through httptools and may cost more. Answers are written once per arrival of data.
 
 This module knows HTTP/1.x framing (RFC 9112) and time limits. It knows nothing of endpoints, gateways or policies: the
 service answers requests, and says how much of a body it wants.
@@ -16,6 +16,7 @@ from typing import Final, cast
 import httptools
 
 from fairvisor.errors import BodyTooLarge, HeadTooLarge, RequestError, RequestTimeout
+from fairvisor.http._head import parse as parse_head
 from fairvisor.http.headers import read_headers
 from fairvisor.http.hub import BodyRule, Hub
 from fairvisor.http.outbox import Outbox
@@ -51,6 +52,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_answer",
         "_arriving",
+        "_between",
         "_closing",
         "_eof",
         "_head_bytes",
@@ -86,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._outbox = Outbox(hub, self._waited)
         self._ready = self._outbox.ready
         self._queue = self._outbox.queue
+        self._between = True  # the parser holds no part of a request
         self._closing = False
         self._eof = False
         self._unread = False
@@ -121,6 +124,12 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._seen_ms = self._hub.tick_ms
+        if self._between:
+            head = parse_head(data)
+            if head is not None:
+                self._answer_plain(*head)
+                return
+        self._between = False
         self._measured = len(data) + self._head_bytes > MAX_HEAD_BYTES
         try:
             self._parser.feed_data(data)
@@ -132,8 +141,21 @@ class Connection(asyncio.Protocol):
             self._await_body()
         elif self._url or self._pairs:
             self._await_head(data)
+        else:
+            self._between = data.endswith(b"\r\n\r\n")
         if self._ready:
             self._flush()
+
+    def _answer_plain(self, method: str, target: str, headers: dict[str, bytes]) -> None:
+        """A request that came whole and alone: the path of nearly all requests."""
+        answer = self._answer(Request(method, target, headers, self._peer), self._read_now())
+        if answer.delay_ms or self._queue or self._hub.ending:
+            last = self._hub.is_last()
+            payload = encode(self._hub.lines[answer.status], answer, CLOSE if last else "")
+            self._enqueue(payload, last=last, delay_ms=answer.delay_ms)
+            self._flush()
+        else:
+            self._transport.write(encode(self._hub.lines[answer.status], answer))
 
     def eof_received(self) -> bool:
         self._eof = True
