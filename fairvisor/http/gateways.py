@@ -62,37 +62,26 @@ class Endpoint(NamedTuple):
     request_ids: bool = False
 
 
-class Readings:
-    """Methods and hosts as the policies see them, each worked out once; bounded. One per process."""
+class Readings(dict[bytes, str]):
+    """What header values mean, each worked out once by `read`; bounded. `read` raises RequestError (400)."""
 
-    __slots__ = ("_hosts", "_methods")
+    def __init__(self, read: Callable[[bytes], str]) -> None:
+        super().__init__()
+        self._read = read
 
-    def __init__(self) -> None:
-        self._methods: dict[bytes, str] = {}
-        self._hosts: dict[bytes, str] = {}
-
-    def method(self, value: bytes) -> str:
-        """The method in upper case, so that no spelling of it escapes a policy. Raises RequestError (400)."""
-        known = self._methods.get(value)
-        if known is None:
-            if not _METHOD.fullmatch(value):
-                raise RequestError(f"the method {value[:80]!r} is not a token")
-            known = _remember(self._methods, value, value.decode("ascii").upper())
-        return known
-
-    def host(self, value: bytes) -> str:
-        """The host as `normal_host` gives it. Raises RequestError (400)."""
-        known = self._hosts.get(value)
-        if known is None:
-            known = _remember(self._hosts, value, normal_host(value.decode("latin-1")))
-        return known
+    def __missing__(self, value: bytes) -> str:
+        reading = self._read(value)
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        self[value] = reading
+        return reading
 
 
-def _remember(known: dict[bytes, str], value: bytes, reading: str) -> str:
-    if len(known) >= _REMEMBERED:
-        known.clear()
-    known[value] = reading
-    return reading
+def normal_method(value: bytes) -> str:
+    """The method in upper case, so that no spelling of it escapes a policy. Raises RequestError (400)."""
+    if not _METHOD.fullmatch(value):
+        raise RequestError(f"the method {value[:80]!r} is not a token")
+    return value.decode("ascii").upper()
 
 
 def normal_host(text: str) -> str:
@@ -121,10 +110,14 @@ def _normal_ipv6(host: str, text: str) -> str:
         raise RequestError(f"the host {text[:80]!r} is not an IPv6 address") from None
 
 
-def _read_family(family: Family, readings: Readings) -> Callable[[Request], Original]:
-    """The reader of one family of headers. Bound once, at start."""
+# Bound once in each process; what they remember is derived from the requests, and bounded.
+_METHODS: Final = Readings(normal_method)
+_HOSTS: Final = Readings(lambda value: normal_host(value.decode("latin-1")))
+
+
+def _read_family(family: Family) -> Callable[[Request], Original]:
+    """The reader of one family of headers."""
     method_name, target_name, host_name = family
-    method_of, host_of = readings.method, readings.host
 
     def describe(request: Request) -> Original:
         headers = request.headers
@@ -135,14 +128,14 @@ def _read_family(family: Family, readings: Readings) -> Callable[[Request], Orig
         if b" " in target:
             raise RequestError(f"the header {_written(target_name)} holds a space or was sent twice")
         host = headers.get(host_name)
-        return method_of(method), target.decode("latin-1"), host_of(host) if host else ""
+        return _METHODS[method], target.decode("latin-1"), _HOSTS[host] if host else ""
 
     return describe
 
 
-def _read_either(readings: Readings) -> Callable[[Request], Original]:
+def _read_either() -> Callable[[Request], Original]:
     """X-Original-* when any of them is there, else X-Forwarded-*: one family whole."""
-    original, forwarded = _read_family(ORIGINAL, readings), _read_family(FORWARDED, readings)
+    original, forwarded = _read_family(ORIGINAL), _read_family(FORWARDED)
     method_name, target_name, host_name = ORIGINAL
 
     def describe(request: Request) -> Original:
@@ -156,14 +149,14 @@ def _read_either(readings: Readings) -> Callable[[Request], Original]:
     return describe
 
 
-def _read_request_line(prefix: str, readings: Readings) -> Callable[[Request], Original]:
+def _read_request_line(prefix: str) -> Callable[[Request], Original]:
     """The request line after the prefix, and Host: Envoy prepends its prefix to the original path."""
     kept = len(prefix) - 1
 
     def describe(request: Request) -> Original:
         host = request.headers.get("host")
-        method = readings.method(request.method.encode("latin-1"))
-        return method, request.target[kept:], readings.host(host) if host else ""
+        method = _METHODS[request.method.encode("latin-1")]
+        return method, request.target[kept:], _HOSTS[host] if host else ""
 
     return describe
 
@@ -178,21 +171,18 @@ def decision_endpoints(request_ids: bool) -> Mapping[str, Endpoint]:
 
     `request_ids` says whether X-Fairvisor-Request-Id counts where the gateway is not known to set it itself.
     """
-    readings = Readings()
     table = {
-        "/v1/decision": Endpoint(_read_either(readings), "X-Original-Host", request_ids=request_ids),
+        "/v1/decision": Endpoint(_read_either(), "X-Original-Host", request_ids=request_ids),
         "/v1/auth-request": Endpoint(
-            _read_family(ORIGINAL, readings),
+            _read_family(ORIGINAL),
             "X-Original-Host",
             carrier=True,
             reads_body=False,
             request_ids=True,
         ),
-        "/v1/forward-auth": Endpoint(
-            _read_family(FORWARDED, readings), "X-Forwarded-Host", request_ids=request_ids
-        ),
+        "/v1/forward-auth": Endpoint(_read_family(FORWARDED), "X-Forwarded-Host", request_ids=request_ids),
     }
     for prefix in ENVOY_PREFIXES:
-        describe = _read_request_line(prefix, readings)
+        describe = _read_request_line(prefix)
         table[prefix] = Endpoint(describe, "Host", allow_status=200, request_ids=request_ids)
     return table
