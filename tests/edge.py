@@ -19,6 +19,7 @@ from fairvisor.bundle.compile import Options, compile_bundle
 from fairvisor.bundle.load import parse
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.context import Context
+from fairvisor.counters import FULL, Counters
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Decision
 from fairvisor.engine import decide
@@ -148,8 +149,30 @@ def identity_of(environ: tuple[tuple[str, str], ...]) -> Identity:
     return Identity.from_settings(Settings.load(dict(environ), {}))
 
 
+class Full:
+    """A table that has no room for anything new."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._counters, name)
+
+    def take(self, *arguments: int) -> tuple[int, int, int]:
+        return FULL, 0, 0
+
+    def add(self, *arguments: int) -> tuple[int, int]:
+        return FULL, 0
+
+    def count(self, *arguments: int) -> int:
+        return 0
+
+    def once(self, *arguments: int) -> int:
+        return FULL
+
+
 class Edge:
-    """One segment, one bundle, one clock. Policies, or a whole bundle; `environ` holds settings."""
+    """One segment, one bundle, one clock. `environ` holds settings, `full` leaves no room in the table."""
 
     def __init__(
         self,
@@ -157,10 +180,11 @@ class Edge:
         options: Options | None = None,
         form: str = "both",
         environ: Mapping[str, str] | None = None,
-        size_bytes: int = SEGMENT_BYTES,
+        full: bool = False,
         **more: Any,
     ) -> None:
-        self.segment = Segment.private(size_bytes)
+        self.segment = Segment.private(SEGMENT_BYTES)
+        self.counters: Counters = Full(self.segment.table) if full else self.segment.table
         self.identity = identity_of(tuple((environ or {}).items()))
         self.options = options or Options()
         self.renderer = Renderer(form)
@@ -200,7 +224,7 @@ class Edge:
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         now = moment(self.at)
         context = Context(method, host, path, raw, client, self.identity, now, data, request_id)
-        decision = decide(self.bundle, self.segment.table, context, now)
+        decision = decide(self.bundle, self.counters, context, now)
         return Reply(decision, self.renderer.answer(decision, context, 204, carrier))
 
     def admits(self, *arguments: Any, most: int = 1000, **more: Any) -> int:
@@ -213,7 +237,7 @@ class Edge:
     def settle(self, token: str, usage: Usage | None, *, at: float | None = None) -> None:
         self.at = self.at if at is None else at
         now = moment(self.at)
-        settle(self.segment.table, unseal(self.segment.reservation_key, token, now.wall_ns), usage, now)
+        settle(self.counters, unseal(self.segment.reservation_key, token, now.wall_ns), usage, now)
 
     def metric(self, name: str, **labels: str) -> int:
         """The sum of the series of a family whose labels have these values."""

@@ -21,13 +21,17 @@ from fairvisor.rules.keys import hash64
 MINUTE_NS: Final = 60 * NS_PER_S
 KEPT_NS: Final = 2 * MINUTE_NS  # a minute's total counts until the next one has ended
 UNTIL_RESET_NS: Final = 90 * 86_400 * NS_PER_S  # the table keeps a record for at most 100 days
+RENEWED_NS: Final = UNTIL_RESET_NS // 3  # so an open breaker that is asked now and then stays open
 _NO_LIMIT: Final = (1 << 63) - 1
 
 
 class Breaker:
-    """A compiled `circuit_breaker`. `key` reads the value it is scoped by (None: the policy, or everything)."""
+    """A compiled `circuit_breaker`. `key` reads the value it is scoped by (None: the policy, or everything).
 
-    __slots__ = ("_key", "_open_ns", "_prefix", "_seed", "_shows_end", "_threshold_u", "tally")  # fmt: skip
+    `auto_reset_ns` is 0 when it stays open until an operator resets it.
+    """
+
+    __slots__ = ("_auto_reset_ns", "_key", "_prefix", "_seed", "_threshold_u", "tally")  # fmt: skip
 
     def __init__(
         self,
@@ -43,20 +47,24 @@ class Breaker:
         self._seed = seed
         self._key = key
         self._threshold_u = threshold_u
-        self._shows_end = auto_reset_ns > 0
-        self._open_ns = auto_reset_ns or UNTIL_RESET_NS
+        self._auto_reset_ns = auto_reset_ns
 
     def _identity(self, context: Context) -> str:
         value = self._key(context) if self._key is not None else None
         return f"{self._prefix}{len(value)}:{value}" if value else self._prefix + "-:"
 
     def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
-        """Refuse while open. The record of an open breaker holds the wall time at which it closes."""
-        closes_ns = counters.peek_total(hash64(self._identity(context) + "open", self._seed), now.mono_ns)
-        if closes_ns <= now.wall_ns:
+        """Refuse while open. The record of an open breaker holds the wall time at which it opened."""
+        key = hash64(self._identity(context) + "open", self._seed)
+        opened_ns = counters.peek_total(key, now.mono_ns)
+        if not opened_ns:
             return None
-        wait_ns = closes_ns - now.wall_ns if self._shows_end else NEVER_NS
-        return Refusal(self, Reason.CIRCUIT_BREAKER_OPEN, wait_ns=wait_ns)
+        if not self._auto_reset_ns:
+            if now.wall_ns - opened_ns > RENEWED_NS:
+                self._write(counters, key, now)
+            return Refusal(self, Reason.CIRCUIT_BREAKER_OPEN, wait_ns=NEVER_NS)
+        wait_ns = opened_ns + self._auto_reset_ns - now.wall_ns
+        return Refusal(self, Reason.CIRCUIT_BREAKER_OPEN, wait_ns=wait_ns) if wait_ns > 0 else None
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Nothing is taken before all have passed."""
@@ -76,11 +84,15 @@ class Breaker:
         return key
 
     def _open(self, counters: Counters, identity: str, now: Now) -> None:
-        """Write when it closes, once: the record of an earlier opening is over and goes first."""
+        """Open, unless another request of this moment did."""
         key = hash64(identity + "open", self._seed)
-        if counters.peek_total(key, now.mono_ns) > now.wall_ns:
+        opened_ns = counters.peek_total(key, now.mono_ns)
+        if opened_ns and not 0 < self._auto_reset_ns <= now.wall_ns - opened_ns:
             return
-        closes_ns = now.wall_ns + self._open_ns
-        counters.delete(key, now.mono_ns)
-        counters.add(key, now.mono_ns, closes_ns, closes_ns, self._open_ns)
+        self._write(counters, key, now)
         self.tally.add(BREAKER_TRIPS)
+
+    def _write(self, counters: Counters, key: int, now: Now) -> None:
+        """The record of an earlier opening goes first: its life was fixed when it was made."""
+        counters.delete(key, now.mono_ns)
+        counters.add(key, now.mono_ns, now.wall_ns, now.wall_ns, self._auto_reset_ns or UNTIL_RESET_NS)
