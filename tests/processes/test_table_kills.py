@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -235,9 +236,10 @@ class Hammer:
         return race
 
 
-def test_killed_processes_lose_and_invent_nothing() -> None:
+def test_killed_processes_lose_and_invent_nothing(request: pytest.FixtureRequest) -> None:
     hammer, chance, kills = Hammer(), random.Random(1), 0
     children = {process: start(lambda p=process: hammer.work(p)) for process in range(PROCESSES)}
+    request.addfinalizer(lambda: end(children.values()))
     deadline_ns = time.monotonic_ns() + int(HAMMER_SECONDS * SECOND)
     while time.monotonic_ns() < deadline_ns:
         let_run(children.values(), 1 - chance.random() / 10)
@@ -251,8 +253,17 @@ def test_killed_processes_lose_and_invent_nothing() -> None:
     after = hammer.progress()
     hammer.table.word_set(STOP, 1)
     finish(list(children.values()))
+    children.clear()
     assert all(now > then for now, then in zip(after, before, strict=True)), "a process stands still"
     check(hammer, kills)
+
+
+def end(children: Iterable[int]) -> None:
+    """After a failure: leave no process behind."""
+    for child in children:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def let_run(children: Iterable[int], seconds: float) -> None:
