@@ -1,0 +1,113 @@
+"""For whom a rule counts: `match`, limit keys, `on_missing`, and that no two counters are taken for one."""
+
+from __future__ import annotations
+
+import pytest
+from edge import Edge, bucket, policy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairvisor.rules.keys import hash64, joined
+
+PARTS = st.lists(st.text("ab|:10é", max_size=4), max_size=4)
+
+
+@given(PARTS, PARTS)
+def test_joined_parts_cannot_be_read_in_two_ways(one: list[str], other: list[str]) -> None:
+    assert (joined(one) == joined(other)) == (one == other)
+
+
+def test_a_key_depends_on_the_seed_and_takes_any_text() -> None:
+    assert hash64("a", 1) != hash64("a", 2)
+    assert hash64("\ud800", 1) != hash64("?", 1)
+
+
+def test_each_value_has_its_counter_and_no_limit_keys_are_one_for_all() -> None:
+    edge = Edge(policy("p", bucket("r", "header:x-key", burst=2)))
+    assert [edge.admits(key=key) for key in "ab"] == [2, 2]
+    edge = Edge(policy("p", bucket("r", burst=2)))
+    assert [edge.admits(key=key) for key in "ab"] == [2, 0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"x-a": "a", "x-b": "b|c"},
+        {"x-a": "", "x-b": "a|bc"},
+        {"x-a": "a|b1:c", "x-b": "c"},
+        {"x-a": "c", "x-b": "a|b"},
+    ],
+)
+def test_pairs_of_values_are_told_apart(other: dict[str, str]) -> None:
+    edge = Edge(policy("p", bucket("r", "header:x-a", "header:x-b", burst=1, on_missing="shared")))
+    assert edge.admits(headers={"x-a": "a|b", "x-b": "c"}) == 1
+    assert edge.admits(headers=other) == 1
+
+
+def test_policies_and_rules_of_the_same_keys_have_their_own_counters() -> None:
+    one = bucket("r", "header:x-key", burst=2)
+    edge = Edge(policy("p", one, path="/p"), policy("q", one, {**one, "name": "s"}, path="/q"))
+    assert edge.admits(path="/p", key="a") == 2
+    assert edge.admits(path="/q", key="a") == 2
+
+
+MISSING = [{}, {"x-key": ""}]
+
+
+@pytest.mark.parametrize("headers", MISSING)
+def test_a_missing_or_empty_key_skips_the_rule_and_is_counted(headers: dict[str, str]) -> None:
+    edge = Edge(policy("p", bucket("r", "header:x-key", burst=1)))
+    assert edge.admits(headers=headers, most=5) == 5
+    assert edge.ask(headers=headers).rule is None
+    assert edge.metric("descriptor_missing_total", policy="p", rule="r", descriptor="header:x-key") == 6
+
+
+@pytest.mark.parametrize("headers", MISSING)
+def test_a_missing_key_rejects_where_the_rule_says_so(headers: dict[str, str]) -> None:
+    edge = Edge(policy("p", bucket("r", "request:method", "header:x-key", burst=1, on_missing="reject")))
+    reply = edge.ask(headers=headers)
+    assert (reply.reason, reply.rule, reply.should_retry) == ("descriptor_missing", "p/r", False)
+    assert 60 <= reply.retry_after <= 90
+    assert "RateLimit" not in reply.headers
+    assert edge.metric("descriptor_missing_total", descriptor="header:x-key") == 1
+    assert edge.metric("descriptor_missing_total", descriptor="request:method") == 0
+    assert edge.ask(key="a").status == 204
+
+
+@pytest.mark.parametrize("headers", MISSING)
+def test_missing_keys_share_a_counter_that_no_client_can_name(headers: dict[str, str]) -> None:
+    edge = Edge(policy("p", bucket("r", "header:x-key", burst=2, on_missing="shared")))
+    assert edge.admits(headers=headers) == 2
+    assert edge.admits(headers={"x-key": ""}) == 0
+    assert [edge.admits(key=key) for key in ("-:", "-", "None", "0:")] == [2, 2, 2, 2]
+
+
+def test_the_bundle_says_what_rules_do_about_missing_keys_unless_they_do() -> None:
+    defaults = {"on_missing": "reject"}
+    assert Edge(policy("p", bucket("r", "header:x-key")), defaults=defaults).ask().status == 429
+    own = bucket("r", "header:x-key", on_missing="skip")
+    assert Edge(policy("p", own), defaults=defaults).ask().status == 204
+
+
+def test_a_rule_runs_only_where_its_whole_match_holds() -> None:
+    match = {"header:x-plan": ["free", "trial"], "request:method": "post", "header:x-n": 5}
+    edge = Edge(policy("p", bucket("r", burst=1, match=match)))
+    hit = {"x-plan": "trial", "x-n": "5"}
+    assert edge.ask("POST", headers=hit).rule == "p/r"
+    assert edge.ask("POST", headers=hit).status == 429
+    for method, headers in [
+        ("GET", hit),
+        ("POST", hit | {"x-plan": "Trial"}),
+        ("POST", hit | {"x-plan": "free, trial"}),
+        ("POST", hit | {"x-n": "5.0"}),
+        ("POST", {"x-plan": "trial"}),
+    ]:
+        assert edge.ask(method, headers=headers).rule is None
+
+
+def test_a_rule_whose_match_does_not_hold_misses_nothing() -> None:
+    rule = bucket("r", "header:x-key", on_missing="reject", match={"request:method": "POST"})
+    edge = Edge(policy("p", rule))
+    assert edge.ask("GET").status == 204
+    assert edge.metric("descriptor_missing_total") == 0
+    assert edge.ask("POST").reason == "descriptor_missing"
