@@ -118,7 +118,8 @@ class Edge:
         self.log = place / f"{self.instance}.log"
         if bundle is not None:
             self.write(bundle)
-        self.bind: tuple[str, int] | str = str(place / "edge.sock") if unix else ("127.0.0.1", free_port())
+        self._reserved = reserve_port()
+        self.bind: tuple[str, int] | str = str(place / "edge.sock") if unix else self._reserved.getsockname()
         self.environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FAIRVISOR_")},
             "PYTHONPATH": str(ROOT),
@@ -197,6 +198,7 @@ class Edge:
         """Nothing is left: connections, processes, shared memory."""
         for client in self._clients:
             client.close()
+        self._reserved.close()
         workers = self.workers()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGQUIT)
@@ -217,12 +219,12 @@ def kill_quietly(pid: int) -> None:
         return
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def reserve_port() -> socket.socket:
+    """A socket that keeps a free port from everybody but a server that binds it with SO_REUSEADDR, as gunicorn does."""
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
 
 
 StartEdge = Callable[..., Edge]
