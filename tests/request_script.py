@@ -15,6 +15,7 @@ from typing import Any
 
 TRANSPORTS = ("service", "edge", "wsgi")
 DEFAULT_START = "2026-11-02T12:00:00Z"  # a Monday
+DIRECTIVES = ("@", "x", "peer", "token", "load", "write", "fail")  # those that act where they stand
 UNITS_NS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
@@ -98,7 +99,7 @@ def instant_ns(text: str) -> int:
 
 
 def request_bytes(lines: list[str], names: dict[str, str]) -> bytes:
-    r"""The bytes of a request: `{{name}}`, `{{text*n}}` and `\xNN` replaced; Host and Content-Length added where absent."""
+    r"""The bytes of a request: names, repeats and `\xNN` filled in, Host and Content-Length added where absent."""
     text = filled_in("\n".join(lines), names)
     data = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text.encode().decode("latin-1")).encode(
         "latin-1"
@@ -132,6 +133,8 @@ def read_script(path: Path) -> Script:
     for step in script.steps:
         if isinstance(step, Exchange) and not step.expected.status:
             raise ScriptError(f"{path}:{step.line}: this request has no expectation")
+        if isinstance(step, Directive) and step.word == "x":
+            raise ScriptError(f"{path}:{step.line}: no request follows this number")
     return script
 
 
@@ -139,21 +142,22 @@ def _read_line(script: Script, number: int, line: str) -> None:
     if not line.strip() or line.startswith("#"):
         return
     if line.startswith(">"):
-        _current(script, number, asking=True).lines.append(line[1:].removeprefix(" "))
+        _asked(script, number).lines.append(line[1:].removeprefix(" "))
     elif line.startswith("<"):
-        _expect(_current(script, number, asking=False).expected, line)
+        last = script.steps[-1] if script.steps else None
+        if not isinstance(last, Exchange):
+            raise ScriptError("an expectation without a request")
+        expect(last.expected, line)
     else:
         word, _, text = line.partition(" ")
         _direct(script, number, word, text.strip())
 
 
-def _current(script: Script, number: int, *, asking: bool) -> Exchange:
-    """The exchange that a `>` or `<` line belongs to; a `>` after a `<` begins the next."""
+def _asked(script: Script, number: int) -> Exchange:
+    """The exchange that a `>` line belongs to; the first one after an expectation begins the next."""
     last = script.steps[-1] if script.steps else None
-    if isinstance(last, Exchange) and not (asking and last.expected.status):
+    if isinstance(last, Exchange) and not last.expected.status:
         return last
-    if not asking:
-        raise ScriptError("an expectation without a request")
     times = 1
     if isinstance(last, Directive) and last.word == "x":
         times = int(last.text)
@@ -180,15 +184,15 @@ def _direct(script: Script, number: int, word: str, text: str) -> None:
     elif word == "differs":
         script.differs = text
     elif word in DIRECTIVES:
+        if word == "@":
+            duration_ns(text.removeprefix("+"))
         script.steps.append(Directive(number, word, text))
     else:
         raise ScriptError(f"unknown directive {word!r}")
 
 
-DIRECTIVES = ("@", "x", "peer", "token", "load", "write", "fail")
-
-
-def _expect(expected: Expectation, line: str) -> None:
+def expect(expected: Expectation, line: str) -> None:
+    """Add a line that begins with `<` to an expectation."""
     kind, text = line[1:2], line[2:].removeprefix(" ")
     if kind == "=":
         expected.body_exact = text

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import json
 from base64 import urlsafe_b64encode
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from request_script import duration_ns
 KEYS = Path(__file__).parent / "requests" / "keys"
 
 
-@lru_cache(maxsize=None)
+@cache
 def mint(key: str, algorithm: str, claims: str, start_ns: int) -> str:
     """A token. `key` is a file of `requests/keys/` without its ending, with `/kid` behind it where it has a key id.
     With `!` at the end of `key`, something else was signed: a token whose claims were changed on the way.
@@ -42,12 +42,12 @@ def _signature(name: str, algorithm: str, signed: bytes) -> bytes:
     return signature
 
 
-@lru_cache(maxsize=None)
+@cache
 def _key(algorithm: str, name: str) -> Any:
     return get_default_algorithms()[algorithm].prepare_key(_bytes(name))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _bytes(name: str) -> bytes:
     return (KEYS / f"{name}.pem").read_bytes().strip()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -44,7 +44,7 @@ class Broken:
         raise RuntimeError("broken on purpose")
 
 
-@lru_cache(maxsize=None)
+@cache
 def shared_bots() -> Bots:
     """The list of bots: it takes longer to read than most files take to run, and never changes."""
     return Bots()
@@ -56,6 +56,7 @@ class World:
     def __init__(self, folder: Path, place: Path, environ: dict[str, str], start_ns: int) -> None:
         self._folder = folder
         self._file = place / "policy.json"
+        self._file.unlink(missing_ok=True)
         self._start_ns = start_ns
         self.elapsed_ns = 0
         self.settings = Settings.load({"FAIRVISOR_CONFIG_FILE": str(self._file)} | environ, {})

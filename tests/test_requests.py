@@ -1,15 +1,24 @@
-"""Every file of `tests/requests/` runs through the service, the edge worker and the WSGI application, and they agree."""
+"""Every file of `tests/requests/` runs through service, edge worker and WSGI application alike, and they agree."""
 
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
-from request_checks import Received, problems
-from request_script import Directive, Exchange, Script, duration_ns, read_script, request_bytes
+from request_checks import TELLING, Received, problems
+from request_script import (
+    Directive,
+    Exchange,
+    Expectation,
+    Script,
+    ScriptError,
+    duration_ns,
+    expect,
+    read_script,
+    request_bytes,
+)
 from request_tokens import mint
 from request_transports import TRANSPORTS, World
 
@@ -74,10 +83,16 @@ class Run:
             self.world.fail()
 
 
-@lru_cache(maxsize=None)
-def run(index: int, transport: str) -> Run:
-    with TemporaryDirectory() as place:
-        return Run(SCRIPTS[index], transport, Path(place))
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the edges find their bundle: one folder for all, because its name stands in messages."""
+    return tmp_path_factory.mktemp("edge")
+
+
+@cache
+def run(index: int, transport: str, place: Path) -> Run:
+    """What came of a file on a transport; worked out once."""
+    return Run(SCRIPTS[index], transport, place)
 
 
 CASES = [
@@ -89,8 +104,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("index", "transport"), CASES)
-def test_requests(index: int, transport: str) -> None:
-    found = run(index, transport).problems
+def test_requests(index: int, transport: str, place: Path) -> None:
+    """Every answer is what the file says."""
+    found = run(index, transport, place).problems
     assert not found, "\n" + "\n".join(found)
 
 
@@ -107,7 +123,74 @@ ALIKE = [
 
 
 @pytest.mark.parametrize("index", ALIKE)
-def test_transports_agree(index: int) -> None:
-    first, *others = [run(index, name) for name in TRANSPORTS if name in SCRIPTS[index].transports]
+def test_transports_agree(index: int, place: Path) -> None:
+    """The three ways in give the same status, headers, body and delay."""
+    first, *others = [run(index, name, place) for name in TRANSPORTS if name in SCRIPTS[index].transports]
     for other in others:
         assert [shown(each) for each in other.received] == [shown(each) for each in first.received]
+
+
+def found_wrong(
+    expectation: str, *headers: tuple[str, str], status: int = 200, body: bytes = b""
+) -> list[str]:
+    """What is wrong with an answer, by an expectation as it stands in a file."""
+    expected = Expectation()
+    for line in expectation.splitlines():
+        expect(expected, line)
+    return problems(Received(status, list(headers), body), expected, {})
+
+
+def test_a_wrong_answer_is_noticed() -> None:
+    right = "< 200\n< A: x\n< B ~ [0-9]+\n< !C\n<. a.0 = 1\n<~ ^..a"
+    headers, body = [("A", "x"), ("B", "12")], b'{"a":[1]}'
+    assert not found_wrong(right, *headers, body=body)
+    assert found_wrong(right, *headers, status=204, body=body)
+    assert found_wrong(right, ("A", "y"), headers[1], body=body)
+    assert found_wrong(right, headers[0], ("B", "12s"), body=body)
+    assert found_wrong(right, *headers, ("C", ""), body=body)
+    assert found_wrong(right, *headers, body=b'{"a":[2]}')
+    assert found_wrong(right, *headers, body=b' {"a":[1]}')
+    assert found_wrong("< 200\n<= x", body=b"x ")
+    assert found_wrong("< 200\n< held 1s")
+
+
+def test_what_nobody_expected_is_noticed() -> None:
+    """A header that says something happened must be named in the file."""
+    for name in TELLING:
+        assert found_wrong("< 200", (name.title(), "1"))
+
+
+def test_what_never_holds_is_noticed() -> None:
+    reason = "< 429\n< X-Fairvisor-Reason: r"
+    refusal = ("X-Fairvisor-Reason", "r")
+    assert found_wrong(reason, refusal, status=429)
+    assert found_wrong(reason + "\n< Retry-After: 0", refusal, ("Retry-After", "0"), status=429)
+    late = [
+        refusal,
+        ("Retry-After", "1"),
+        ("RateLimit-Limit", "1"),
+        ("RateLimit-Remaining", "0"),
+        ("RateLimit-Reset", "2"),
+    ]
+    assert found_wrong(reason + "\n< Retry-After: 1", *late, status=429)
+    assert found_wrong("< 200", ("RateLimit", '"r";r=1;t=1'))
+    assert found_wrong("< 200", ("RateLimit", '"r";r=2;t=1'), ("RateLimit-Policy", '"r";q=1;w=1'))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# nothing",
+        "> GET / HTTP/1.1",
+        "< 200",
+        "> GET / HTTP/1.1\n< 200\n< what",
+        "go\n> G / H\n< 200",
+        "@ soon\n> G / H\n< 200",
+        "x 3\n@ 1s\n> G / H\n< 200",
+    ],
+)
+def test_a_file_that_does_not_follow_the_format_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.http").write_text(text)
+    with pytest.raises(ScriptError):
+        read_script(tmp_path / "a.http")
