@@ -1,8 +1,9 @@
 """Shared memory that counts. It knows nothing of rules, policies or HTTP.
 
-`_table.c` is the table of atomic slots and the specification of its format, `_table.pyi` its typed face, `model.py`
-the same operations in plain Python, `segment.py` the shared-memory object they live in. `Counters` is what a limit may
-do; the table and its model both satisfy it.
+`_slots.h` specifies the format of the table and its atomic steps, `_table.c` is the Python type over it, `_table.pyi`
+its typed face; `model.py` and `records.py` say the same in plain Python. `segment.py` is the shared-memory object they
+live in, `layout.py` its regions, `series.py` the one for metrics. `Counters` is what a limit may do; the table and its
+model both satisfy it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ __all__ = ["ALLOWED", "FULL", "REFUSED", "Counters"]
 class Counters(Protocol):
     """The operations that decisions are made of; `_table.pyi` says what each does. Times are monotonic nanoseconds."""
 
-    def take(
-        self, key: int, now_ns: int, cost_u: int, burst_u: int, per: int, /
-    ) -> tuple[int, int, int]: ...
+    def take(self, key: int, now_ns: int, cost_u: int, burst_u: int, per: int, /) -> tuple[int, int, int]: ...
     def give(self, key: int, now_ns: int, cost_u: int, per: int, /) -> None: ...
     def overdraw(self, key: int, now_ns: int, cost_u: int, burst_u: int, per: int, /) -> None: ...
     def add(self, key: int, now_ns: int, amount_u: int, limit_u: int, ttl_ns: int, /) -> tuple[int, int]: ...

@@ -482,8 +482,8 @@ typedef struct {
     place spare, oldest;                        /* a slot to reserve; the one to evict when there is none */
 } sight;
 
-/* Reads a whole window, or until it meets the live record of the key. */
-static sight scan(const window *w, const operation *o)
+/* Reads a whole window, or until it meets the live record of the key. Looks for room only if that is needed. */
+static sight scan(const window *w, const operation *o, int wants_room)
 {
     sight see = {0};
     place spare[2] = {{0}};
@@ -500,6 +500,8 @@ static sight scan(const window *w, const operation *o)
                     return see;
                 }
                 *(see.first.at ? &see.second : &see.first) = p;
+            } else if (!wants_room) {
+                continue;
             } else if (kind == FREE || expired(p.rec, o->now_ns)) {
                 if (!spares[g]++)
                     spare[g] = p;
@@ -557,7 +559,7 @@ static void insert(table *t, const window *w, operation *o)
     for (unsigned tries = 0; tries < MAX_TRIES; tries++) {
         if (tries)
             __atomic_thread_fence(__ATOMIC_SEQ_CST);
-        sight see = scan(w, o);
+        sight see = scan(w, o, o->creates && !seen.at);
         if (see.live.at) {
             if (mine)
                 cas(&seen.at->rec, seen.rec, NOTHING); /* step: release */
@@ -569,8 +571,9 @@ static void insert(table *t, const window *w, operation *o)
             record ignored;
             o->next(o, NULL, &ignored);
             return;
+        } else if (!see.first.at && seen.at) {
+            seen.at = NULL, mine = 0;           /* it is gone: scan again, for room */
         } else if (!see.first.at) {
-            seen.at = NULL;
             mine = reserve(t, &see, o, &seen);
             if (mine < 0)
                 return;
