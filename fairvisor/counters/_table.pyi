@@ -3,11 +3,12 @@
 Units: `_u` millionths, `_ns` nanoseconds, `per` ticks of 2^-28 ns per millionth. `key` is a 64-bit hash, `now_ns` a
 reading of one monotonic clock that every process shares. All arguments are integers from 0 to 2^63-1, keys and words
 to 2^64-1; anything else is a ValueError (TypeError for what is no integer). A counter that has run out, whether its
-slot was taken since or not, counts as none. `_table.c` specifies the format, `model.py` is the readable twin.
+slot was taken since or not, counts as none. `_slots.h` specifies the format, `model.py` is the readable twin.
 """
 
-from collections.abc import Buffer as _Buffer  # type: ignore[attr-defined, unused-ignore]
 from typing import Final, final
+
+from typing_extensions import Buffer
 
 ALLOWED: Final = 1
 REFUSED: Final = 0
@@ -34,7 +35,7 @@ class Table:
 
     def __new__(
         cls,
-        buffer: _Buffer,
+        buffer: Buffer,
         *,
         seed: int,
         words_at: int,
@@ -92,7 +93,7 @@ class Table:
         """How many of these slots are (free, reserved, buckets and counts, totals, run out)."""
     def dump(self, start: int, slots: int, now_ns: int, /) -> bytes:
         """The live records of these slots as they stand, one slot after the other, for `merge`."""
-    def merge(self, records: _Buffer, shift_ns: int, now_ns: int, /) -> tuple[int, int]:
+    def merge(self, records: Buffer, shift_ns: int, now_ns: int, /) -> tuple[int, int]:
         """Take over slots of another table, dated `shift_ns` later: (kept, dropped).
 
         `records` is a dump or the whole slot region of a table that nobody uses. Of two records of a key the one with

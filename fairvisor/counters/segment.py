@@ -16,7 +16,7 @@ import mmap
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -88,6 +88,7 @@ class Segment:
         )
         self._memory = memory
         self._series = Series(memory, geometry, self.table)
+        self.postponed: list[Callable[[int], None]] = []  # what this process has yet to write into its cells
 
     @classmethod
     def open(cls, name: str, size_bytes: int, *, now_ns: int | None = None) -> Segment:
@@ -125,7 +126,7 @@ class Segment:
         except (posix_ipc.PermissionsError, PermissionError) as error:
             raise SegmentError(f"segment {name} belongs to another user") from error
         try:
-            _check_owner(name, shared.fd)
+            check_owner(name, shared.fd)
             memory, header = _map_existing(name, shared.fd)
         finally:
             shared.close_fd()
@@ -155,8 +156,13 @@ class Segment:
         """(name, labels, value) of every series."""
         return self._series.values()
 
+    def write_postponed(self, wall_s: int) -> None:
+        """Write what was put off; `wall_s` is the wall clock in seconds. Once a second is often enough."""
+        while self.postponed:
+            self.postponed.pop()(wall_s)
+
     def statistics(self, now_ns: int) -> Statistics:
-        """Counts every slot (about 3 ms a million)."""
+        """Counts every slot, which takes about 10 ms a million: for a page or a scrape, not for a request."""
         table = self.table
         return Statistics(
             self.geometry.size_bytes,
@@ -215,7 +221,7 @@ def _building_site(name: str) -> Iterator[int]:
         except (posix_ipc.PermissionsError, PermissionError) as error:
             raise SegmentError(f"segment {site} belongs to another user") from error
         try:
-            _check_owner(site, shared.fd)
+            check_owner(site, shared.fd)
             fcntl.flock(shared.fd, fcntl.LOCK_EX)
             if not _is_at(shared.fd, site):
                 continue  # whoever had the lock finished: look again
@@ -251,7 +257,7 @@ def _allocate(fd: int, size_bytes: int) -> None:
         ) from error
 
 
-def _check_owner(name: str, fd: int) -> None:
+def check_owner(name: str, fd: int) -> None:
     status = os.fstat(fd)
     if status.st_uid != os.geteuid():
         raise SegmentError(
@@ -272,7 +278,7 @@ def _map_existing(name: str, fd: int) -> tuple[mmap.mmap, Header]:
         header = layout.unpack(memory[:PAGE_BYTES])
         if header.geometry != layout.plan(size_bytes):
             raise SegmentError("its size is not the one in its header")
-        if header.boot_id != _boot_id():
+        if header.boot_id != boot_id():
             raise SegmentError("it is from before the last boot of this machine")
     except SegmentError as error:
         memory.close()
@@ -282,11 +288,12 @@ def _map_existing(name: str, fd: int) -> tuple[mmap.mmap, Header]:
 
 def _new_header(geometry: Geometry, seed: int | None) -> Header:
     return Header(
-        geometry, secrets.randbits(64) if seed is None else seed, _boot_id(), secrets.token_bytes(32)
+        geometry, secrets.randbits(64) if seed is None else seed, boot_id(), secrets.token_bytes(32)
     )
 
 
-def _boot_id() -> bytes:
+def boot_id() -> bytes:
+    """The 16 bytes by which this boot of the machine is known; zeros where the system does not tell."""
     with suppress(OSError):
         return bytes.fromhex(BOOT_ID.read_text().strip().replace("-", ""))
     return bytes(16)
