@@ -13,7 +13,7 @@ A request passes, in this order:
     counters/       6. the shared memory that all workers count in; knows nothing of rules
     decision.py     7. what was decided, and why
     response.py     8. a decision becomes status, headers and body
-    metrics.py         what was counted on the way
+    metrics/           what is counted on the way
 
 Before the first request:
 
