@@ -43,7 +43,7 @@ def serve(settings: Settings) -> None:
     """Serve until stopped; does not return. Raises SettingsError or SegmentError when it cannot start."""
     _allow_descriptors(settings.max_connections)
     segment = Segment.open(segment_name(settings.instance), settings.shared_dict_size)
-    _claim(segment, replaces=environment().get("GUNICORN_PID", ""))
+    claim(segment, replaces=environment().get("GUNICORN_PID", ""))
     Master(settings, segment).run()
 
 
@@ -112,7 +112,7 @@ def available_processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _claim(segment: Segment, replaces: str) -> None:
+def claim(segment: Segment, replaces: str) -> None:
     """Become the master of this instance. Raises SegmentError when another one lives, unless it is the one that
     started this one in its place (`replaces`, its pid, on USR2)."""
     words = segment.table

@@ -104,6 +104,8 @@ class Acceptor:
 
     def stop(self) -> None:
         """Take what has connected already, then no more."""
+        if self._stopped:
+            return
         for listener in self._sockets:
             self._rest(listener)
             while self._take(listener):

@@ -1,0 +1,63 @@
+"""The master before it forks: names, limits, and that there is one for each instance."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fairvisor.counters.layout import Word
+from fairvisor.counters.segment import Segment
+from fairvisor.errors import SegmentError
+from fairvisor.http.worker import EdgeWorker
+from fairvisor.master import available_processors, claim, segment_name, start_time, worker_class
+
+
+@pytest.fixture
+def segment() -> Segment:
+    return Segment.private(1 << 20)
+
+
+def test_an_instance_has_a_segment_of_its_own() -> None:
+    assert segment_name("blue") != segment_name("green")
+
+
+def test_auto_is_the_processors_this_process_may_use() -> None:
+    assert available_processors() == len(os.sched_getaffinity(0))
+
+
+def test_worker_classes_by_name() -> None:
+    assert worker_class("edge") is EdgeWorker
+    assert worker_class("meinheld") == "meinheld.gmeinheld.MeinheldWorker"
+    assert worker_class("sync") == "sync"
+
+
+def test_start_times_tell_processes_apart() -> None:
+    assert start_time(os.getpid()) > start_time(1)
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+        assert start_time(2**22 + 1) == 0
+
+
+def test_a_living_master_refuses_another(segment: Segment) -> None:
+    segment.table.word_set(Word.MASTER_PID, 1)
+    segment.table.word_set(Word.MASTER_START, start_time(1))
+    with pytest.raises(SegmentError, match="runs already"):
+        claim(segment, replaces="")
+
+
+def test_a_master_may_be_replaced_by_the_one_it_starts(segment: Segment) -> None:
+    segment.table.word_set(Word.MASTER_PID, 1)
+    segment.table.word_set(Word.MASTER_START, start_time(1))
+    claim(segment, replaces="1")
+    assert segment.table.word_get(Word.MASTER_PID) == os.getpid()
+
+
+def test_a_dead_master_is_not_in_the_way(segment: Segment) -> None:
+    """Its pid may have been given to another process since."""
+    segment.table.word_set(Word.MASTER_PID, 1)
+    segment.table.word_set(Word.MASTER_START, start_time(1) + 12345)
+    claim(segment, replaces="")
+    assert segment.table.word_get(Word.MASTER_START) == start_time(os.getpid())

@@ -1,0 +1,295 @@
+"""The service beside its decisions: who may ask, what is said when something fails, and how often that is logged."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import orjson
+import pytest
+
+from fairvisor.clock import NS_PER_S, Now
+from fairvisor.counters.segment import Segment
+from fairvisor.http.request import Peer, Request
+from fairvisor.http.service import CONTROL_BODY_BYTES, Service
+from fairvisor.identity import Identity
+from fairvisor.reload import ActiveBundle
+from fairvisor.response import Answer
+from fairvisor.settings import PREFIX, Settings
+
+START = Now(10**15, 1_700_000_000 * NS_PER_S)
+ORIGINAL = {"x-original-method": b"GET", "x-original-uri": b"/a", "x-original-host": b"a.example"}
+BUNDLE = {
+    "bundle_version": 7,
+    "policies": [
+        {
+            "id": "all",
+            "spec": {
+                "selector": {"pathPrefix": "/"},
+                "rules": [
+                    {
+                        "name": "bucket",
+                        "limit_keys": [],
+                        "algorithm": "token_bucket",
+                        "algorithm_config": {"tokens_per_second": 1, "burst": 2},
+                    }
+                ],
+            },
+        }
+    ],
+}
+
+
+class Setup:
+    """A service on a clock of its own; `environ` are settings without their prefix."""
+
+    def __init__(self, place: Path, bundle: object = BUNDLE, **environ: str) -> None:
+        self.file = place / "policy.json"
+        if bundle is not None:
+            self.file.write_text(json.dumps(bundle))
+        variables = {
+            "CONFIG_FILE": str(self.file),
+            **{name.upper(): value for name, value in environ.items()},
+        }
+        settings = Settings.load({PREFIX + name: value for name, value in variables.items()}, {})
+        self.now = START
+        segment = Segment.private(1 << 20)
+        identity = Identity.from_settings(settings)
+        self.active = ActiveBundle(settings, segment, identity, {})
+        self.active.look(self.now)
+        self.service = Service(settings, segment, identity, self.active, lambda: self.now)
+        self.segment = segment
+
+    def ask(
+        self,
+        target: str = "/v1/decision",
+        method: str = "GET",
+        body: bytes | None = None,
+        peer: str = "127.0.0.1",
+        **headers: bytes,
+    ) -> Answer:
+        sent = ORIGINAL | {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.service.answer(Request(method, target, sent, self.service.peer(peer), body), self.now)
+
+    def pass_seconds(self, seconds: int) -> None:
+        self.now = Now(self.now.mono_ns + seconds * NS_PER_S, self.now.wall_ns + seconds * NS_PER_S)
+
+
+def message(answer: Answer) -> str:
+    text: str = orjson.loads(answer.body)["error"]["message"]
+    return text
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    return Setup(tmp_path)
+
+
+def break_engine(setup: Setup) -> None:
+    class Broken:
+        selects_by_host = False
+
+        def plan(self, *_: str) -> None:
+            raise ZeroDivisionError("broken on purpose")
+
+    assert setup.active.bundle is not None
+    setup.active.bundle.routes = Broken()  # type: ignore[assignment]
+
+
+# who may ask
+
+
+@pytest.mark.parametrize(
+    "target", ["/v1/decision", "/v1/auth-request", "/v1/forward-auth", "/v1/ext-authz/a", "/v1/usage"]
+)
+def test_a_stranger_may_not_describe_requests(setup: Setup, target: str) -> None:
+    assert setup.ask(target, "POST", peer="203.0.113.9").status == 403
+
+
+def test_a_stranger_may_ask_for_health(setup: Setup) -> None:
+    assert setup.ask("/readyz", peer="203.0.113.9").status == 200
+
+
+def test_a_unix_socket_is_trusted(setup: Setup) -> None:
+    assert setup.service.peer("").trusted
+    assert setup.ask(peer="").status == 204
+
+
+def test_strangers_are_logged_once_a_minute_each(setup: Setup, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(5):
+        setup.ask(peer="203.0.113.9")
+    setup.ask(peer="203.0.113.10")
+    assert [record.getMessage() for record in caplog.records] == [
+        "peer 203.0.113.9 is not in FAIRVISOR_TRUSTED_PEERS (1 times since last told)",
+        "peer 203.0.113.10 is not in FAIRVISOR_TRUSTED_PEERS (1 times since last told)",
+    ]
+    setup.pass_seconds(60)
+    setup.ask(peer="203.0.113.9")
+    assert caplog.messages[-1].endswith("(5 times since last told)")
+
+
+@pytest.mark.parametrize("target", ["/v1/decision", "/v1/auth-request", "/v1/usage"])
+def test_the_token_is_asked_for_when_one_is_set(tmp_path: Path, target: str) -> None:
+    setup = Setup(tmp_path, decision_token="hush")
+    assert setup.ask(target, "POST").status == 403
+    assert setup.ask(target, "POST", x_fairvisor_token=b"wrong").status == 403
+    assert setup.ask(target, "POST", x_fairvisor_token=b"\xff").status == 403
+    assert setup.ask(target, "POST", x_fairvisor_token=b"hush").status != 403
+
+
+# what is where
+
+
+@pytest.mark.parametrize(
+    "target", ["/", "/v1", "/v1/decisions", "/v1/ext-authz", "/v1/ext-authzz/x", "*", "//v1/decision", ""]
+)
+def test_unknown_paths_are_404(setup: Setup, target: str) -> None:
+    answer = setup.ask(target)
+    assert answer.status == 404
+    assert "Content-Type: application/json" in answer.head
+
+
+def test_an_absolute_form_is_its_path(setup: Setup) -> None:
+    assert setup.ask("http://edge:8080/livez").body == b"ok"
+
+
+def test_another_method_is_405_and_told_which(setup: Setup) -> None:
+    answer = setup.ask("/v1/usage", "GET")
+    assert answer.status == 405
+    assert "Allow: POST\r\n" in answer.head
+    assert setup.ask("/livez", "HEAD").status == 200
+
+
+def test_any_method_may_ask_for_a_decision(setup: Setup) -> None:
+    assert setup.ask(method="PUT").status == 204
+
+
+@pytest.mark.parametrize(
+    ("target", "limit", "strict"),
+    [
+        ("/v1/decision?client=query", 1 << 20, False),
+        ("/v1/forward-auth", 1 << 20, False),
+        ("/v1/ext-authz/a", 1 << 20, False),
+        ("/v1/auth-request", 0, False),
+        ("/v1/usage", CONTROL_BODY_BYTES, True),
+        ("/v1/debug/session", CONTROL_BODY_BYTES, True),
+        ("/livez", 0, False),
+        ("/nothing", 0, False),
+    ],
+)
+def test_how_much_of_a_body_is_read(setup: Setup, target: str, limit: int, strict: bool) -> None:
+    assert setup.service.body_rule(target) == (limit, strict)
+
+
+def test_host_is_asked_for_only_when_policies_select_by_it(tmp_path: Path) -> None:
+    bundle = json.loads(json.dumps(BUNDLE))
+    bundle["policies"][0]["spec"]["selector"]["hosts"] = ["a.example"]
+    setup = Setup(tmp_path, bundle)
+    headers = {name: value for name, value in ORIGINAL.items() if name != "x-original-host"}
+    answer = setup.service.answer(Request("GET", "/v1/decision", headers, Peer("", True)), setup.now)
+    assert answer.status == 400
+    assert "X-Original-Host" in message(answer)
+
+
+# health
+
+
+def test_ready_says_which_policy(setup: Setup) -> None:
+    document = orjson.loads(setup.ask("/readyz").body)
+    assert document["status"] == "ok"
+    assert document["policy_version"] == 7
+    assert len(document["policy_hash"]) == 64
+
+
+def test_without_a_bundle_it_is_alive_and_not_ready_and_says_why(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, None)
+    assert setup.ask("/livez").status == 200
+    answer = setup.ask("/readyz")
+    document = orjson.loads(answer.body)
+    assert (answer.status, document["status"], document["reason"]) == (503, "not_ready", "no_bundle_loaded")
+    assert "policy.json" in document["detail"]
+    decision = setup.ask()
+    assert decision.status == 503
+    assert "X-Fairvisor-Reason: no_bundle_loaded\r\n" in decision.head
+
+
+def test_a_bundle_that_appears_is_found_within_a_second(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    setup = Setup(tmp_path, None)
+    setup.file.write_text(json.dumps(BUNDLE))
+    assert setup.ask().status == 503
+    setup.pass_seconds(1)
+    assert setup.ask().status == 204
+
+
+def test_why_there_is_no_bundle_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    setup = Setup(tmp_path, {"bundle_version": 0})
+    for _ in range(5):
+        setup.pass_seconds(1)
+        setup.ask()
+    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
+
+
+# failures
+
+
+def test_a_failing_engine_is_503_and_tells_the_client_nothing_more(setup: Setup) -> None:
+    break_engine(setup)
+    answer = setup.ask()
+    assert answer.status == 503
+    assert "X-Fairvisor-Reason: engine_error\r\n" in answer.head
+    assert b"ZeroDivision" not in answer.body
+    assert b"purpose" not in answer.body
+
+
+def test_a_failure_is_logged_in_full_once_a_minute(setup: Setup, caplog: pytest.LogCaptureFixture) -> None:
+    break_engine(setup)
+    for _ in range(100):
+        setup.ask()
+    setup.pass_seconds(61)
+    setup.ask()
+    first, second = caplog.records
+    assert first.exc_info is not None
+    assert second.getMessage() == "a decision failed (100 times since last told)"
+
+
+def test_fail_open_turns_a_failure_into_a_counted_allow(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, fail_open="true")
+    break_engine(setup)
+    assert setup.ask().status == 204
+    assert setup.ask("/v1/ext-authz/a", host=b"a").status == 200
+    counted = {
+        labels: value
+        for name, labels, value in setup.segment.series_values()
+        if name == "fairvisor_decisions_total"
+    }
+    assert [value for labels, value in counted.items() if ("reason", "engine_error") in labels] == [2]
+
+
+def test_fail_open_does_not_cover_a_missing_bundle(tmp_path: Path) -> None:
+    assert Setup(tmp_path, None, fail_open="true").ask().status == 503
+
+
+# usage
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (None, 400),
+        (b"", 400),
+        (b"[]", 400),
+        (b"{", 400),
+        (b"{}", 400),
+        (b'{"reservation": 1, "failed": true}', 400),
+        (b'{"reservation": "x"}', 400),
+        (b'{"reservation": "x", "failed": "true"}', 400),
+        (b'{"reservation": "forged", "failed": true}', 400),
+    ],
+)
+def test_usage_that_settles_nothing(setup: Setup, body: bytes | None, status: int) -> None:
+    answer = setup.ask("/v1/usage", "POST", body)
+    assert answer.status == status
+    assert message(answer)
