@@ -1,0 +1,302 @@
+"""Answers: every header and every reason, what a client may read and when it should come back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from math import ceil
+from typing import Any
+
+import pytest
+from edge import Edge, Json, Reply, bucket, budget, policy, tokens
+
+from fairvisor.context import Context
+from fairvisor.decision import Reason
+from fairvisor.errors import BodyTooLarge, RequestError
+from fairvisor.response import Renderer, error_answer, json_answer, unavailable_answer
+
+TRIPLET = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+DRAFT = ("RateLimit", "RateLimit-Policy")
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [("both", {*DRAFT, *TRIPLET}), ("draft", {*DRAFT}), ("legacy", {*TRIPLET}), ("off", set())],
+)
+def test_the_forms_of_the_ratelimit_headers(form: str, names: set[str]) -> None:
+    edge = Edge(policy("p", bucket("r", rate=0.5, burst=2)), form=form)
+    assert set(edge.ask().headers) == names
+    reply = edge.ask()
+    expected = {
+        "RateLimit": '"r";r=0;t=4',
+        "RateLimit-Policy": '"r";q=2;w=4',
+        "RateLimit-Limit": "2",
+        "RateLimit-Remaining": "0",
+        "RateLimit-Reset": "4",
+    }
+    assert reply.headers == {name: value for name, value in expected.items() if name in names}
+    refused = {"Content-Type", "X-Fairvisor-Reason", "Retry-After"}
+    assert set(edge.ask().headers) == names | refused
+
+
+def test_amounts_are_rounded_down_and_times_up() -> None:
+    reply = Edge(policy("p", bucket("r", rate=0.25, burst=2.6, fixed_cost=1.2))).ask()
+    assert reply.headers["RateLimit"] == '"r";r=1;t=5'
+    assert reply.headers["RateLimit-Policy"] == '"r";q=2;w=11'
+
+
+def test_rule_names_are_escaped_as_structured_strings() -> None:
+    reply = Edge(policy("p", bucket('a "quoted\\ name'))).ask()
+    assert reply.headers["RateLimit"].startswith('"a \\"quoted\\\\ name";r=')
+    assert reply.headers["RateLimit-Policy"].startswith('"a \\"quoted\\\\ name";q=')
+
+
+@pytest.mark.parametrize("status", [200, 204])
+def test_an_allow_has_the_status_it_is_told_and_no_body(status: int) -> None:
+    edge = Edge(policy("p", bucket("r"), path="/v1"))
+    for path in ("/v1", "/other"):
+        reply = edge.ask(path=path)
+        context = Context("GET", "", path, {}, "192.0.2.1", edge.identity, None)  # type: ignore[arg-type]
+        answer = edge.renderer.answer(reply.decision, context, status)
+        assert (answer.status, answer.body) == (status, b"")
+
+
+# Every reason
+
+
+def empty(edge: Edge, **asked: Any) -> Reply:
+    edge.ask(**asked)
+    return edge.ask(**asked)
+
+
+LOOP: Json = {"loop_detection": {"enabled": True, "window_seconds": 100, "threshold_identical_requests": 2}}
+HINT = {"x-token-estimate": "50"}
+
+
+def breaker(minutes: float) -> Json:
+    return {
+        "circuit_breaker": {
+            "enabled": True,
+            "spend_rate_threshold_per_minute": 1,
+            "auto_reset_after_minutes": minutes,
+        }
+    }
+
+
+# reason, what provokes it, whether a retry can help, seconds until it can
+REASONS: list[tuple[Reason, Callable[[], Reply], bool, int]] = [
+    (
+        Reason.RATE_LIMIT_EXCEEDED,
+        lambda: empty(Edge(policy("p", bucket("r", rate=0.01, burst=1)))),
+        True,
+        100,
+    ),
+    (Reason.RATE_LIMIT_EXCEEDED, lambda: empty(Edge(policy("p", bucket("r", rate=1, burst=1)))), True, 1),
+    (
+        Reason.RATE_LIMIT_EXCEEDED,
+        lambda: Edge(policy("p", bucket("r", burst=5, cost_source="header:c"))).ask(headers={"c": "6"}),
+        False,
+        60,
+    ),
+    (
+        Reason.RATE_LIMIT_EXCEEDED,
+        lambda: Edge(policy("p", bucket("r", burst=500, cost_source="header:c"))).ask(headers={"c": "501"}),
+        False,
+        500,
+    ),
+    (
+        Reason.BUDGET_EXHAUSTED,
+        lambda: empty(Edge(policy("p", budget("b", amount=1, period="15m")))),
+        False,
+        900,
+    ),
+    (
+        Reason.TPM_EXCEEDED,
+        lambda: empty(Edge(policy("p", tokens("t", tpm=60, default_max_completion=60)))),
+        True,
+        60,
+    ),
+    (
+        Reason.TPD_EXCEEDED,
+        lambda: empty(Edge(policy("p", tokens("t", tpm=600, tokens_per_day=60, default_max_completion=60)))),
+        False,
+        86_400,
+    ),
+    (
+        Reason.PROMPT_TOKENS_EXCEEDED,
+        lambda: Edge(policy("p", tokens("t", max_prompt_tokens=10, default_prompt_tokens=11))).ask(),
+        False,
+        60,
+    ),
+    (
+        Reason.MAX_TOKENS_PER_REQUEST_EXCEEDED,
+        lambda: Edge(policy("p", tokens("t", max_tokens_per_request=10, default_prompt_tokens=11))).ask(),
+        False,
+        60,
+    ),
+    (Reason.LOOP_DETECTED, lambda: empty(Edge(policy("p", bucket("r"), **LOOP))), False, 100),
+    (Reason.CIRCUIT_BREAKER_OPEN, lambda: empty(Edge(policy("p", bucket("r"), **breaker(0)))), False, 60),
+    (Reason.CIRCUIT_BREAKER_OPEN, lambda: empty(Edge(policy("p", bucket("r"), **breaker(5)))), False, 300),
+    (
+        Reason.KILL_SWITCH_ACTIVE,
+        lambda: Edge(kill_switches=[{"scope_key": "request:method", "scope_value": "GET"}]).ask(),
+        False,
+        3600,
+    ),
+    (
+        Reason.DESCRIPTOR_MISSING,
+        lambda: Edge(policy("p", bucket("r", "header:x-key", on_missing="reject"))).ask(),
+        False,
+        60,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("reason", "provoke", "helps", "wait_s"), REASONS, ids=[f"{row[0].value}-{row[3]}" for row in REASONS]
+)
+def test_every_reason_to_reject(
+    reason: Reason, provoke: Callable[[], Reply], helps: bool, wait_s: int
+) -> None:
+    reply = provoke()
+    assert (reply.status, reply.action, reply.reason) == (429, "reject", reason.value)
+    assert reply.should_retry == helps
+    assert reply.headers["Content-Type"] == "application/json"
+    assert wait_s <= reply.retry_after <= wait_s + min(wait_s // 2, 60)
+    if "RateLimit" in reply.headers:
+        assert reply.retry_after >= reply.reset
+    error = json.loads(reply.body)["error"]
+    assert (error["code"], error["reason"], error["param"]) == (reason.value, reason.value, None)
+    assert error["retry_after"] == reply.retry_after
+    assert error["message"]
+    assert "X-Fairvisor-Reservation" not in reply.headers
+    assert ("X-Fairvisor-Loop-Count" in reply.headers) == (reason is Reason.LOOP_DETECTED)
+
+
+def test_there_is_a_case_for_every_reason() -> None:
+    unavailable = {Reason.NO_BUNDLE_LOADED, Reason.ENGINE_ERROR}
+    assert {row[0] for row in REASONS} | unavailable == set(Reason)
+
+
+@pytest.mark.parametrize("reason", [Reason.NO_BUNDLE_LOADED, Reason.ENGINE_ERROR])
+def test_an_edge_that_cannot_decide_says_503(reason: Reason) -> None:
+    answer = unavailable_answer(reason, "/v1/chat/completions")
+    assert answer.status == 503
+    assert f"X-Fairvisor-Reason: {reason.value}\r\n" in answer.head
+    assert "Retry-After: 1\r\n" in answer.head
+    assert json.loads(answer.body)["error"]["code"] == reason.value
+
+
+# Retry-After
+
+
+def test_retry_after_is_the_same_for_one_client_and_spreads_others_out() -> None:
+    edge = Edge(policy("p", bucket("r", rate=0.01, burst=1)))
+    edge.ask()
+    waits = {n: edge.ask(client=f"192.0.2.{n}").retry_after for n in range(200)}
+    assert waits == {n: edge.ask(client=f"192.0.2.{n}").retry_after for n in range(200)}
+    assert min(waits.values()) >= 100
+    assert max(waits.values()) <= 150
+    assert len(set(waits.values())) > 40
+
+
+def test_what_is_added_is_at_most_a_minute() -> None:
+    edge = Edge(policy("p", budget("b", amount=1, period="1d")))
+    edge.ask()
+    waits = {edge.ask(client=f"192.0.2.{n}").retry_after - 86_400 for n in range(200)}
+    assert 0 <= min(waits) < 5
+    assert 55 < max(waits) <= 60
+
+
+def test_policy_rule_and_reason_spread_too() -> None:
+    def waits(policy_id: str, rule: str) -> list[int]:
+        edge = Edge(policy(policy_id, bucket(rule, rate=0.01, burst=1)))
+        edge.ask()
+        return [edge.ask(client=f"192.0.2.{n}").retry_after for n in range(20)]
+
+    assert waits("p", "r") == waits("p", "r")
+    assert waits("p", "r") != waits("q", "r")
+    assert waits("p", "r") != waits("p", "s")
+
+
+def test_a_verified_subject_is_the_client_wherever_it_comes_from() -> None:
+    class Claims:
+        verified = True
+
+        def __init__(self, edge: Edge, sub: object) -> None:
+            self._identity = edge.identity
+            self.sub = sub
+
+        def claims(self, *_: object) -> dict[str, object]:
+            return {"sub": self.sub}
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._identity, name)
+
+    def waits(sub: object, verified: bool = True) -> list[int]:
+        edge = Edge(policy("p", bucket("r", rate=0.001, burst=1)))
+        edge.identity = Claims(edge, sub)  # type: ignore[assignment]
+        edge.identity.verified = verified  # type: ignore[misc]
+        edge.ask()
+        return [edge.ask(client=f"192.0.2.{n}").retry_after for n in range(20)]
+
+    assert len(set(waits("u1"))) == 1
+    assert waits("u1") != waits("u2")
+    assert len(set(waits("u1", verified=False))) > 1
+    assert len(set(waits(None))) > 1
+
+
+# Bodies
+
+
+def test_bodies_take_the_shape_of_the_provider() -> None:
+    edge = Edge(policy("p", bucket("r", rate=0.001, burst=1)))
+    edge.ask()
+    openai = json.loads(edge.ask("POST", "/v1/chat/completions").body)
+    assert set(openai["error"]) == {"message", "type", "param", "code", "reason", "retry_after"}
+    anthropic = json.loads(edge.ask("POST", "/v1//messages?beta=true").body)
+    assert (anthropic["type"], anthropic["error"]["type"]) == ("error", "rate_limit_error")
+    assert anthropic["error"]["reason"] == "rate_limit_exceeded"
+
+
+def test_bodies_are_one_line_of_ascii_and_tell_no_amounts() -> None:
+    edge = Edge(policy("p", budget("b", amount=73_519, fixed_cost=73_519)))
+    edge.ask()
+    reply = edge.ask()
+    body = reply.body.decode("ascii")
+    assert "\n" not in body
+    digits = "".join(char for char in body if char.isdigit())
+    assert digits == str(reply.retry_after)
+
+
+def test_where_a_deny_must_be_403_its_real_status_and_body_stand_in_headers() -> None:
+    edge = Edge(policy("p", bucket("r", rate=0.001, burst=1)))
+    assert edge.ask(carrier=True).status == 204
+    reply = edge.ask(carrier=True)
+    assert (reply.status, reply.headers["X-Fairvisor-Status"]) == (403, "429")
+    assert reply.headers["X-Fairvisor-Body"].encode() == reply.body
+    assert reply.reason == "rate_limit_exceeded"
+    assert {"X-Fairvisor-Status", "X-Fairvisor-Body"}.isdisjoint(edge.ask().headers)
+
+
+def test_errors_are_json_with_their_status() -> None:
+    answer = error_answer(BodyTooLarge("64 KiB at most"), "Connection: close\r\n")
+    assert (answer.status, answer.head) == (413, "Content-Type: application/json\r\nConnection: close\r\n")
+    assert json.loads(answer.body)["error"]["message"] == "64 KiB at most"
+    assert error_answer(RequestError("no")).status == 400
+    assert json_answer(200, {"a": 1}).body == b'{"a":1}'
+
+
+def test_a_form_that_is_none_is_a_mistake_of_the_program() -> None:
+    with pytest.raises(AssertionError):
+        Renderer("some")
+
+
+def test_seconds_are_never_less_than_the_wait() -> None:
+    for rate in (0.9, 0.7, 0.33, 0.013):
+        edge = Edge(policy("p", bucket("r", rate=rate, burst=1)))
+        edge.ask()
+        reply = edge.ask()
+        assert reply.decision.verdict is not None
+        assert reply.reset == ceil(reply.decision.verdict.reset_ns / 1e9)
+        assert edge.ask(at=reply.retry_after).status == 204
