@@ -30,9 +30,9 @@ REPEAT_NS: Final = 10 * NS_PER_S  # how long a gateway's repeated question is re
 
 
 class Policy:
-    """A compiled policy. `in_shadow` is its twin on shadow counters, itself when it is a shadow policy."""
+    """A compiled policy. `twin` is the same policy on shadow counters, where the bundle needs one."""
 
-    __slots__ = ("breaker", "fallback", "guards", "id", "in_shadow", "rules", "selector", "shadow")
+    __slots__ = ("breaker", "fallback", "guards", "id", "rules", "selector", "shadow", "twin")
 
     def __init__(
         self,
@@ -51,7 +51,13 @@ class Policy:
         self.breaker = breaker
         self.rules = rules
         self.fallback = fallback
-        self.in_shadow = self
+        self.twin: Policy | None = None
+
+    @property
+    def in_shadow(self) -> Policy:
+        """Its twin; itself when it has none, as a shadow policy. Not stored: a policy that refers to itself would
+        never be freed when a bundle is replaced, since the collector does not look at bundles."""
+        return self.twin or self
 
 
 class Bundle:

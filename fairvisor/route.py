@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from fairvisor.errors import RequestError
 
@@ -148,9 +148,10 @@ class Routes(Generic[PolicyT]):
         self._plans: dict[tuple[str, str, str], Plan[PolicyT]] = {}
         self.selects_by_host = False
         for policy in policies:
-            self._add(policy)
+            self.add(policy)
 
-    def _add(self, policy: PolicyT) -> None:
+    def add(self, policy: PolicyT) -> None:
+        """One more policy; only while no request uses the index yet."""
         selector = policy.selector
         self.selects_by_host = self.selects_by_host or bool(selector.hosts)
         for host in selector.hosts or ("",):
@@ -159,6 +160,15 @@ class Routes(Generic[PolicyT]):
             if selector.path_prefix is not None:
                 self._prefix.setdefault((host, selector.path_prefix), []).append(policy)
                 self._longest_prefix = max(self._longest_prefix, len(selector.path_prefix))
+
+    def take_apart(self) -> Iterator[None]:
+        """Free the index piece by piece, one at each step; only when nobody uses it any more. Let go of at once, ten
+        thousand policies would hold everybody else up for milliseconds."""
+        parts: tuple[dict[Any, Any], ...] = (self._plans, self._exact, self._prefix)
+        for part in parts:
+            while part:
+                part.popitem()
+                yield
 
     def plan(self, method: str, host: str, target: str) -> Plan[PolicyT]:
         """The policies for a request. Raises RequestError when the path cannot be read."""

@@ -68,7 +68,7 @@ class Compiler:
         """One policy; `with_shadow` also makes its twin on shadow counters."""
         compiled = self._policy(policy, policy.spec.mode)
         if with_shadow and not compiled.shadow:
-            compiled.in_shadow = self._policy(policy, SHADOW)
+            compiled.twin = self._policy(policy, SHADOW)
         return compiled
 
     def _policy(self, policy: model.Policy, mode: str) -> Policy:
@@ -226,25 +226,44 @@ def compile_bundle(
 ) -> Bundle:
     """The bundle as the engine evaluates it, its counters in `segment`."""
     compiler = Compiler(segment, options, compile_aliases(bundle.defaults.model_aliases))
-    with_shadow = bundle.global_shadow is not None and bundle.global_shadow.enabled
-    policies = [compiler.policy(policy, with_shadow) for policy in bundle.policies]
+    with_shadow = wants_shadow(bundle)
+    routes = Routes(compiler.policy(policy, with_shadow) for policy in bundle.policies)
+    switches = KillSwitches(compiler.kill_switch(switch) for switch in bundle.kill_switches)
+    return assemble(bundle, sha256, segment, routes, switches, any(map(reserves, bundle.policies)))
+
+
+def assemble(
+    head: model.Bundle,
+    sha256: str,
+    segment: Segment,
+    routes: Routes[Policy],
+    kill_switches: KillSwitches,
+    reserving: bool,
+) -> Bundle:
+    """A bundle of parts that were compiled before; of `head` only what is neither policy nor kill switch is read."""
     return Bundle(
-        bundle.bundle_version,
+        head.bundle_version,
         sha256,
-        Routes(policies),
-        KillSwitches(compiler.kill_switch(switch) for switch in bundle.kill_switches),
-        _until(bundle.global_shadow),
-        _until(bundle.kill_switch_override),
+        routes,
+        kill_switches,
+        _until(head.global_shadow),
+        _until(head.kill_switch_override),
         segment.table.seed,
         segment.reservation_key,
-        any(
-            rule.algorithm == "token_bucket_llm"
-            for policy in bundle.policies
-            for rule in _all_rules(policy.spec)
-        ),
+        reserving,
         Counter(segment, DECISIONS, "", "", "allow", ""),
         Counter(segment, REPEATS),
     )
+
+
+def wants_shadow(head: model.Bundle) -> bool:
+    """Whether every policy needs a twin on shadow counters."""
+    return head.global_shadow is not None and head.global_shadow.enabled
+
+
+def reserves(policy: model.Policy) -> bool:
+    """Whether some rule of the policy reserves tokens."""
+    return any(rule.algorithm == "token_bucket_llm" for rule in _all_rules(policy.spec))
 
 
 def _until(override: model.Override | None) -> int:

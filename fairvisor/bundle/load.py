@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairvisor.bundle.advice import advise
-from fairvisor.bundle.model import Bundle, Defaults, LlmTokens, Policy
+from fairvisor.bundle.model import Bundle, Defaults, KillSwitch, LlmTokens, Policy
 from fairvisor.bundle.model_limits import FALLBACK_NAME
 from fairvisor.bundle.problems import read_part
 from fairvisor.bundle.syntax import read_document
@@ -65,6 +65,24 @@ def parse_policy(raw: object, defaults: Defaults) -> Policy:
         raise BundleInvalid(tuple(reading.errors))
     policy: Policy = reading.part
     return policy.resolved(defaults)
+
+
+def parse_kill_switch(raw: object) -> KillSwitch:
+    """One kill switch of a bundle that `parse` accepted, from its JSON value."""
+    reading = read_part(KillSwitch, raw, "kill_switches[0]", {}, strict=False)
+    if reading.part is None:
+        raise BundleInvalid(tuple(reading.errors))
+    switch: KillSwitch = reading.part
+    return switch
+
+
+def parse_head(raw: dict[str, Any], environ: Mapping[str, str]) -> Bundle:
+    """Everything else of a bundle that `parse` accepted: the same object without policies and kill switches."""
+    reading = read_part(Bundle, {**raw, "policies": []}, "", {"environ": environ}, strict=False)
+    if reading.part is None:
+        raise BundleInvalid(tuple(reading.errors))
+    head: Bundle = reading.part
+    return head
 
 
 def verify_signature(data: bytes, key: bytes | None) -> bytes:

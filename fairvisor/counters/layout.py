@@ -8,7 +8,7 @@ computes and packs; it opens nothing and knows nothing of what is counted.
            8      the fields of HEADER    layout version, geometry, seed, boot id, reservation key
            ...    checksum, 8 bytes       xxh3 of the fields
     4096          words                   WORDS of 8 bytes: named words, then one line of 8 per worker
-    12288         series index            16 bytes each: offset and length of the text, its checksum
+    37888         series index            16 bytes each: offset and length of the text, its checksum
                   series cells            8 bytes each
                   series text             name and labels
                   slots                   to the end, see `_table.c`
@@ -26,15 +26,15 @@ from fairvisor.counters._table import GROUP, SLOT_BYTES, WORD_EVICTIONS, WORD_FU
 from fairvisor.errors import SegmentError
 
 LAYOUT_VERSION: Final = (
-    1  # raise with any change to this file's regions, to `Word`, or to the slots of `_table.c`
+    2  # raise with any change to this file's regions, to `Word`, or to the slots of `_table.c`
 )
 MAGIC: Final = b"fvEdge\r\n"
 
 PAGE_BYTES: Final = 4096
 MIN_BYTES: Final = 64 * 1024
 MAX_BYTES: Final = 1 << 40
-WORDS: Final = 1024
-WORKERS: Final = 64
+WORKERS: Final = 512
+WORDS: Final = 128 + 8 * WORKERS
 SERIES_ENTRY_BYTES: Final = 16
 SERIES_BYTES: Final = 128  # of one series: 16 index, 8 cell, 104 text on average
 SERIES_SHARE: Final = 16  # one sixteenth of the segment is for series
@@ -49,7 +49,8 @@ class Word(enum.IntEnum):
     SERIES_USED = 10
     SERIES_TEXT_BYTES = 11
     SERIES_OVERFLOWS = 12
-    BUNDLE_GENERATION = 16
+    BUNDLE_GENERATION = 16  # the active bundle, 0: none yet
+    DURABLE_GENERATION = 17  # the one whose copy stands in the state directory
     LEADER_PID = 24
     LEADER_START = 25
     LEADER_LEASE_NS = 26
@@ -61,12 +62,11 @@ class Word(enum.IntEnum):
 
 
 class WorkerWord(enum.IntEnum):
-    """Words of one entry of the worker registry; PID 0 is a free entry, claimed with `word_cas`."""
+    """Words of one entry of the worker registry; PROCESS 0 is a free entry, claimed with `word_cas`."""
 
-    PID = 0
-    START = 1  # start time of the process, so that a reused pid is not taken for it
-    GENERATION = 2  # the bundle generation that the worker has switched to
-    HEARTBEAT_NS = 3
+    PROCESS = 0  # see `processes.identity`: which process, told apart from others with the same pid
+    GENERATION = 1  # the bundle generation that the worker has switched to
+    HEARTBEAT_NS = 2
 
 
 def worker_word(entry: int, word: WorkerWord) -> int:

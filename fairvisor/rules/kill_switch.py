@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Final
+from typing import Any, Final
 
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.context import Context
@@ -74,16 +74,29 @@ class KillSwitches:
         self._readers: dict[str, Descriptor] = {}
         self._values: dict[str, dict[str, list[KillSwitch]]] = {}
         self._networks: dict[tuple[int, int], dict[int, list[KillSwitch]]] = {}
+        self._any = False
         for switch, reader in switches:
-            if switch.scope_key in ("ip:address", "ip:addr") and switch.scope_value != ANY:
-                network = _network(switch.scope_value)
-                by_address = self._networks.setdefault((network.version, network.prefixlen), {})
-                by_address.setdefault(int(network.network_address), []).append(switch)
-            else:
-                self._readers.setdefault(switch.scope_key, reader)
-                by_value = self._values.setdefault(switch.scope_key, {})
-                by_value.setdefault(switch.scope_value, []).append(switch)
-        self._any = bool(self._readers or self._networks)
+            self.add(switch, reader)
+
+    def add(self, switch: KillSwitch, reader: Descriptor) -> None:
+        """One more switch and the reader of its descriptor; only while no request uses the index yet."""
+        self._any = True
+        if switch.scope_key in ("ip:address", "ip:addr") and switch.scope_value != ANY:
+            network = _network(switch.scope_value)
+            by_address = self._networks.setdefault((network.version, network.prefixlen), {})
+            by_address.setdefault(int(network.network_address), []).append(switch)
+        else:
+            self._readers.setdefault(switch.scope_key, reader)
+            by_value = self._values.setdefault(switch.scope_key, {})
+            by_value.setdefault(switch.scope_value, []).append(switch)
+
+    def take_apart(self) -> Iterator[None]:
+        """Free the index piece by piece, one at each step; only when nobody uses it any more."""
+        parts: list[dict[Any, Any]] = [*self._values.values(), *self._networks.values()]
+        for part in parts:
+            while part:
+                part.popitem()
+                yield
 
     def __bool__(self) -> bool:
         return self._any

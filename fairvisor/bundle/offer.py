@@ -1,0 +1,123 @@
+"""An offered bundle: may it become the active one? Then it is packed for the workers.
+
+`prepare` does everything that takes time with a large bundle (signature, validation, comparison with the active one,
+packing) and so runs away from requests: in the master before it forks, in a thread for small bundles, else in a
+process of its own, which `main` is. A refusal leaves nothing behind. Nothing here reads a file or a clock.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+import orjson
+
+from fairvisor.bundle import shared
+from fairvisor.bundle.load import Parsed, check_successor, parse, verify_signature
+from fairvisor.bundle.shared import About, Contents
+from fairvisor.errors import BundleInvalid, BundleRefused, Problem, SegmentError
+from fairvisor.settings import environment
+
+Rule = Literal["successor", "file_at_start", "accept_older", "restore"]
+
+_KEPT_WARNINGS: Final = 100  # of a bundle with more, the log has the rest
+_NICENESS: Final = 5  # of the process that validates: workers come first
+
+
+class Order(NamedTuple):
+    """Under which name and generation an offer is packed, and what it must be to be accepted.
+
+    `rule` is `successor` (a greater version than the active one), `file_at_start` (the same version will do),
+    `accept_older` (any version), or `restore` (the last good bundle: it was accepted before).
+    """
+
+    name: str
+    generation: int
+    rule: Rule
+    source: str
+    signing_key: str
+    active_version: float | None
+    active_sha256: str | None
+    wall_ns: int
+
+
+def prepare(data: bytes, order: Order, environ: Mapping[str, str]) -> About | None:
+    """Check what is offered and make its object; None: it is the active bundle already.
+
+    Raises BundleInvalid, BundleRefused, or SegmentError when the object finds no room.
+    """
+    payload = verify_signature(data, order.signing_key.encode() or None)
+    parsed = parse(payload, wall_ns=order.wall_ns, environ=environ)
+    if not _accepted(parsed, order):
+        return None
+    model = parsed.model
+    warnings = tuple(str(warning) for warning in parsed.warnings[:_KEPT_WARNINGS])
+    about = About(
+        model.bundle_version,
+        parsed.sha256,
+        len(model.policies),
+        len(model.kill_switches),
+        model.expires_at_ns,
+        order.wall_ns,
+        order.source,
+        warnings,
+    )
+    document: dict[str, Any] = orjson.loads(payload)
+    policies = [orjson.dumps(policy) for policy in document.pop("policies")]
+    switches = [orjson.dumps(switch) for switch in document.pop("kill_switches", ())]
+    shared.write(
+        order.name, order.generation, Contents(about, orjson.dumps(document), policies, switches, data)
+    )
+    return about
+
+
+def _accepted(parsed: Parsed, order: Order) -> bool:
+    """Whether the bundle is a new one. Raises BundleRefused when it may not replace the active one."""
+    if order.rule == "restore":
+        return True
+    if order.rule == "successor":
+        return check_successor(parsed, order.active_version, order.active_sha256, order.wall_ns)
+    version, active = parsed.model.bundle_version, order.active_version
+    if order.rule == "file_at_start" and active is not None and version < active:
+        raise BundleRefused(
+            "version_not_monotonic",
+            f"bundle_version {version} of the file is lower than that of the last good bundle, {active}, which stays "
+            "in force; `fairvisor serve --accept-older` takes the file",
+        )
+    return check_successor(parsed, None, order.active_sha256, order.wall_ns)
+
+
+# The process that validates a large bundle: an order and the bytes on stdin, the outcome as JSON on stdout.
+
+
+def main() -> None:
+    """Carry out the order that stands in the first line of stdin on the bytes after it."""
+    os.nice(_NICENESS)
+    order = Order(**orjson.loads(sys.stdin.buffer.readline()))
+    outcome = _attempt(sys.stdin.buffer.read(), order)
+    sys.stdout.buffer.write(orjson.dumps(outcome))
+
+
+def _attempt(data: bytes, order: Order) -> dict[str, Any]:
+    try:
+        about = prepare(data, order, environment())
+    except BundleInvalid as error:
+        return {"problems": [list(problem) for problem in error.problems]}
+    except BundleRefused as error:
+        return {"code": error.code, "message": str(error).removeprefix(f"{error.code}: ")}
+    except SegmentError as error:
+        return {"no_room": str(error)}
+    return {"about": about._asdict() if about is not None else None}
+
+
+def read_outcome(outcome: dict[str, Any]) -> About | None:
+    """What `prepare` gave or raised in the process that wrote this."""
+    if "problems" in outcome:
+        raise BundleInvalid(tuple(Problem(*problem) for problem in outcome["problems"]))
+    if "code" in outcome:
+        raise BundleRefused(outcome["code"], outcome["message"])
+    if "no_room" in outcome:
+        raise SegmentError(outcome["no_room"])
+    return shared.about_of(outcome["about"]) if outcome["about"] is not None else None
