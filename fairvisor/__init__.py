@@ -22,6 +22,9 @@ Before the first request:
     master.py       the process that starts, reloads and replaces the workers
     bundle/         the policy bundle: load, validate, compile
     reload.py       the active bundle of a process, and how a new one takes its place
+    state.py        files that outlive the machine's memory
+    notes.py        what went wrong, for every process to read
+    processes.py    which process is which, and whether it lives
     clock.py        the one place that reads a clock
     errors.py       the exceptions, one small tree
 
