@@ -19,6 +19,7 @@ from fairvisor.llm.request import LlmRequest, read_request
 
 if TYPE_CHECKING:
     from fairvisor.identity import Client, Identity
+    from fairvisor.identity.tokens import Claims
 
 
 class _Unread:
@@ -75,7 +76,7 @@ class Context:
         self.body = body
         self.request_id = request_id
         self._client: Client | _Unread = _UNREAD
-        self._claims: Mapping[str, object] | None | _Unread = _UNREAD
+        self._claims: Claims | None | _Unread = _UNREAD
         self._query: Mapping[str, str] | _Unread = _UNREAD
         self._cookies: Mapping[str, str] | _Unread = _UNREAD
         self._llm: LlmRequest | None | _Unread = _UNREAD
@@ -94,7 +95,7 @@ class Context:
         return client
 
     @property
-    def claims(self) -> Mapping[str, object] | None:
+    def claims(self) -> Claims | None:
         """The claims of the bearer token; None when there is no token that counts."""
         claims = self._claims
         if isinstance(claims, _Unread):

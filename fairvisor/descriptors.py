@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from fairvisor.context import Context, header_text
-from fairvisor.identity.tokens import claim_text, claim_values
+from fairvisor.identity.tokens import claim_values
 from fairvisor.llm.models import canonical_model
 from fairvisor.route import normal_route, read_path
 
@@ -28,7 +28,7 @@ def compile_descriptor(name: str, model_aliases: Mapping[str, str]) -> Descripto
     if source == "cookie":
         return lambda context: context.cookies.get(rest)
     if source == "jwt":
-        return lambda context: claim_text(context.claims, rest) if context.claims is not None else None
+        return _claim(rest)
     if name == "llm:model":
         return lambda context: _model(context, model_aliases)
     return _FIXED[name]
@@ -78,6 +78,14 @@ def _header(name: str) -> Descriptor:
             )  # header_text, without the call: limits are counted by headers more than by all else
         except UnicodeDecodeError:
             return header_text(value)
+
+    return read
+
+
+def _claim(name: str) -> Descriptor:
+    def read(context: Context) -> str | None:
+        claims = context.claims
+        return None if claims is None else claims.texts[name]
 
     return read
 

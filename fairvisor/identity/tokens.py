@@ -30,7 +30,7 @@ from fairvisor.clock import NS_PER_S
 from fairvisor.identity.keys import TokenKey
 from fairvisor.identity.recent import Recent
 
-Claims = Mapping[str, object]
+JsonObject = Mapping[str, object]
 
 # The whole header. Identity providers warn above 4 KiB, and servers refuse a head of 8 to 16 KiB.
 MAX_TOKEN_BYTES: Final = 8192
@@ -82,6 +82,30 @@ class _Refused(Exception):
         self.reason = reason
 
 
+class Claims(dict[str, object]):
+    """The claims of one token. `texts[name]` is `claim_text(claims, name)`, worked out once for a remembered token."""
+
+    __slots__ = ("texts",)
+
+    def __init__(self, document: JsonObject) -> None:
+        super().__init__(document)
+        self.texts = _Texts(document)
+
+
+class _Texts(dict[str, "str | None"]):
+    """Claims as text by name. The names are those that the bundle counts by, so they are few."""
+
+    __slots__ = ("_document",)
+
+    def __init__(self, document: JsonObject) -> None:
+        super().__init__()
+        self._document = document
+
+    def __missing__(self, name: str) -> str | None:
+        text = self[name] = claim_text(self._document, name)
+        return text
+
+
 class _Read(NamedTuple):
     """A token that has claims from `from_ns` until before `until_ns` (wall clock)."""
 
@@ -116,8 +140,10 @@ class _Keys:
 class Tokens:
     """Reads bearer tokens with the keys of the moment. `refused` counts tokens without claims by reason."""
 
-    def __init__(self, on_unknown_key: Callable[[], None]) -> None:
-        self.refused: dict[str, int] = dict.fromkeys(REASONS, 0)
+    def __init__(
+        self, on_unknown_key: Callable[[], None], refused: dict[str, int] | None = None
+    ) -> None:
+        self.refused = dict.fromkeys(REASONS, 0) if refused is None else refused
         self._on_unknown_key = on_unknown_key
         self._seed = secrets.randbits(64)
         self._keys = _Keys(None)
@@ -179,17 +205,17 @@ class Tokens:
         if compact is None:
             raise _Refused(MALFORMED)
         if keys.keys is None:
-            return _Read(authorization, _json_object(compact[2]), 0, _FOREVER_NS)
+            return _Read(authorization, Claims(_json_object(compact[2])), 0, _FOREVER_NS)
         claims = self._verify(keys, token.decode("ascii"), _json_object(compact[1]))
         from_ns, until_ns = _moment_ns(claims, "nbf"), _moment_ns(claims, "exp")
         return _Read(
             authorization,
-            claims,
+            Claims(claims),
             0 if from_ns is None else from_ns - NBF_LEEWAY_NS,
             _FOREVER_NS if until_ns is None else until_ns,
         )
 
-    def _verify(self, keys: _Keys, token: str, header: Claims) -> Claims:
+    def _verify(self, keys: _Keys, token: str, header: JsonObject) -> JsonObject:
         """The claims if one of the keys verifies the token; time is not looked at here."""
         if "crit" in header or header.get("b64", True) is not True:
             raise _Refused(
@@ -217,7 +243,7 @@ class Tokens:
         raise refused
 
 
-def _verified(token: str, key: TokenKey, algorithm: str) -> Claims:
+def _verified(token: str, key: TokenKey, algorithm: str) -> JsonObject:
     """The claims of a token whose signature, issuer and audience are what `key` asks for."""
     try:
         claims: dict[str, Any] = jwt.decode(
@@ -258,7 +284,7 @@ def _check_time(read: _Read, wall_ns: int) -> None:
         raise _Refused(EXPIRED)
 
 
-def _moment_ns(claims: Claims, name: str) -> int | None:
+def _moment_ns(claims: JsonObject, name: str) -> int | None:
     """A NumericDate (RFC 7519 section 2) in nanoseconds; None when the claim is absent."""
     if name not in claims:
         return None
@@ -280,7 +306,7 @@ def _json_object(segment: bytes) -> dict[str, Any]:
     return value
 
 
-def claim_text(claims: Claims, name: str) -> str | None:
+def claim_text(claims: JsonObject, name: str) -> str | None:
     """A claim as text: strings as they are, numbers and booleans as in JSON; None for anything else.
 
     `name` is looked up as it is first; then its dots reach into nested claims, with the longest name first at each
@@ -291,7 +317,7 @@ def claim_text(claims: Claims, name: str) -> str | None:
     return None
 
 
-def claim_values(claims: Claims, name: str) -> Sequence[str]:
+def claim_values(claims: JsonObject, name: str) -> Sequence[str]:
     """The texts that `match` compares: the elements of an array, or the one value; empty when there is none."""
     for value in _find(claims, name):
         each = value if isinstance(value, list) else [value]
@@ -299,7 +325,7 @@ def claim_values(claims: Claims, name: str) -> Sequence[str]:
     return ()
 
 
-def _find(claims: Claims, name: str) -> Iterator[object]:
+def _find(claims: JsonObject, name: str) -> Iterator[object]:
     if name in claims:
         yield claims[name]
         return

@@ -31,7 +31,17 @@ class Breaker:
     `auto_reset_ns` is 0 when it stays open until an operator resets it.
     """
 
-    __slots__ = ("_auto_reset_ns", "_key", "_prefix", "_seed", "_threshold_u", "tally")  # fmt: skip
+    __slots__ = (
+        "_auto_reset_ns",
+        "_key",
+        "_minute",
+        "_minute_keys",
+        "_prefix",
+        "_seed",
+        "_shared_open",
+        "_threshold_u",
+        "tally",
+    )
 
     def __init__(
         self,
@@ -48,14 +58,30 @@ class Breaker:
         self._key = key
         self._threshold_u = threshold_u
         self._auto_reset_ns = auto_reset_ns
+        # derived, for a breaker that is the same for everybody
+        self._shared_open = hash64(prefix + "-:open", seed)
+        self._minute = -1
+        self._minute_keys = (0, 0)
 
     def _identity(self, context: Context) -> str:
         value = self._key(context) if self._key is not None else None
         return f"{self._prefix}{len(value)}:{value}" if value else self._prefix + "-:"
 
+    def _minutes(self, context: Context, minute: int) -> tuple[int, int]:
+        """The keys of this minute's total and of the one before; kept while they are the same for everybody."""
+        if self._key is None and minute == self._minute:
+            return self._minute_keys
+        identity = self._identity(context)
+        self._minute = minute
+        self._minute_keys = (
+            hash64(f"{identity}{minute}", self._seed),
+            hash64(f"{identity}{minute - 1}", self._seed),
+        )
+        return self._minute_keys
+
     def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
         """Refuse while open. The record of an open breaker holds the wall time at which it opened."""
-        key = hash64(self._identity(context) + "open", self._seed)
+        key = self._shared_open if self._key is None else hash64(self._identity(context) + "open", self._seed)
         opened_ns = counters.peek_total(key, now.mono_ns)
         if not opened_ns:
             return None
@@ -71,14 +97,12 @@ class Breaker:
 
     def spend(self, counters: Counters, context: Context, now: Now, cost_u: int) -> int:
         """Add the cost of a request that passed, open the breaker at the threshold; gives the minute's key."""
-        identity = self._identity(context)
         minute, into_ns = divmod(now.mono_ns, MINUTE_NS)
-        key = hash64(f"{identity}{minute}", self._seed)
+        key, previous = self._minutes(context, minute)
         _, total_u = counters.add(key, now.mono_ns, cost_u, _NO_LIMIT, KEPT_NS - into_ns)
-        previous = hash64(f"{identity}{minute - 1}", self._seed)
         before_u = counters.peek_total(previous, now.mono_ns)
         if total_u * MINUTE_NS + before_u * (MINUTE_NS - into_ns) >= self._threshold_u * MINUTE_NS:
-            self._open(counters, identity, now)
+            self._open(counters, self._identity(context), now)
             counters.delete(key, now.mono_ns)
             counters.delete(previous, now.mono_ns)
         return key

@@ -34,7 +34,7 @@ def hash64(identity: str, seed: int) -> int:
 
 def joined(parts: Iterable[str]) -> str:
     """Parts as one text that cannot be read in two ways (netstrings)."""
-    return "".join(f"{len(part)}:{part}" for part in parts)
+    return "".join([f"{len(part)}:{part}" for part in parts])
 
 
 class Scope:

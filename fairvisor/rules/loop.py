@@ -78,8 +78,12 @@ class Loop:
         return Marked(Verdict(self, None, 0, 0, 0, 0), self._action, delay_ms, arrivals)
 
     def _fingerprint(self, context: Context, body: bytes) -> str:
-        query = context.target.partition("#")[0].partition("?")[2]
-        parts = [context.method, context.path, "&".join(sorted(query.split("&"))), xxh3_128_hexdigest(body)]
+        target = context.target
+        query = target.partition("#")[0].partition("?")[2] if "?" in target else ""
+        if "&" in query:
+            query = "&".join(sorted(query.split("&")))
+        digest = xxh3_128_hexdigest(body) if body else ""
+        parts = [context.method, context.path, query, digest]
         parts += [read(context) or "" for read in self._readers]
         return joined(parts)
 
