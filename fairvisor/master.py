@@ -22,10 +22,9 @@ from fairvisor.counters.segment import Segment
 from fairvisor.errors import SegmentError, SettingsError
 from fairvisor.http.accept import Board
 from fairvisor.http.service import Service
+from fairvisor.http.start import make_service, segment_name
 from fairvisor.http.worker import EdgeWorker
 from fairvisor.http.wsgi import Application
-from fairvisor.identity import Identity, Refresher
-from fairvisor.reload import ActiveBundle
 from fairvisor.settings import Settings, environment
 
 EDGE: Final = "edge"
@@ -35,6 +34,7 @@ MEINHELD: Final = "meinheld.gmeinheld.MeinheldWorker"
 _GRACEFUL_TIMEOUT_S: Final = 35
 _WORKER_TIMEOUT_S: Final = 30
 _BACKLOG: Final = 2048
+_SOCKET_UMASK: Final = 0o117  # whoever can connect to a unix socket is trusted: owner and group
 
 _DESCRIPTORS_BESIDE_CONNECTIONS: Final = 64
 
@@ -45,11 +45,6 @@ def serve(settings: Settings) -> None:
     segment = Segment.open(segment_name(settings.instance), settings.shared_dict_size)
     claim(segment, replaces=environment().get("GUNICORN_PID", ""))
     Master(settings, segment).run()
-
-
-def segment_name(instance: str) -> str:
-    """The name of an instance's segment."""
-    return f"fairvisor-{instance}"
 
 
 class Master(BaseApplication):  # type: ignore[misc]
@@ -72,6 +67,7 @@ class Master(BaseApplication):  # type: ignore[misc]
             "timeout": _WORKER_TIMEOUT_S,
             "graceful_timeout": _GRACEFUL_TIMEOUT_S,
             "backlog": _BACKLOG,
+            "umask": _SOCKET_UMASK,
             "loglevel": settings.log_level,
             "control_socket_disable": True,
             "child_exit": _child_exit,
@@ -84,20 +80,9 @@ class Master(BaseApplication):  # type: ignore[misc]
     def load(self) -> Service | Application:
         """What a worker serves; called in each worker, after the fork."""
         settings = self.settings
-        service = make_service(settings, self.segment)
-        if settings.worker_class == EDGE:
-            return service
-        return Application(service, read_now)
-
-
-def make_service(settings: Settings, segment: Segment) -> Service:
-    """The service of one process, its bundle loaded, its identity kept up to date by a thread."""
-    environ = environment()
-    identity = Identity.from_settings(settings, environ=environ)
-    Refresher(identity).start()
-    active = ActiveBundle(settings, segment, identity, environ)
-    active.look(read_now())
-    return Service(settings, segment, identity, active, read_now)
+        waits = settings.worker_class == EDGE
+        service = make_service(settings, self.segment, can_wait=waits)
+        return service if waits else Application(service, read_now)
 
 
 def worker_class(name: str) -> type | str:

@@ -11,8 +11,9 @@ import pytest
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.errors import SegmentError
+from fairvisor.http.start import segment_name
 from fairvisor.http.worker import EdgeWorker
-from fairvisor.master import available_processors, claim, segment_name, start_time, worker_class
+from fairvisor.master import available_processors, claim, start_time, worker_class
 
 
 @pytest.fixture

@@ -3,11 +3,13 @@
 worker.py       the gunicorn worker `edge`: one loop, its sockets, its connections, start and stop
 accept.py       which worker takes the next connection
 connection.py   one connection: framing, order, time limits
-outbox.py          its answers, in order, some of them waiting
+_head.c            a plain request head, read in one pass
+outbox.py          the answers, in order, some of them waiting
 headers.py         header fields
 wire.py            answers as bytes
 hub.py          what the connections of a worker share
 wsgi.py         the same service for WSGI servers
+start.py        what a process needs before it can answer
 request.py      a request, and who sent it
 gateways.py     which headers describe the original request, by gateway
 service.py      request -> answer: decisions, health, usage

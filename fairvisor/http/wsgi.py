@@ -2,21 +2,26 @@
 
 The same requests get the same answers as from the edge worker, with one difference: a WSGI worker that waited would
 keep others waiting, so a throttled answer goes at once and tells in X-Fairvisor-Throttle-Ms how long it should have
-been held. `application` is made from the environment, for servers that are started without `fairvisor serve`.
+been held. `application` is for servers that are started without `fairvisor serve`: it is made from the environment
+by the first request of each process, so that it does not matter when the server forks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
-from fairvisor.clock import Now
+from fairvisor.clock import Now, read_now
+from fairvisor.counters.segment import Segment
 from fairvisor.errors import BodyTooLarge, RequestError
 from fairvisor.http.hub import Answering, BodyRule
 from fairvisor.http.request import Request
+from fairvisor.http.start import make_service, segment_name
 from fairvisor.http.wire import Sendable
+from fairvisor.settings import Settings, environment
 
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
@@ -43,6 +48,18 @@ class Application:
         peer = service.peer(environ.get("REMOTE_ADDR") or "")
         request = Request(environ["REQUEST_METHOD"], target, _headers(environ), peer, body)
         return _send(service.answer(request, self._read_now()), environ, start_response)
+
+
+def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """The application of this process: `fairvisor.http.wsgi:application`."""
+    return _of_this_process()(environ, start_response)
+
+
+@cache
+def _of_this_process() -> Application:
+    settings = Settings.load(environment(), {})
+    segment = Segment.open(segment_name(settings.instance), settings.shared_dict_size)
+    return Application(make_service(settings, segment, can_wait=False), read_now)
 
 
 def _target(environ: Environ) -> str:

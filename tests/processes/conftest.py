@@ -11,13 +11,23 @@ from edge_server import Edge, StartEdge
 
 @pytest.fixture
 def start_edge(tmp_path: Path) -> Iterator[StartEdge]:
-    """Starts servers: `start_edge(bundle, workers=2, FAIRVISOR_...="...")`; `ready=False` does not wait for them."""
+    """Starts servers: `start_edge(bundle, workers=2, FAIRVISOR_...="...")`; `ready=False` does not wait for them.
+
+    `command` is another program that serves on the address it is given with -b.
+    """
     edges: list[Edge] = []
 
     def start(
-        bundle: object = None, *, workers: int = 1, unix: bool = False, ready: bool = True, **environ: str
+        bundle: object = None,
+        *,
+        workers: int = 1,
+        unix: bool = False,
+        ready: bool = True,
+        command: list[str] | None = None,
+        **environ: str,
     ) -> Edge:
-        edge = Edge(tmp_path, bundle, {"FAIRVISOR_WORKER_PROCESSES": str(workers), **environ}, unix)
+        settings = {"FAIRVISOR_WORKER_PROCESSES": str(workers), **environ}
+        edge = Edge(tmp_path, bundle, settings, unix, command)
         edges.append(edge)
         if ready:
             edge.wait_ready()

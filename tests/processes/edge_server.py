@@ -15,7 +15,7 @@ from typing import Any
 
 from fairvisor.clock import NS_PER_S, read_now
 from fairvisor.counters.segment import Segment
-from fairvisor.master import segment_name
+from fairvisor.http.start import segment_name
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-c", "from fairvisor.cli.main import main; main()", "serve"]
@@ -112,7 +112,9 @@ class Client:
 class Edge:
     """A running server. `bind` is host and port, or the path of a unix socket."""
 
-    def __init__(self, place: Path, bundle: object, environ: dict[str, str], unix: bool) -> None:
+    def __init__(
+        self, place: Path, bundle: object, environ: dict[str, str], unix: bool, command: list[str] | None
+    ) -> None:
         self.instance = f"test-{uuid.uuid4().hex[:12]}"
         self.policy = place / f"{self.instance}.json"
         self.log = place / f"{self.instance}.log"
@@ -131,12 +133,15 @@ class Edge:
             "FAIRVISOR_SHARED_DICT_SIZE": "4m",
             **environ,
         }
+        self._command = PROGRAM if command is None else [*command, "-b", f"127.0.0.1:{self.bind[1]}"]
         self._clients: list[Client] = []
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
-            return subprocess.Popen(PROGRAM, env=self.environ, stdout=log, stderr=log, cwd=self.policy.parent)
+            return subprocess.Popen(
+                self._command, env=self.environ, stdout=log, stderr=log, cwd=self.policy.parent
+            )
 
     def start_again(self) -> None:
         """A new master after the old one ended."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import struct
+import sys
 import threading
 from collections import Counter
 
@@ -127,6 +129,8 @@ def established(pid: int) -> list[str]:
 def test_it_serves_on_a_unix_socket(start_edge: StartEdge) -> None:
     edge = start_edge(MANY, unix=True)
     assert edge.status(ask()) == 204
+    assert isinstance(edge.bind, str)
+    assert stat.S_IMODE(os.stat(edge.bind).st_mode) == 0o660
 
 
 @pytest.mark.parametrize(
@@ -363,3 +367,12 @@ def test_a_wsgi_worker_gives_the_same_answers_and_tells_what_it_could_not_wait(s
     assert status == 204
     assert headers["x-fairvisor-throttle-ms"] == "700"
     assert headers["x-fairvisor-warning"] == "budget_throttle"
+    assert "cannot hold an answer" in edge.log.read_text()
+
+
+def test_any_wsgi_server_can_serve_the_application(start_edge: StartEdge) -> None:
+    """Started by gunicorn itself, without a master of ours, on the counters of the instance."""
+    edge = start_edge(
+        token_bucket(2), command=[sys.executable, "-m", "gunicorn", "fairvisor.http.wsgi:application"]
+    )
+    assert [edge.status(ask()) for _ in range(3)] == [204, 204, 429]
