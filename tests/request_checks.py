@@ -73,6 +73,7 @@ def _wrong_headers(received: Received, expected: Expectation, names: dict[str, s
         if received.header(name) != value:
             found.append(f"{name} is {received.header(name)!r}, not {value!r}")
     for name, pattern in expected.patterns:
+        pattern = filled_in(pattern, names)
         if not re.fullmatch(pattern, received.header(name) or ""):
             found.append(f"{name} is {received.header(name)!r}, which is not like {pattern!r}")
     for name in expected.absent:
