@@ -1,7 +1,7 @@
 """The servers that `perf/` measures: each is started on a port of its own and pinned to one core.
 
-A contender says how it is started and which request it is asked; the harness in `decisions.py` does the rest. What they are
-compared with is run beside them, on the same core, in the same minutes: numbers from another day mean nothing.
+A contender says how it is started and which request it is asked; the harness in `decisions.py` does the rest. What
+they are compared with is run beside them, on the same core, in the same minutes: numbers from another day mean nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jwt
+
+from fairvisor.counters.segment import Segment
+from fairvisor.master import segment_name
 
 SERVER_CORE = 0
 LOAD_CORE = 1
@@ -63,6 +66,7 @@ def running(contender: Contender, port: int) -> Iterator[None]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
+        Segment.unlink(segment_name(contender.environ.get("FAIRVISOR_INSTANCE", "none")))
 
 
 def _await(port: int, process: subprocess.Popen[bytes]) -> None:
