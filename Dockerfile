@@ -1,0 +1,32 @@
+# Two stages: the first has a compiler and makes a virtual environment, the second only runs it.
+# docs/install/docker.md says how to use the image; tests/test_image.py runs what the stages run.
+FROM python:3.12-slim-bookworm AS build
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /source
+COPY setup.py setup.cfg pyproject.toml MANIFEST.in README.md LICENSE ./
+COPY fairvisor fairvisor
+# meinheld builds without its own greenlet only; the edge worker, the default, does not need it.
+RUN python -m venv /opt/fairvisor \
+    && MEINHELD_NOGREEN=1 /opt/fairvisor/bin/pip install --no-cache-dir '.[meinheld]'
+
+FROM python:3.12-slim-bookworm
+RUN useradd --system --uid 10001 --home-dir /var/lib/fairvisor --create-home --shell /usr/sbin/nologin fairvisor \
+    && install -d -o fairvisor -g fairvisor -m 0700 /var/lib/fairvisor
+COPY --from=build /opt/fairvisor /opt/fairvisor
+ENV PATH=/opt/fairvisor/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    FAIRVISOR_BIND=0.0.0.0:8080 \
+    FAIRVISOR_CONFIG_FILE=/etc/fairvisor/policy.json \
+    FAIRVISOR_STATE_DIR=/var/lib/fairvisor
+USER 10001
+WORKDIR /var/lib/fairvisor
+# Snapshots and the last good bundle: mount a volume to keep counters over a new container.
+VOLUME ["/var/lib/fairvisor"]
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/livez', timeout=2)"]
+ENTRYPOINT ["fairvisor"]
+CMD ["serve"]
