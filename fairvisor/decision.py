@@ -95,7 +95,7 @@ class Verdict:
 
 
 class Refusal(Verdict):
-    """A limit that says no; it has taken nothing."""
+    """A limit that says no; it has taken nothing. `key` is the counter it asked, 0 where that is no single one."""
 
     __slots__ = ("loop_count", "reason")
     action = Action.REJECT
@@ -108,8 +108,9 @@ class Refusal(Verdict):
         remaining_u: int = 0,
         wait_ns: int = NEVER_NS,
         loop_count: int = 0,
+        key: int = 0,
     ) -> None:
-        super().__init__(limit, quota, 0, 0, remaining_u, wait_ns)
+        super().__init__(limit, quota, key, 0, remaining_u, wait_ns)
         self.reason = reason
         self.loop_count = loop_count
 
@@ -133,15 +134,18 @@ class Decision:
 
     `verdict` is the limit that rejected, or the tightest of those that passed (None when no limit ran), `policies` all
     that matched. `marked` holds the verdicts that warn or throttle, `would_reject` the refusals of shadow policies,
-    `reservation` the sealed token of an LLM reservation; most requests have none of these.
+    `tripped` the circuit breakers that this request opened, `reservation` the sealed token of an LLM reservation; most
+    requests have none of these, and then they are not `remarked`.
     """
 
     __slots__ = ("policies", "verdict")
 
+    remarked: bool = False
     action: Action = Action.ALLOW
     delay_ms: int = 0
     marked: tuple[Verdict, ...] = ()
     would_reject: tuple[Verdict, ...] = ()
+    tripped: tuple[Limit, ...] = ()
     reservation: str = ""
 
     def __init__(self, verdict: Verdict | None, policies: tuple[Policy, ...]) -> None:
@@ -157,7 +161,8 @@ class Decision:
 class Remarked(Decision):
     """A decision about which there is more to say than what its limit has left."""
 
-    __slots__ = ("action", "delay_ms", "marked", "reservation", "would_reject")
+    __slots__ = ("action", "delay_ms", "marked", "reservation", "tripped", "would_reject")
+    remarked = True
 
     def __init__(
         self,
@@ -167,6 +172,7 @@ class Remarked(Decision):
         marked: tuple[Verdict, ...] = (),
         would_reject: tuple[Verdict, ...] = (),
         reservation: str = "",
+        tripped: tuple[Limit, ...] = (),
     ) -> None:
         super().__init__(verdict, policies)
         self.action = action
@@ -174,3 +180,4 @@ class Remarked(Decision):
         self.marked = marked
         self.would_reject = would_reject
         self.reservation = reservation
+        self.tripped = tripped

@@ -153,9 +153,9 @@ def _decide(bundle: Bundle, counters: Counters, context: Context, now: Now, nonc
         _give_back(counters, passed, 0, now)
         _give_back(counters, shadowed, 0, now)
         return _rejected(refusal, policies, would_reject)
-    spent = _spend(spends, counters, context, now) if spends else ()
+    spent, tripped = _spend(spends, counters, context, now) if spends else ((), ())
     reservation = _reserve(bundle, passed + shadowed, spent, now, nonce) if bundle.reserves else ""
-    return _allowed(bundle, policies, passed, would_reject, reservation)
+    return _allowed(bundle, policies, passed, would_reject, reservation, tripped)
 
 
 def _evaluate(
@@ -187,10 +187,15 @@ def _run(
     for limit in limits:
         verdict = limit.take(counters, context, now)
         if verdict is not None:
+            tally = limit.tally
             if verdict.reason is not None:
-                limit.tally.refused.hit()
+                tally.refused.hit()
+                if verdict.quota is not None and verdict.remaining_u < tally.lowest_u:
+                    tally.lower(verdict.remaining_u)
                 return verdict
-            limit.tally.allowed.hit()
+            tally.allowed.hit()
+            if verdict.remaining_u < tally.lowest_u:
+                tally.lower(verdict.remaining_u)
             taken.append(verdict)
     return None
 
@@ -207,6 +212,7 @@ def _allowed(
     passed: list[Verdict],
     would_reject: list[Verdict],
     reservation: str,
+    tripped: tuple[Limit, ...],
 ) -> Decision:
     """The decision on a request that every limit lets pass, described by the tightest of them."""
     tightest: Verdict | None = None
@@ -223,10 +229,10 @@ def _allowed(
     else:
         action = _ALLOW
         (tightest.limit.tally.admitted if tightest is not None else bundle.unmatched).hit()
-    if not (marked or would_reject or reservation):
+    if not (marked or would_reject or reservation or tripped):
         return Decision(tightest, policies)
     _count_shadow(would_reject)
-    return Remarked(tightest, policies, action, tuple(marked), tuple(would_reject), reservation)
+    return Remarked(tightest, policies, action, tuple(marked), tuple(would_reject), reservation, tripped)
 
 
 def _by_delay(verdict: Verdict) -> int:
@@ -254,12 +260,19 @@ def _count_shadow(would_reject: list[Verdict]) -> None:
 
 def _spend(
     spends: list[tuple[Breaker, Verdict | None]], counters: Counters, context: Context, now: Now
-) -> tuple[tuple[Verdict | None, int], ...]:
-    """Add the cost of a request that passed to its breakers: that of each policy's first rule, else 1."""
-    return tuple(
-        (first, breaker.spend(counters, context, now, first.cost_u if first else UNIT_U))
-        for breaker, first in spends
-    )
+) -> tuple[tuple[tuple[Verdict | None, int], ...], tuple[Limit, ...]]:
+    """Add the cost of a request that passed to its breakers: that of each policy's first rule, else 1.
+
+    Gives each first verdict with the key of the minute it was added to, and the breakers that opened.
+    """
+    spent: list[tuple[Verdict | None, int]] = []
+    tripped: list[Limit] = []
+    for breaker, first in spends:
+        key, opened = breaker.spend(counters, context, now, first.cost_u if first else UNIT_U)
+        spent.append((first, key))
+        if opened:
+            tripped.append(breaker)
+    return tuple(spent), tuple(tripped)
 
 
 def _reserve(

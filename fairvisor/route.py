@@ -161,6 +161,12 @@ class Routes(Generic[PolicyT]):
                 self._prefix.setdefault((host, selector.path_prefix), []).append(policy)
                 self._longest_prefix = max(self._longest_prefix, len(selector.path_prefix))
 
+    def policies(self) -> Iterator[PolicyT]:
+        """Every policy, once for each place of the index it stands in."""
+        for part in (self._exact, self._prefix):
+            for policies in tuple(part.values()):
+                yield from policies
+
     def take_apart(self) -> Iterator[None]:
         """Free the index piece by piece, one at each step; only when nobody uses it any more. Let go of at once, ten
         thousand policies would hold everybody else up for milliseconds."""

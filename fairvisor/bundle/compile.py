@@ -21,7 +21,15 @@ from fairvisor.engine import Bundle, Policy
 from fairvisor.llm.estimate import load_estimator
 from fairvisor.llm.models import compile_aliases
 from fairvisor.llm.usage import compile_weights
-from fairvisor.metrics import DECISIONS, REPEATS, Counter, Tally
+from fairvisor.metrics import (
+    DECISIONS,
+    KILL_SWITCH_HITS,
+    REMAINING,
+    REPEATS,
+    TOKENS_REMAINING,
+    Counter,
+    Tally,
+)
 from fairvisor.route import Routes, Selector, normal_route
 from fairvisor.rules import Limit
 from fairvisor.rules.breaker import MINUTE_NS, Breaker
@@ -57,6 +65,7 @@ class Compiler:
         self._seed = segment.table.seed
         self._options = options
         self._aliases = aliases
+        self._switch_hits: dict[str, Counter] = {}
         self._switch_tally = Tally(segment, "", "kill_switch", ENFORCE)
         self._builders: dict[str, Callable[..., Limit]] = {
             "token_bucket": self._token_bucket,
@@ -91,7 +100,8 @@ class Compiler:
         )
 
     def _rule(self, policy_id: str, rule: model.AnyRule, mode: str) -> Limit:
-        tally = Tally(self._segment, policy_id, rule.name, mode)
+        remaining = TOKENS_REMAINING if rule.algorithm == "token_bucket_llm" else REMAINING
+        tally = Tally(self._segment, policy_id, rule.name, mode, remaining)
         return self._builders[rule.algorithm](tally, rule, rule.algorithm_config)
 
     def _read(self, name: str) -> Descriptor:
@@ -182,7 +192,7 @@ class Compiler:
             Tally(self._segment, policy.id, "loop_detection", mode),
             joined(("loop", policy.id, mode, *names)),
             self._seed,
-            tuple(self._read(name) for name in names),
+            tuple((name, self._read(name)) for name in names),
             int(loop.window_seconds * NS_PER_S),
             loop.threshold_identical_requests,
             Action(loop.action),
@@ -201,6 +211,7 @@ class Compiler:
             Tally(self._segment, policy.id, "circuit_breaker", mode),
             joined(("breaker", breaker.scope, owner, first or "", mode)),
             self._seed,
+            first or "",
             self._read(first) if first is not None else None,
             millionths(breaker.spend_rate_threshold_per_minute),
             int(breaker.auto_reset_after_minutes * MINUTE_NS),
@@ -210,15 +221,24 @@ class Compiler:
         """One kill switch, with the reader of what it looks at."""
         accepted = accepted_values(switch.scope_key, (switch.scope_value,), self._aliases)
         (value,) = accepted if switch.scope_value != ANY else (ANY,)
+        read = self._read(switch.scope_key)
         compiled = KillSwitch(
             self._switch_tally,
+            self._hits_of(switch.scope_key),
+            read,
             switch.scope_key,
             value,
             normal_route(switch.route) if switch.route else "",
             switch.reason or "",
             switch.expires_at_ns or NO_EXPIRY,
         )
-        return compiled, self._read(switch.scope_key)
+        return compiled, read
+
+    def _hits_of(self, scope_key: str) -> Counter:
+        """The counter that all switches of a descriptor share."""
+        if scope_key not in self._switch_hits:
+            self._switch_hits[scope_key] = Counter(self._segment, KILL_SWITCH_HITS, scope_key)
+        return self._switch_hits[scope_key]
 
 
 def compile_bundle(

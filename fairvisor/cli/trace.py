@@ -18,6 +18,7 @@ from fairvisor.counters.segment import Segment
 from fairvisor.decision import Decision, Verdict
 from fairvisor.engine import Bundle, Policy, decide
 from fairvisor.rules import Limit
+from fairvisor.rules.keys import Described
 from fairvisor.settings import Settings
 
 SEGMENT_BYTES: Final = 1 << 20  # one request touches a handful of counters
@@ -43,6 +44,10 @@ class Traced:
         verdict = self._limit.take(counters, context, now)
         self._steps.append(Step(self._limit, verdict))
         return verdict
+
+    def describe(self, context: Context) -> Described:
+        """As the limit does it."""
+        return self._limit.describe(context)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """As the limit does it."""

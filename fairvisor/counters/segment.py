@@ -156,6 +156,15 @@ class Segment:
         """(name, labels, value) of every series."""
         return self._series.values()
 
+    def series_entries(self, first: int, end: int) -> list[tuple[int, str, Labels]]:
+        """(cell, name, labels) of the series in cells from `first` up to `end` (not included)."""
+        return self._series.entries(first, end)
+
+    @property
+    def series_used(self) -> int:
+        """Cells that series take."""
+        return self._series.used
+
     def write_postponed(self, wall_s: int) -> None:
         """Write what was put off; `wall_s` is the wall clock in seconds. Once a second is often enough."""
         while self.postponed:

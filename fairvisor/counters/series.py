@@ -46,14 +46,17 @@ class Series:
             cell = self._cells.get(text)
         return self._append(text) if cell is None else cell
 
+    def entries(self, first: int, end: int) -> list[tuple[int, str, Labels]]:
+        """(cell, name, labels) of the finished entries from `first` up to `end` (not included)."""
+        return [(cell, *_parsed(text)) for cell, text in self._entries(first, min(end, self.used + 1))]
+
     def values(self) -> Iterator[tuple[str, Labels, int]]:
         """Every series with the sum of its cells."""
         sums: dict[str, int] = {}
         for cell, text in self._entries(1):
             sums[text] = (sums.get(text, 0) + self._table.cell_get(cell)) & (2**64 - 1)
         for text, value in sums.items():
-            name, *parts = text.split(SEPARATOR)
-            yield name, tuple(zip(parts[::2], parts[1::2], strict=True)), value
+            yield *_parsed(text), value
 
     @property
     def used(self) -> int:
@@ -88,9 +91,9 @@ class Series:
     def _entry_at(self, cell: int) -> int:
         return self._geometry.series_at + SERIES_ENTRY_BYTES * cell
 
-    def _entries(self, first: int) -> Iterator[tuple[int, str]]:
-        """(cell, text) of the finished entries from `first` on."""
-        for cell in range(first, self.used + 1):
+    def _entries(self, first: int, end: int | None = None) -> Iterator[tuple[int, str]]:
+        """(cell, text) of the finished entries from `first` on, up to `end` (not included)."""
+        for cell in range(first, self.used + 1 if end is None else end):
             offset, length, checksum = ENTRY.unpack_from(self._memory, self._entry_at(cell))
             if not length or offset + length > self._geometry.text_bytes:
                 continue
@@ -105,3 +108,8 @@ class Series:
             self._cells.setdefault(text, cell)
             if cell == self._next:
                 self._next += 1
+
+
+def _parsed(text: str) -> tuple[str, Labels]:
+    name, *parts = text.split(SEPARATOR)
+    return name, tuple(zip(parts[::2], parts[1::2], strict=True))

@@ -212,8 +212,8 @@ class Tally:
         counter.add(amount)
 
     def set(self, family: Family, value: int) -> None:
-        """Set a gauge of the policy."""
-        Gauge(self._cells, family, self.policy_id).set(value)
+        """Set a gauge whose labels are the policy and its mode."""
+        Gauge(self._cells, family, self.policy_id, self.mode).set(value)
 
 
 class TokenMeter:

@@ -118,7 +118,7 @@ BREAKER_TRIPS: Final = Family("fairvisor_circuit_trips_total", "Times a circuit 
 CIRCUIT_STATE: Final = Family(
     "fairvisor_circuit_state",
     "1 while a circuit breaker of the policy is open (of any key), else 0.",
-    ("policy",),
+    ("policy", "mode"),
     "gauge",
 )
 
@@ -143,11 +143,6 @@ BUNDLE_POLICIES: Final = Family("fairvisor_bundle_policies", "Policies of the ac
 BUNDLE_LOADED: Final = Family(
     "fairvisor_bundle_loaded_timestamp_seconds",
     "When the active bundle came into force, in seconds since the epoch; 0 when there is none.",
-    kind="gauge",
-)
-BUNDLE_ISSUED: Final = Family(
-    "fairvisor_bundle_issued_timestamp_seconds",
-    "issued_at of the active bundle, where it has one.",
     kind="gauge",
 )
 BUNDLE_EXPIRES: Final = Family(
@@ -209,7 +204,7 @@ FAULTS: Final = Family(
     "1 while something beside the decisions does not work; decisions go on.",
     ("part",),
     "gauge",
-    ("state_dir", "snapshot", "bundle_file", "audit_log"),
+    ("state-dir", "snapshot", "bundle-file", "bundle-object", "audit-log"),
 )
 WORKERS: Final = Family("fairvisor_workers", "Workers that take connections.", kind="gauge")
 CONNECTIONS: Final = Family("fairvisor_connections", "Open connections of all workers.", kind="gauge")
@@ -261,7 +256,6 @@ FAMILIES: Final = (
     BUNDLE_VERSION,
     BUNDLE_POLICIES,
     BUNDLE_LOADED,
-    BUNDLE_ISSUED,
     BUNDLE_EXPIRES,
     CONFIG_INFO,
     BUILD_INFO,

@@ -24,6 +24,7 @@ from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.decision import Verdict
 from fairvisor.metrics import Tally
+from fairvisor.rules.keys import Described
 
 
 class Limit(Protocol):
@@ -33,6 +34,9 @@ class Limit(Protocol):
 
     def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
         """Charge this request; None: the limit does not apply to it. A refusal has charged nothing."""
+
+    def describe(self, context: Context) -> Described:
+        """For whom it counts this request, for people: descriptors and their values."""
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Take back what `take` charged, with the same `now`."""

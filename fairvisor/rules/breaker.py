@@ -15,8 +15,8 @@ from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.decision import NEVER_NS, Reason, Refusal, Verdict
 from fairvisor.descriptors import Descriptor
-from fairvisor.metrics import BREAKER_TRIPS, Tally
-from fairvisor.rules.keys import hash64
+from fairvisor.metrics import BREAKER_TRIPS, CIRCUIT_STATE, Tally
+from fairvisor.rules.keys import Described, hash64
 
 MINUTE_NS: Final = 60 * NS_PER_S
 KEPT_NS: Final = 2 * MINUTE_NS  # a minute's total counts until the next one has ended
@@ -28,7 +28,7 @@ _NO_LIMIT: Final = (1 << 63) - 1
 class Breaker:
     """A compiled `circuit_breaker`. `key` reads the value it is scoped by (None: the policy, or everything).
 
-    `auto_reset_ns` is 0 when it stays open until an operator resets it.
+    `name` is the descriptor that `key` reads, `auto_reset_ns` is 0 when it stays open until an operator resets it.
     """
 
     __slots__ = (
@@ -36,6 +36,7 @@ class Breaker:
         "_key",
         "_minute",
         "_minute_keys",
+        "_name",
         "_prefix",
         "_seed",
         "_shared_open",
@@ -48,6 +49,7 @@ class Breaker:
         tally: Tally,
         prefix: str,
         seed: int,
+        name: str,
         key: Descriptor | None,
         threshold_u: int,
         auto_reset_ns: int,
@@ -55,6 +57,7 @@ class Breaker:
         self.tally = tally
         self._prefix = prefix
         self._seed = seed
+        self._name = name
         self._key = key
         self._threshold_u = threshold_u
         self._auto_reset_ns = auto_reset_ns
@@ -92,31 +95,39 @@ class Breaker:
         wait_ns = opened_ns + self._auto_reset_ns - now.wall_ns
         return Refusal(self, Reason.CIRCUIT_BREAKER_OPEN, wait_ns=wait_ns) if wait_ns > 0 else None
 
+    def describe(self, context: Context) -> Described:
+        """The value that it is scoped by; nothing when it is the same for everybody."""
+        return () if self._key is None else ((self._name, self._key(context)),)
+
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Nothing is taken before all have passed."""
 
-    def spend(self, counters: Counters, context: Context, now: Now, cost_u: int) -> int:
-        """Add the cost of a request that passed, open the breaker at the threshold; gives the minute's key."""
+    def spend(self, counters: Counters, context: Context, now: Now, cost_u: int) -> tuple[int, bool]:
+        """Add the cost of a request that passed, open at the threshold: the minute's key, and whether it opened."""
         minute, into_ns = divmod(now.mono_ns, MINUTE_NS)
         key, previous = self._minutes(context, minute)
         _, total_u = counters.add(key, now.mono_ns, cost_u, _NO_LIMIT, KEPT_NS - into_ns)
         before_u = counters.peek_total(previous, now.mono_ns)
         if total_u * MINUTE_NS + before_u * (MINUTE_NS - into_ns) >= self._threshold_u * MINUTE_NS:
-            self._open(counters, self._identity(context), now)
+            opened = self._open(counters, self._identity(context), now)
             counters.delete(key, now.mono_ns)
             counters.delete(previous, now.mono_ns)
-        return key
+            return key, opened
+        return key, False
 
-    def _open(self, counters: Counters, identity: str, now: Now) -> None:
+    def _open(self, counters: Counters, identity: str, now: Now) -> bool:
         """Open, unless another request of this moment did."""
         key = hash64(identity + "open", self._seed)
         opened_ns = counters.peek_total(key, now.mono_ns)
         if opened_ns and not 0 < self._auto_reset_ns <= now.wall_ns - opened_ns:
-            return
+            return False
         self._write(counters, key, now)
         self.tally.add(BREAKER_TRIPS)
+        return True
 
     def _write(self, counters: Counters, key: int, now: Now) -> None:
         """The record of an earlier opening goes first: its life was fixed when it was made."""
+        lasts_ns = self._auto_reset_ns or UNTIL_RESET_NS
         counters.delete(key, now.mono_ns)
-        counters.add(key, now.mono_ns, now.wall_ns, now.wall_ns, self._auto_reset_ns or UNTIL_RESET_NS)
+        counters.add(key, now.mono_ns, now.wall_ns, now.wall_ns, lasts_ns)
+        self.tally.set(CIRCUIT_STATE, -(-(now.wall_ns + lasts_ns) // NS_PER_S))

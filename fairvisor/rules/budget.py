@@ -15,7 +15,7 @@ from fairvisor.counters import ALLOWED, REFUSED, Counters
 from fairvisor.decision import Action, Marked, Quota, Reason, Refusal, Verdict
 from fairvisor.metrics import TABLE_FULL, Tally
 from fairvisor.rules.cost import Cost
-from fairvisor.rules.keys import Scope, hash64
+from fairvisor.rules.keys import Described, Scope, hash64
 from fairvisor.rules.token_bucket import FULL_WAIT_NS
 from fairvisor.rules.windows import Window, Windows
 
@@ -83,20 +83,24 @@ class Budget:
             verdict = Verdict(self, self._quota, key, cost_u, max(0, self._quota.amount_u - total_u), left_ns)
             return self._staged(verdict, total_u) if self._stages else verdict
         if outcome == REFUSED:
-            return self._refuse(max(0, self._quota.amount_u - total_u), left_ns)
+            return self._refuse(key, max(0, self._quota.amount_u - total_u), left_ns)
         self.tally.add(TABLE_FULL)
         if self._reject_full:
-            return self._refuse(0, FULL_WAIT_NS)
+            return self._refuse(key, 0, FULL_WAIT_NS)
         return Verdict(self, self._quota, key, 0, self._quota.amount_u, left_ns)
 
-    def _refuse(self, remaining_u: int, wait_ns: int) -> Refusal:
-        return Refusal(self, Reason.BUDGET_EXHAUSTED, self._quota, remaining_u, wait_ns)
+    def _refuse(self, key: int, remaining_u: int, wait_ns: int) -> Refusal:
+        return Refusal(self, Reason.BUDGET_EXHAUSTED, self._quota, remaining_u, wait_ns, 0, key)
 
     def _staged(self, verdict: Verdict, total_u: int) -> Verdict:
         for stage in self._stages:
             if total_u >= stage.threshold_u:
                 return Marked(verdict, stage.action, stage.delay_ms)
         return verdict
+
+    def describe(self, context: Context) -> Described:
+        """For whom it counts this request."""
+        return self.scope.describe(context)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Take the cost off the window's total."""

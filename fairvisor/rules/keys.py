@@ -21,10 +21,11 @@ from fairvisor.metrics import DESCRIPTOR_MISSING
 if TYPE_CHECKING:
     from fairvisor.rules import Limit
 
+Described = tuple[tuple[str, "str | None"], ...]  # descriptors with the values that a request has
 MISSING_WAIT_NS: Final = 60_000_000_000  # Retry-After of a request that lacks what identifies it
 _SHARED: Final = "-:"
 
-__all__ = ["Scope", "hash64", "joined"]
+__all__ = ["Described", "Scope", "hash64", "joined"]
 
 
 def hash64(identity: str, seed: int) -> int:
@@ -97,7 +98,7 @@ class Scope:
             return Refusal(limit, Reason.DESCRIPTOR_MISSING, wait_ns=MISSING_WAIT_NS)
         return None
 
-    def describe(self, context: Context) -> tuple[tuple[str, str | None], ...]:
+    def describe(self, context: Context) -> Described:
         """The limit keys with the values this request has, for people."""
         return tuple((name, read(context)) for name, read in zip(self._names, self._readers, strict=True))
 

@@ -7,6 +7,7 @@ descriptor that any switch names.
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Final
@@ -16,7 +17,8 @@ from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.decision import Reason, Refusal, Verdict
 from fairvisor.descriptors import Descriptor
-from fairvisor.metrics import Tally
+from fairvisor.metrics import Counter, Tally
+from fairvisor.rules.keys import Described
 
 ANY: Final = "*"
 PATH: Final = "request:path"  # the one descriptor that may be read in several ways
@@ -26,13 +28,15 @@ Network = IPv4Network | IPv6Network
 
 
 class KillSwitch:
-    """One compiled switch. `expires_wall_ns` is 0 when it never expires; `route` is "" for every path."""
+    """One compiled switch: `read` reads its descriptor; without expiry and route it has 0 and ""."""
 
-    __slots__ = ("expires_wall_ns", "route", "scope_key", "scope_value", "tally", "why")
+    __slots__ = ("_hits", "_read", "expires_wall_ns", "route", "scope_key", "scope_value", "tally", "why")
 
     def __init__(
         self,
         tally: Tally,
+        hits: Counter,
+        read: Descriptor,
         scope_key: str,
         scope_value: str,
         route: str,
@@ -40,6 +44,8 @@ class KillSwitch:
         expires_wall_ns: int,
     ) -> None:
         self.tally = tally
+        self._hits = hits
+        self._read = read
         self.scope_key = scope_key
         self.scope_value = scope_value
         self.route = route
@@ -58,10 +64,15 @@ class KillSwitch:
 
     def take(self, counters: Counters, context: Context, now: Now) -> Verdict:
         """Refuse; until it expires, or for an hour."""
+        self._hits.hit()
         wait_ns = MAX_WAIT_NS
         if self.expires_wall_ns:
             wait_ns = min(wait_ns, self.expires_wall_ns - now.wall_ns)
         return Refusal(self, Reason.KILL_SWITCH_ACTIVE, wait_ns=wait_ns)
+
+    def describe(self, context: Context) -> Described:
+        """What it looks at, with the value that this request has."""
+        return ((self.scope_key, self._read(context)),)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Nothing is ever taken."""
@@ -75,12 +86,18 @@ class KillSwitches:
         self._values: dict[str, dict[str, list[KillSwitch]]] = {}
         self._networks: dict[tuple[int, int], dict[int, list[KillSwitch]]] = {}
         self._any = False
+        self._lasting = 0
+        self._expiries_ns: list[int] = []  # sorted
         for switch, reader in switches:
             self.add(switch, reader)
 
     def add(self, switch: KillSwitch, reader: Descriptor) -> None:
         """One more switch and the reader of its descriptor; only while no request uses the index yet."""
         self._any = True
+        if switch.expires_wall_ns:
+            insort(self._expiries_ns, switch.expires_wall_ns)
+        else:
+            self._lasting += 1
         if switch.scope_key in ("ip:address", "ip:addr") and switch.scope_value != ANY:
             network = _network(switch.scope_value)
             by_address = self._networks.setdefault((network.version, network.prefixlen), {})
@@ -89,6 +106,10 @@ class KillSwitches:
             self._readers.setdefault(switch.scope_key, reader)
             by_value = self._values.setdefault(switch.scope_key, {})
             by_value.setdefault(switch.scope_value, []).append(switch)
+
+    def in_force(self, wall_ns: int) -> int:
+        """How many have not expired."""
+        return self._lasting + len(self._expiries_ns) - bisect_right(self._expiries_ns, wall_ns)
 
     def take_apart(self) -> Iterator[None]:
         """Free the index piece by piece, one at each step; only when nobody uses it any more."""

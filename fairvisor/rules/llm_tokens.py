@@ -25,7 +25,7 @@ from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take
 from fairvisor.llm.usage import Usage, Weights, weigh
 from fairvisor.metrics import ESTIMATE_MISSING, TABLE_FULL, TOKENS_RESERVED, Tally
 from fairvisor.rules.cost import read_amount
-from fairvisor.rules.keys import MISSING_WAIT_NS, Scope, hash64
+from fairvisor.rules.keys import MISSING_WAIT_NS, Described, Scope, hash64
 from fairvisor.rules.token_bucket import FULL_WAIT_NS, ticks_per_millionth
 
 DAY_NS: Final = 86_400 * NS_PER_S
@@ -104,7 +104,7 @@ class LlmTokens:
         if outcome == FULL:
             return self._no_room()
         if outcome != ALLOWED:
-            return Refusal(self, Reason.TPM_EXCEEDED, self.quota, remaining_u, wait_ns)
+            return Refusal(self, Reason.TPM_EXCEEDED, self.quota, remaining_u, wait_ns, 0, key)
         verdict = Verdict(self, self.quota, key, cost_u, remaining_u, wait_ns)
         if self._day_quota is None:
             return LlmVerdict(verdict, 0, 0)
@@ -121,7 +121,7 @@ class LlmTokens:
             counters.give(minute.key, now.mono_ns, minute.cost_u, self._per)
             if outcome == FULL:
                 return self._no_room()
-            return Refusal(self, Reason.TPD_EXCEEDED, quota, max(0, self._day_u - total_u), left_ns)
+            return Refusal(self, Reason.TPD_EXCEEDED, quota, max(0, self._day_u - total_u), left_ns, 0, key)
         verdict = LlmVerdict(minute, key, now.mono_ns + left_ns)
         day_left_u = self._day_u - total_u
         if day_left_u * self._burst_u < minute.remaining_u * self._day_u:
@@ -180,6 +180,10 @@ class LlmTokens:
 
     def _never(self, reason: Reason) -> Refusal:
         return Refusal(self, reason, wait_ns=MISSING_WAIT_NS)
+
+    def describe(self, context: Context) -> Described:
+        """For whom it counts this request."""
+        return self.scope.describe(context)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Give the whole reservation back."""

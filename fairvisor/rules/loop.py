@@ -18,7 +18,7 @@ from fairvisor.counters import Counters
 from fairvisor.decision import Action, Marked, Reason, Refusal, Verdict
 from fairvisor.descriptors import Descriptor
 from fairvisor.metrics import LOOPS, LOOPS_SKIPPED, TABLE_FULL, Tally
-from fairvisor.rules.keys import hash64, joined
+from fairvisor.rules.keys import Described, hash64, joined
 
 WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 THROTTLE_STEP_MS: Final = 100
@@ -31,6 +31,7 @@ class Loop:
     __slots__ = (
         "_action",
         "_ignore_body",
+        "_keys",
         "_prefix",
         "_readers",
         "_seed",
@@ -44,7 +45,7 @@ class Loop:
         tally: Tally,
         prefix: str,
         seed: int,
-        readers: tuple[Descriptor, ...],
+        keys: tuple[tuple[str, Descriptor], ...],
         window_ns: int,
         threshold: int,
         action: Action,
@@ -53,7 +54,8 @@ class Loop:
         self.tally = tally
         self._prefix = prefix
         self._seed = seed
-        self._readers = readers
+        self._keys = keys
+        self._readers = tuple(reader for _, reader in keys)
         self._window_ns = window_ns
         self._threshold = threshold
         self._action = action
@@ -86,6 +88,10 @@ class Loop:
         parts = [context.method, context.path, query, digest]
         parts += [read(context) or "" for read in self._readers]
         return joined(parts)
+
+    def describe(self, context: Context) -> Described:
+        """The values of the policy's descriptors; what was asked is not told."""
+        return tuple((name, read(context)) for name, read in self._keys)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Arrivals stay counted."""

@@ -16,7 +16,7 @@ from fairvisor.counters import ALLOWED, REFUSED, Counters
 from fairvisor.decision import Quota, Reason, Refusal, Verdict
 from fairvisor.metrics import TABLE_FULL, Tally
 from fairvisor.rules.cost import Cost
-from fairvisor.rules.keys import Scope, hash64
+from fairvisor.rules.keys import Described, Scope, hash64
 
 TICKS_PER_NS: Final = 1 << 28
 FULL_WAIT_NS: Final = 1_000_000_000  # Retry-After when the table had no room and FAIRVISOR_TABLE_FULL=reject
@@ -75,11 +75,15 @@ class TokenBucket:
         if outcome == ALLOWED:
             return Verdict(self, self.quota, key, cost_u, remaining_u, wait_ns)
         if outcome == REFUSED:
-            return Refusal(self, Reason.RATE_LIMIT_EXCEEDED, self.quota, remaining_u, wait_ns)
+            return Refusal(self, Reason.RATE_LIMIT_EXCEEDED, self.quota, remaining_u, wait_ns, 0, key)
         self.tally.add(TABLE_FULL)
         if self._reject_full:
-            return Refusal(self, Reason.RATE_LIMIT_EXCEEDED, self.quota, 0, FULL_WAIT_NS)
+            return Refusal(self, Reason.RATE_LIMIT_EXCEEDED, self.quota, 0, FULL_WAIT_NS, 0, key)
         return Verdict(self, self.quota, key, 0, self._burst_u, 0)
+
+    def describe(self, context: Context) -> Described:
+        """For whom it counts this request."""
+        return self.scope.describe(context)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Put the cost back into the bucket."""
