@@ -36,12 +36,13 @@ class Context:
     """
 
     __slots__ = (
-        "_claims",
+        "_claims_asked",
         "_client",
         "_cookies",
         "_llm",
         "_query",
         "body",
+        "claims_read",
         "headers",
         "host",
         "identity",
@@ -75,8 +76,9 @@ class Context:
         self.now = now
         self.body = body
         self.request_id = request_id
-        self._client: Client | _Unread = _UNREAD
-        self._claims: Claims | None | _Unread = _UNREAD
+        self._client: Client | None = None
+        self.claims_read: Claims | None = None  # what `claims` gave: descriptors look here first
+        self._claims_asked = False
         self._query: Mapping[str, str] | _Unread = _UNREAD
         self._cookies: Mapping[str, str] | _Unread = _UNREAD
         self._llm: LlmRequest | None | _Unread = _UNREAD
@@ -90,17 +92,17 @@ class Context:
     def client(self) -> Client:
         """Who sent the request: the address behind the trusted proxies."""
         client = self._client
-        if isinstance(client, _Unread):
+        if client is None:
             client = self._client = self.identity.client(self.peer, self.headers)
         return client
 
     @property
     def claims(self) -> Claims | None:
         """The claims of the bearer token; None when there is no token that counts."""
-        claims = self._claims
-        if isinstance(claims, _Unread):
-            claims = self._claims = self.identity.claims(self.headers.get("authorization"), self.now.wall_ns)
-        return claims
+        if not self._claims_asked:
+            self._claims_asked = True
+            self.claims_read = self.identity.claims(self.headers.get("authorization"), self.now.wall_ns)
+        return self.claims_read
 
     @property
     def query(self) -> Mapping[str, str]:

@@ -84,8 +84,8 @@ def _header(name: str) -> Descriptor:
 
 def _claim(name: str) -> Descriptor:
     def read(context: Context) -> str | None:
-        claims = context.claims
-        return None if claims is None else claims.texts[name]
+        claims = context.claims_read or context.claims
+        return claims.texts[name] if claims else None
 
     return read
 

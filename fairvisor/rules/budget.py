@@ -70,7 +70,7 @@ class Budget:
         """Charge the request's cost to the budget of the current window."""
         scope = self.scope
         values = scope.values(context)
-        if values is None:
+        if not values:
             return scope.absent(self, context)
         wall_s = now.wall_ns // NS_PER_S
         if not self._window.start_s <= wall_s < self._window.end_s:

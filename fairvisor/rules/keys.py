@@ -8,7 +8,7 @@ The counter's key is the seeded xxh3 hash of the identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Described = tuple[tuple[str, "str | None"], ...]  # descriptors with the values that a request has
 MISSING_WAIT_NS: Final = 60_000_000_000  # Retry-After of a request that lacks what identifies it
 _SHARED: Final = "-:"
+_NOBODY: Final = "*"  # the values of a rule without limit keys: one counter for all
 
 __all__ = ["Described", "Scope", "hash64", "joined"]
 
@@ -31,6 +32,10 @@ __all__ = ["Described", "Scope", "hash64", "joined"]
 def hash64(identity: str, seed: int) -> int:
     """The key of a counter: 64 bits of xxh3 seeded (claims may hold lone surrogates, RFC 8259 8.2)."""
     return xxh3_64_intdigest(identity.encode("utf-8", "surrogatepass"), seed)
+
+
+def _nobody(context: Context) -> str:
+    return _NOBODY
 
 
 def joined(parts: Iterable[str]) -> str:
@@ -57,24 +62,18 @@ class Scope:
         self._on_missing = on_missing
         self.values = self._reader()
 
-    def _reader(self) -> Callable[[Context], str | None]:
-        """The function that gives a request's values as text; None: the rule does not run, `absent` says why."""
-        if self._matchers or self._on_missing == "shared" or len(self._readers) > 1:
-            return self._read_many
-        if not self._readers:
-            return lambda context: ""
-        read = self._readers[0]
-
-        def read_one(context: Context) -> str | None:
-            value = read(context)
-            return f"{len(value)}:{value}" if value else None
-
-        return read_one
+    def _reader(self) -> Descriptor:
+        """The function that gives a request's values as text; nothing: the rule does not run, `absent` says why."""
+        read: Descriptor
+        if len(self._readers) > 1 or self._on_missing == "shared":
+            read = self._read_many
+        else:  # nothing follows a single value, so it needs no length
+            read = self._readers[0] if self._readers else _nobody
+        if not self._matchers:
+            return read
+        return lambda context: read(context) if self.applies(context) else None
 
     def _read_many(self, context: Context) -> str | None:
-        for matches in self._matchers:
-            if not matches(context):
-                return None
         text = ""
         for read in self._readers:
             value = read(context)
@@ -84,13 +83,12 @@ class Scope:
                 text += _SHARED
             else:
                 return None
-        return text
+        return text or _NOBODY
 
     def absent(self, limit: Limit, context: Context) -> Refusal | None:
-        """What `values` giving None means: nothing when `match` differs, else what `on_missing` says; counted."""
-        for matches in self._matchers:
-            if not matches(context):
-                return None
+        """What `values` giving nothing means: nothing when `match` differs, else what `on_missing` says; counted."""
+        if not self.applies(context):
+            return None
         for name, value in self.describe(context):
             if not value:
                 limit.tally.add(DESCRIPTOR_MISSING, name)

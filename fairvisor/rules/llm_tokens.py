@@ -94,7 +94,7 @@ class LlmTokens:
         """Reserve the request's tokens from the minute and the day, or from neither."""
         scope = self.scope
         values = scope.values(context)
-        if values is None:
+        if not values:
             return scope.absent(self, context)
         cost_u = self._price(context)
         if isinstance(cost_u, Refusal):

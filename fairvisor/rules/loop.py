@@ -85,9 +85,9 @@ class Loop:
         if "&" in query:
             query = "&".join(sorted(query.split("&")))
         digest = xxh3_128_hexdigest(body) if body else ""
-        parts = [context.method, context.path, query, digest]
-        parts += [read(context) or "" for read in self._readers]
-        return joined(parts)
+        # None of these four holds a space, neither method nor path a question mark: there is one way to read them.
+        request = f"{context.method} {context.path}?{query} {digest} "
+        return request + joined([read(context) or "" for read in self._readers])
 
     def describe(self, context: Context) -> Described:
         """The values of the policy's descriptors; what was asked is not told."""

@@ -10,13 +10,15 @@ from fractions import Fraction
 from math import ceil
 from typing import Final
 
+from xxhash import xxh3_64_intdigest
+
 from fairvisor.clock import Now
 from fairvisor.context import Context
 from fairvisor.counters import ALLOWED, REFUSED, Counters
 from fairvisor.decision import Quota, Reason, Refusal, Verdict
 from fairvisor.metrics import TABLE_FULL, Tally
 from fairvisor.rules.cost import Cost
-from fairvisor.rules.keys import Described, Scope, hash64
+from fairvisor.rules.keys import Described, Scope
 
 TICKS_PER_NS: Final = 1 << 28
 FULL_WAIT_NS: Final = 1_000_000_000  # Retry-After when the table had no room and FAIRVISOR_TABLE_FULL=reject
@@ -67,9 +69,11 @@ class TokenBucket:
         """Charge the request's cost to its bucket."""
         scope = self.scope
         values = scope.values(context)
-        if values is None:
+        if not values:
             return scope.absent(self, context)
-        key = hash64(scope.identity + values, self._seed)
+        key = xxh3_64_intdigest(
+            (scope.identity + values).encode("utf-8", "surrogatepass"), self._seed
+        )  # hash64
         cost_u = self._fixed_u if self._cost is None else self._cost(context)
         outcome, remaining_u, wait_ns = counters.take(key, now.mono_ns, cost_u, self._burst_u, self._per)
         if outcome == ALLOWED:
