@@ -48,7 +48,7 @@ class Scene:
         """Nothing is left open."""
         for worker in self._workers:
             worker.acceptor.stop()
-            await until(lambda tasks=worker.acceptor._adopting: not tasks)
+            await worker.acceptor.settle()
         for worker in self._workers:
             for transport in worker.taken:
                 transport.close()
@@ -151,7 +151,8 @@ def test_stopping_takes_what_has_connected_already(scene: Scene) -> None:
         worker = scene.worker()
         scene.connect(5)
         worker.acceptor.stop()
-        await until(lambda: len(worker.taken) == 5)
+        await worker.acceptor.settle()
+        assert len(worker.taken) == 5
         assert scene.board.share() == 0
 
     run(scene, story)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import httptools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -446,6 +447,24 @@ def test_a_client_that_does_not_read_is_not_read_from_and_then_dropped(client: S
     assert client.transport.paused
     client.later(HEADER_TIMEOUT_MS / 1000 + 1)
     assert client.transport.aborted
+
+
+def test_a_client_that_does_not_read_the_end_is_dropped(client: Setup) -> None:
+    """Closing waits until everything is written; a client that reads nothing must not keep it waiting for ever."""
+    client.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+    client.later(1)
+    assert not client.transport.aborted
+    client.later(HEADER_TIMEOUT_MS / 1000)
+    assert client.transport.aborted
+
+
+def test_a_fault_of_ours_is_not_called_malformed(client: Setup) -> None:
+    client.service.answer = lambda request, now: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    broken, transport = client.connect()
+    with pytest.raises(httptools.HttpParserCallbackError):
+        broken.data_received(b"GET / HTTP/1.0\r\n\r\n")
+    assert transport.aborted
+    assert transport.writes == []
 
 
 def test_a_client_that_reads_again_is_read_from_again(client: Setup) -> None:

@@ -114,6 +114,10 @@ class Acceptor:
         self._stopped = True
         self._board.leave(self._seat)
 
+    async def settle(self) -> None:
+        """Return when every connection that was taken is there."""
+        await asyncio.gather(*self._adopting)
+
     def excess(self) -> int:
         """How many connections should come again to find a less busy worker; 0 when they are spread well enough.
 

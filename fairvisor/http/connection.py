@@ -107,9 +107,7 @@ class Connection(asyncio.Protocol):
     # asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(
-            asyncio.Transport, transport
-        )  # uvloop's own class: a Transport by its methods only
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own class: one by its methods only
         name = transport.get_extra_info("peername")
         self._peer = self._hub.service.peer(name[0] if isinstance(name, tuple) else "")
         self._hub.connections.add(self)
@@ -135,6 +133,9 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._end_after_answers()
+        except httptools.HttpParserCallbackError:  # a fault of ours: not to be taken for the client's
+            self._transport.abort()
+            raise
         except httptools.HttpParserError as error:
             self._refuse(RequestError(f"malformed HTTP: {_first_line(error)}"))
         if self._head_done:
@@ -223,7 +224,7 @@ class Connection(asyncio.Protocol):
     def check(self) -> None:
         """Act on a time limit that passed."""
         now_ms, limits = self._hub.tick_ms, self._hub.limits
-        if self._write_blocked:
+        if self._write_blocked or self._transport.is_closing():  # for want of a client that reads its answers
             if now_ms - self._seen_ms > limits.header_timeout_ms:
                 self._transport.abort()
         elif self._started_ms:
@@ -386,6 +387,7 @@ class Connection(asyncio.Protocol):
         """Every answer is written. Closing with unread input would reset the connection and could destroy the last
         answer on its way (RFC 9112 9.6), so a client that may be sending still gets a moment."""
         self._closing = True
+        self._seen_ms = self._hub.tick_ms
         transport = self._transport
         if self._unread and not self._eof and transport.can_write_eof() and not transport.is_closing():
             transport.write_eof()

@@ -79,6 +79,7 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         self._beat()
         await self.stop_asked.wait()
         acceptor.stop()
+        await acceptor.settle()
         await self._finish(hub)
 
     def _asked_to_stop(self, number: int) -> None:

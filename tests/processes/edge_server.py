@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fairvisor.clock import NS_PER_S, read_now
-from fairvisor.counters.segment import Segment
+from fairvisor.counters.segment import SHM_DIR
 from fairvisor.http.start import segment_name
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,12 @@ class Edge:
     """A running server. `bind` is host and port, or the path of a unix socket."""
 
     def __init__(
-        self, place: Path, bundle: object, environ: dict[str, str], unix: bool, command: list[str] | None
+        self,
+        place: Path,
+        bundle: object,
+        environ: dict[str, str],
+        unix: bool = False,
+        command: list[str] | None = None,
     ) -> None:
         self.instance = f"test-{uuid.uuid4().hex[:12]}"
         self.policy = place / f"{self.instance}.json"
@@ -130,6 +135,7 @@ class Edge:
             if isinstance(self.bind, str)
             else f"127.0.0.1:{self.bind[1]}",
             "FAIRVISOR_INSTANCE": self.instance,
+            "FAIRVISOR_STATE_DIR": str(place / "state"),
             "FAIRVISOR_SHARED_DICT_SIZE": "4m",
             **environ,
         }
@@ -214,7 +220,13 @@ class Edge:
                 self.process.wait()
         for pid in workers:
             kill_quietly(pid)
-        Segment.unlink(segment_name(self.instance))
+        remove_shared_memory(self.instance)
+
+
+def remove_shared_memory(instance: str) -> None:
+    """Everything that an instance has in shared memory, as after a reboot."""
+    for path in SHM_DIR.glob(f"{segment_name(instance)}*"):
+        path.unlink(missing_ok=True)
 
 
 def kill_quietly(pid: int) -> None:

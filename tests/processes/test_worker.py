@@ -10,12 +10,24 @@ import struct
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from edge_server import Client, Edge, StartEdge, ask, throttle, token_bucket, wait_until
 
 SHORT = {"FAIRVISOR_HEADER_TIMEOUT_MS": "300", "FAIRVISOR_IDLE_TIMEOUT_MS": "400"}
 MANY = token_bucket(1_000_000, rate=1_000_000)
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+    """One server for the tests that leave it as it was."""
+    started = Edge(tmp_path_factory.mktemp("edge"), MANY, {"FAIRVISOR_WORKER_PROCESSES": "1"})
+    try:
+        started.wait_ready()
+        yield started
+    finally:
+        started.clean_up()
 
 
 class Others:
@@ -142,8 +154,7 @@ def test_it_serves_on_a_unix_socket(start_edge: StartEdge) -> None:
         b"POST /v1/decision HTTP/1.1\r\nContent-Length: x\r\n\r\n",
     ],
 )
-def test_malformed_input_is_answered_and_closed(start_edge: StartEdge, data: bytes) -> None:
-    edge = start_edge(MANY)
+def test_malformed_input_is_answered_and_closed(edge: Edge, data: bytes) -> None:
     with Others(edge) as others:
         client = edge.connect()
         assert client.status(data) == 400
@@ -151,8 +162,7 @@ def test_malformed_input_is_answered_and_closed(start_edge: StartEdge, data: byt
         others.served_on()
 
 
-def test_an_oversized_head_is_refused(start_edge: StartEdge) -> None:
-    edge = start_edge(MANY)
+def test_an_oversized_head_is_refused(edge: Edge) -> None:
     with Others(edge) as others:
         client = edge.connect()
         client.send(ask("/", "GET", "X-Filler: " + "a" * 20_000))
@@ -160,8 +170,7 @@ def test_an_oversized_head_is_refused(start_edge: StartEdge) -> None:
         others.served_on()
 
 
-def test_an_oversized_body_is_refused(start_edge: StartEdge) -> None:
-    edge = start_edge(MANY)
+def test_an_oversized_body_is_refused(edge: Edge) -> None:
     client = edge.connect()
     client.send(b"POST /v1/usage HTTP/1.1\r\nContent-Length: 70000\r\n\r\n" + b"a" * 70_000)
     assert client.answer()[0] == 413
