@@ -130,3 +130,10 @@ def test_nothing_may_be_null_and_no_default_is_text_for_a_number() -> None:
     assert '"null"' not in text
     assert ": null" not in text
     assert '"default": "1' not in text
+
+
+def test_every_part_and_every_field_says_what_it_means() -> None:
+    schema = json_schema()
+    parts = {"": schema, **schema["$defs"]}
+    fields = {f"{name}.{field}": part for name in parts for field, part in parts[name]["properties"].items()}
+    assert [name for name, part in (parts | fields).items() if not part.get("description")] == []

@@ -57,12 +57,28 @@ Mode = Literal["enforce", "shadow"]
 
 
 class Selector(Strictly):
-    """Where a policy applies: either path matching is enough; no methods or hosts: any."""
+    """Where a policy applies. When both paths are given, either one matching is enough."""
 
-    path_exact: Path | None = Field(default=None, alias="pathExact")
-    methods: Annotated[tuple[Method, ...], Strict(False)] = ()
-    hosts: Annotated[tuple[Host, ...], Strict(False)] = ()
-    path_prefix: Path | None = Field(default=None, alias="pathPrefix", validate_default=True)
+    path_exact: Path | None = Field(
+        default=None,
+        alias="pathExact",
+        description="This path and no other. This or `pathPrefix` is required.",
+    )
+    methods: Annotated[tuple[Method, ...], Strict(False)] = Field(
+        default=(), description="HTTP methods, in any case. Absent: any."
+    )
+    hosts: Annotated[tuple[Host, ...], Strict(False)] = Field(
+        default=(),
+        description="Host names without port, in any case, as A-labels. `*.example.com` is every host "
+        "below `example.com`. Absent: any.",
+    )
+    path_prefix: Path | None = Field(
+        default=None,
+        alias="pathPrefix",
+        validate_default=True,
+        description="This path and everything below it, by whole segments: `/v1` has `/v1` and `/v1/x`, not "
+        "`/v10`; `/v1/` has only what is below.",
+    )
 
     @field_validator("methods", "hosts")
     @classmethod
@@ -80,14 +96,25 @@ class Selector(Strictly):
 
 
 class Spec(Strictly):
-    """What a policy does where it applies. After load a control that is switched off is None."""
+    """What a policy does where it applies."""
 
-    selector: Selector
-    mode: Mode = "enforce"
-    rules: Annotated[tuple[AnyRule, ...], Strict(False)]
-    fallback_limit: FallbackRule | None = None
-    loop_detection: LoopDetection | None = None
-    circuit_breaker: CircuitBreaker | None = None
+    # After load a control that is switched off is None.
+
+    selector: Selector = Field(description="Where it applies.")
+    mode: Mode = Field(default="enforce", description="`shadow` only reports what `enforce` would do.")
+    rules: Annotated[tuple[AnyRule, ...], Strict(False)] = Field(
+        description="Its limits, evaluated in this order. All must pass."
+    )
+    fallback_limit: FallbackRule | None = Field(
+        default=None,
+        description="A rule, its name optional, for requests that no rule of the policy ran for.",
+    )
+    loop_detection: LoopDetection | None = Field(
+        default=None, description="Stops the same request sent again and again."
+    )
+    circuit_breaker: CircuitBreaker | None = Field(
+        default=None, description="Stops everything when spending rises too fast."
+    )
 
     def placed_rules(self) -> Iterator[tuple[str, AnyRule]]:
         """Every rule with its path in the spec: `rules[0]`, ..., `fallback_limit`."""
@@ -100,8 +127,8 @@ class Spec(Strictly):
 class Policy(Strictly):
     """One policy of the bundle."""
 
-    id: Name
-    spec: Spec
+    id: Name = Field(description="Unique in the bundle. Policies are evaluated in the order of their ids.")
+    spec: Spec = Field(description="What it does where.")
 
     def resolved(self, defaults: Defaults) -> Policy:
         """This policy with the bundle's defaults where it says nothing, and without controls that are switched off."""
@@ -134,13 +161,20 @@ def _with_on_missing(rule: AnyRule, on_missing: OnMissing) -> AnyRule:
 
 
 class KillSwitch(Strictly):
-    """Stops everything whose descriptor `scope_key` has the value `scope_value` (`*`: any), until `expires_at_ns`."""
+    """Stops everything whose descriptor `scope_key` has the value `scope_value` (`*`: any), until `expires_at`."""
 
-    scope_key: Descriptor
-    scope_value: ScalarText
-    route: Route | None = None
-    reason: Text | None = None
-    expires_at_ns: InstantNs | None = Field(default=None, alias="expires_at")
+    scope_key: Descriptor = Field(description="What it looks at. A request without it is not stopped.")
+    scope_value: ScalarText = Field(
+        description="The value that is stopped; `*` is any. For `ip:address` an address or a network (CIDR)."
+    )
+    route: Route | None = Field(
+        default=None,
+        description="Only this path; with `*` at its end every path that begins so. Absent: every path.",
+    )
+    reason: Text | None = Field(default=None, description="Why, for people. Clients do not see it.")
+    expires_at_ns: InstantNs | None = Field(
+        default=None, alias="expires_at", description="From then on it is inactive. Absent: it stays."
+    )
 
     @field_validator("scope_value")
     @classmethod
@@ -165,11 +199,18 @@ def _network_hint(value: str) -> str:
 
 
 class Override(Strictly):
-    """A switch over the whole bundle. It acts while `enabled` and until `expires_at_ns`."""
+    """A switch over the whole bundle. It acts while `enabled` and until `expires_at`."""
 
-    enabled: bool
-    reason: Text | None = Field(default=None, validate_default=True)
-    expires_at_ns: InstantNs | None = Field(default=None, alias="expires_at", validate_default=True)
+    enabled: bool = Field(description="Whether it acts.")
+    reason: Text | None = Field(
+        default=None, validate_default=True, description="Why, for people. Required when `enabled`."
+    )
+    expires_at_ns: InstantNs | None = Field(
+        default=None,
+        alias="expires_at",
+        validate_default=True,
+        description="From then on it is inactive. Required when `enabled`.",
+    )
 
     @field_validator("reason", "expires_at_ns")
     @classmethod
@@ -182,27 +223,48 @@ class Override(Strictly):
 class Defaults(Strictly):
     """What policies do where they say nothing themselves."""
 
-    mode: Mode = "enforce"
-    on_missing: OnMissing = "skip"
-    loop_detection: LoopDetection | None = None
-    circuit_breaker: CircuitBreaker | None = None
+    mode: Mode = Field(default="enforce", description="The mode of policies that name none.")
+    on_missing: OnMissing = Field(default="skip", description="The `on_missing` of rules that name none.")
+    loop_detection: LoopDetection | None = Field(
+        default=None, description="For policies without one of their own; theirs may switch it off."
+    )
+    circuit_breaker: CircuitBreaker | None = Field(
+        default=None, description="For policies without one of their own; theirs may switch it off."
+    )
     model_aliases: Annotated[Mapping[Text, Text], BeforeValidator(without_free_fields)] = Field(
-        default_factory=dict
+        default_factory=dict, description="Names of models that `llm:model` reads as another one."
     )
 
 
 class Bundle(Strictly):
-    """A whole bundle. `bundle_version` is an int where the JSON number is whole."""
+    """The whole document."""
 
-    bundle_version: Version
-    issued_at_ns: InstantNs | None = Field(default=None, alias="issued_at")
-    expires_at_ns: InstantNs | None = Field(default=None, alias="expires_at")
-    policies: Annotated[tuple[Policy, ...], Strict(False)]
-    kill_switches: Annotated[tuple[KillSwitch, ...], Strict(False)] = ()
-    global_shadow: Override | None = None
-    kill_switch_override: Override | None = None
-    defaults: Defaults = Defaults()
-    jwt_keys: Annotated[tuple[JwtKey, ...], Strict(False)] = ()
+    # An int where the JSON number is whole.
+    bundle_version: Version = Field(description="A bundle that replaces another must have a greater one.")
+    issued_at_ns: InstantNs | None = Field(
+        default=None, alias="issued_at", description="When it was made, for people."
+    )
+    expires_at_ns: InstantNs | None = Field(
+        default=None,
+        alias="expires_at",
+        description="From then on it is refused when it is offered. While it is active it goes on being enforced.",
+    )
+    policies: Annotated[tuple[Policy, ...], Strict(False)] = Field(description="All policies; may be empty.")
+    kill_switches: Annotated[tuple[KillSwitch, ...], Strict(False)] = Field(
+        default=(), description="Who is stopped at once, whatever the policies say."
+    )
+    global_shadow: Override | None = Field(
+        default=None, description="Turns every policy into a shadow policy for a while."
+    )
+    kill_switch_override: Override | None = Field(
+        default=None, description="Suspends all kill switches for a while."
+    )
+    defaults: Defaults = Field(
+        default=Defaults(), description="What holds for policies that say nothing themselves."
+    )
+    jwt_keys: Annotated[tuple[JwtKey, ...], Strict(False)] = Field(
+        default=(), description="Keys that verify bearer tokens."
+    )
 
     @field_validator("expires_at_ns")
     @classmethod

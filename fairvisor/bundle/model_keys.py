@@ -47,12 +47,25 @@ class JwtKey(Strictly):
     `issuer` and `audience` (any one of them) are what a token verified by this key must carry, where set.
     """
 
-    issuer: Text | None = None
-    audience: Audience = ()
-    kid: Text | None = None
-    algorithm: Literal["HS256", "HS384", "HS512"] | None = None
-    jwk: dict[str, Any] | None = None
-    secret_env: Text | None = Field(default=None, validate_default=True)
+    issuer: Text | None = Field(
+        default=None, description="What `iss` of the token must be. Absent: anything."
+    )
+    audience: Audience = Field(
+        default=(), description="What `aud` of the token must have, one of them. Absent: anything."
+    )
+    kid: Text | None = Field(default=None, description="With `secret_env`: the key id that tokens name.")
+    algorithm: Literal["HS256", "HS384", "HS512"] | None = Field(
+        default=None, description="With `secret_env`: the only algorithm. Absent: any of the three."
+    )
+    jwk: dict[str, Any] | None = Field(
+        default=None,
+        description="A public JSON Web Key (RFC 7517). This or `secret_env` is required, not both.",
+    )
+    secret_env: Text | None = Field(
+        default=None,
+        validate_default=True,
+        description="The environment variable that holds a shared secret.",
+    )
 
     @field_validator("jwk")
     @classmethod

@@ -50,6 +50,12 @@ FALLBACK_NAME: Final = "fallback_limit"  # the name of a fallback rule that has 
 LONGEST_FILL_S: Final = 100 * 86_400  # an empty bucket must fill within 100 days: counters date no further
 ONE: Final = Decimal(1)
 
+# Descriptions that several fields share.
+UNTRUSTED: Final = "A header or query parameter is the client's word unless the gateway overwrites it."
+DEFAULT_COST: Final = "The cost when the request names none, or none above 0 that can be read."
+ALGORITHM: Final = "How it counts."
+ALGORITHM_CONFIG: Final = "The numbers of the algorithm."
+
 
 class Strictly(BaseModel):
     """What all parts of a bundle share: no guessing of types, no unknown fields, no change after load."""
@@ -71,10 +77,19 @@ def without_free_fields(raw: object) -> Any:
 class Rule(Strictly):
     """One limit: what it counts by (`limit_keys`), when it runs (`match`) and how it counts (`algorithm`)."""
 
-    name: Name
-    limit_keys: Annotated[tuple[Descriptor, ...], Strict(False)]
-    match: dict[Descriptor, Accepted] = Field(default_factory=dict)
-    on_missing: OnMissing = "skip"
+    name: Name = Field(description="Stands in headers, metrics and logs. Unique in its policy.")
+    limit_keys: Annotated[tuple[Descriptor, ...], Strict(False)] = Field(
+        description="What it counts by: one counter for each combination of values. Empty: one counter for all."
+    )
+    match: dict[Descriptor, Accepted] = Field(
+        default_factory=dict,
+        description="When it runs: every descriptor named here has one of its values. Absent: always.",
+    )
+    on_missing: OnMissing = Field(
+        default="skip",
+        description="When a descriptor of `limit_keys` is missing: `skip` does not run the rule, `reject` refuses "
+        "(`descriptor_missing`), `shared` counts all such requests together.",
+    )
 
     @field_validator("match", mode="wrap")
     @classmethod
@@ -89,11 +104,21 @@ class Rule(Strictly):
 class TokenBucket(Strictly):
     """A bucket of `burst` tokens that fills at `tokens_per_second` and starts full."""
 
-    tokens_per_second: Rate = Field(validation_alias=AliasChoices("tokens_per_second", "rps"))
-    cost_source: CostSource = "fixed"
-    fixed_cost: Cost = ONE
-    default_cost: Cost = ONE
-    burst: Amount
+    tokens_per_second: Rate = Field(
+        validation_alias=AliasChoices("tokens_per_second", "rps"),
+        description="How fast the bucket fills. May also be written `rps`.",
+    )
+    cost_source: CostSource = Field(
+        default="fixed", description="Where a request's cost is read. " + UNTRUSTED
+    )
+    fixed_cost: Cost = Field(
+        default=ONE, description="The cost of each request when `cost_source` is `fixed`."
+    )
+    default_cost: Cost = Field(default=ONE, description=DEFAULT_COST)
+    burst: Amount = Field(
+        description="How much fits into the bucket. At least the rate, 1, `fixed_cost` and `default_cost`; at most "
+        "what the rate fills in 100 days."
+    )
 
     @field_validator("burst")
     @classmethod
@@ -117,9 +142,17 @@ class TokenBucket(Strictly):
 class StagedAction(Strictly):
     """What happens from a percentage of the budget on; `delay_ms` (milliseconds) belongs to `throttle`."""
 
-    threshold_percent: Percent
-    action: Literal["warn", "throttle", "reject"]
-    delay_ms: Annotated[int, whole_between(1, 30_000)] | None = Field(default=None, validate_default=True)
+    threshold_percent: Percent = Field(
+        description="Percent of the budget. Ascends strictly from stage to stage."
+    )
+    action: Literal["warn", "throttle", "reject"] = Field(
+        description="`warn` and `throttle` from the threshold on, with this request; `reject` when it would be passed."
+    )
+    delay_ms: Annotated[int, whole_between(1, 30_000)] | None = Field(
+        default=None,
+        validate_default=True,
+        description="For `throttle`, required there: how long the answer is held, in milliseconds.",
+    )
 
     @field_validator("delay_ms", mode="wrap")
     @classmethod
@@ -136,13 +169,21 @@ REJECT_AT_BUDGET: Final = StagedAction.model_validate({"threshold_percent": 100,
 class CostBased(Strictly):
     """A budget per calendar window. `staged_actions` always holds a reject stage: without one it is at 100 %."""
 
-    budget: Amount
-    period: Period
-    timezone: Zone = "UTC"
-    cost_key: CostSource = "fixed"
-    fixed_cost: Cost = ONE
-    default_cost: Cost = ONE
-    staged_actions: Annotated[tuple[StagedAction, ...], Strict(False)] = (REJECT_AT_BUDGET,)
+    budget: Amount = Field(description="What may be spent in a period.")
+    period: Period = Field(
+        description="Calendar windows; `7d` begins on Monday, `30d` is counted from 1970-01-01."
+    )
+    timezone: Zone = Field(
+        default="UTC",
+        description="IANA zone in which a day, a week or a month begins; moves `1d`, `7d` and `1mo` only.",
+    )
+    cost_key: CostSource = Field(default="fixed", description="Where a request's cost is read. " + UNTRUSTED)
+    fixed_cost: Cost = Field(default=ONE, description="The cost of each request when `cost_key` is `fixed`.")
+    default_cost: Cost = Field(default=ONE, description=DEFAULT_COST)
+    staged_actions: Annotated[tuple[StagedAction, ...], Strict(False)] = Field(
+        default=(REJECT_AT_BUDGET,),
+        description="What happens on the way to the end of the budget. Without a `reject` it rejects at 100.",
+    )
 
     @field_validator("staged_actions")
     @classmethod
@@ -164,27 +205,36 @@ Weight = Annotated[Decimal, between("0", "1e6")]
 class Weights(Strictly):
     """What a token of each kind costs, in tokens."""
 
-    input: Weight = ONE
-    cached_input: Weight = ONE
-    cache_write: Weight = ONE
-    output: Weight = ONE
-    reasoning: Weight = ONE
+    input: Weight = Field(default=ONE, description="Prompt tokens neither read from nor written to a cache.")
+    cached_input: Weight = Field(default=ONE, description="Prompt tokens read from the provider's cache.")
+    cache_write: Weight = Field(default=ONE, description="Prompt tokens written to the provider's cache.")
+    output: Weight = Field(default=ONE, description="Generated tokens without reasoning.")
+    reasoning: Weight = Field(
+        default=ONE, description="Reasoning tokens, where the provider tells them apart."
+    )
 
 
 class TokenSource(Strictly):
     """How the prompt's tokens are estimated before the provider counts them."""
 
-    estimator: Literal["simple_word", "header_hint", "tiktoken"] = "simple_word"
+    estimator: Literal["simple_word", "header_hint", "tiktoken"] = Field(
+        default="simple_word",
+        description="`simple_word` and `tiktoken` (an extra) read the body, `header_hint` reads `X-Token-Estimate`.",
+    )
 
 
 class Streaming(Strictly):
     """What happens while an answer streams through the reverse proxy."""
 
-    enabled: bool = True
-    enforce_mid_stream: bool = True
-    buffer_tokens: Annotated[int, whole_between(1, 1_000_000)] = 100
-    on_limit_exceeded: Literal["graceful_close", "error_chunk"] = "graceful_close"
-    include_partial_usage: bool = True
+    enabled: bool = Field(default=True, description="Whether tokens are counted while an answer streams.")
+    enforce_mid_stream: bool = Field(default=True, description="Whether a stream past its limit is ended.")
+    buffer_tokens: Annotated[int, whole_between(1, 1_000_000)] = Field(
+        default=100, description="How many tokens may pass between two looks at the limit."
+    )
+    on_limit_exceeded: Literal["graceful_close", "error_chunk"] = Field(
+        default="graceful_close", description="How it ends: as the provider would end it, or with an error."
+    )
+    include_partial_usage: bool = Field(default=True, description="Whether the end tells the usage so far.")
 
 
 Tokens = Annotated[Decimal, between("1", "9.2e12")]
@@ -195,17 +245,36 @@ TokensPerMinute = Annotated[Decimal, between("1", "1e9")]
 class LlmTokens(Strictly):
     """Tokens of a language model per minute (a bucket of `burst_tokens`) and per UTC day, reserved together."""
 
-    tokens_per_minute: TokensPerMinute
-    tokens_per_day: Tokens | None = None
-    max_tokens_per_request: Tokens | None = None
-    max_prompt_tokens: Tokens | None = None
-    max_completion_tokens: Tokens | None = None
-    default_max_completion: TokensOrNone = Decimal(1000)
-    default_prompt_tokens: TokensOrNone = Decimal(0)
-    token_source: TokenSource = TokenSource()
-    weights: Weights = Weights()
-    streaming: Streaming = Streaming()
-    burst_tokens: Tokens = Field(default=Decimal(0), validate_default=True)
+    tokens_per_minute: TokensPerMinute = Field(description="TPM: how fast the bucket of tokens fills.")
+    tokens_per_day: Tokens | None = Field(
+        default=None,
+        description="TPD: tokens of a day, from midnight to midnight UTC. Absent: no such limit.",
+    )
+    max_tokens_per_request: Tokens | None = Field(
+        default=None, description="Prompt and completion of one request together. Absent: no such limit."
+    )
+    max_prompt_tokens: Tokens | None = Field(
+        default=None, description="The prompt of one request. Absent: no such limit."
+    )
+    max_completion_tokens: Tokens | None = Field(
+        default=None, description="What is reserved for a completion at most, whatever the client asks for."
+    )
+    default_max_completion: TokensOrNone = Field(
+        default=Decimal(1000),
+        description="What is reserved for a completion when the client names no maximum.",
+    )
+    default_prompt_tokens: TokensOrNone = Field(
+        default=Decimal(0), description="The prompt's tokens when nothing is known of it."
+    )
+    token_source: TokenSource = Field(default=TokenSource(), description="How the prompt is estimated.")
+    weights: Weights = Field(default=Weights(), description="What a token of each kind costs.")
+    streaming: Streaming = Field(default=Streaming(), description="What happens while an answer streams.")
+    burst_tokens: Tokens = Field(
+        default=Decimal(0),
+        validate_default=True,
+        description="How many tokens fit into the bucket. At least `tokens_per_minute`, which is also the default; "
+        "at most what fills in 100 days.",
+    )
 
     @field_validator("burst_tokens", mode="wrap")
     @classmethod
@@ -229,22 +298,22 @@ def _fills(burst: Decimal, most: Decimal, rate_name: str) -> None:
 class TokenBucketRule(Rule):
     """A rule that limits a rate."""
 
-    algorithm: Literal["token_bucket"]
-    algorithm_config: TokenBucket
+    algorithm: Literal["token_bucket"] = Field(description=ALGORITHM)
+    algorithm_config: TokenBucket = Field(description=ALGORITHM_CONFIG)
 
 
 class CostBasedRule(Rule):
     """A rule that limits what is spent in a period."""
 
-    algorithm: Literal["cost_based"]
-    algorithm_config: CostBased
+    algorithm: Literal["cost_based"] = Field(description=ALGORITHM)
+    algorithm_config: CostBased = Field(description=ALGORITHM_CONFIG)
 
 
 class LlmTokensRule(Rule):
     """A rule that limits the tokens of a language model."""
 
-    algorithm: Literal["token_bucket_llm"]
-    algorithm_config: LlmTokens
+    algorithm: Literal["token_bucket_llm"] = Field(description=ALGORITHM)
+    algorithm_config: LlmTokens = Field(description=ALGORITHM_CONFIG)
 
 
 def _named(raw: object) -> object:
@@ -263,7 +332,9 @@ FallbackRule = Annotated[AnyRule, BeforeValidator(_named)]
 class Switched(Strictly):
     """A control with a switch. Switched off (`"enabled": false`) it may leave its numbers out."""
 
-    enabled: bool = True
+    enabled: bool = Field(
+        default=True, description="`false` switches it off; its numbers may then be left out."
+    )
 
     _when_off: ClassVar[Mapping[str, int]]  # what stands for a number that was left out; never read
 
@@ -276,24 +347,44 @@ class Switched(Strictly):
 
 
 class LoopDetection(Switched):
-    """Identical requests within `window_seconds` (seconds, at most 100 days)."""
+    """Looks for identical requests within `window_seconds` (at most 100 days)."""
 
-    window_seconds: Annotated[Decimal, between("0.001", str(LONGEST_FILL_S))]
-    threshold_identical_requests: Annotated[int, whole_between(2, 1_000_000)]
-    action: Literal["reject", "throttle", "warn"] = "reject"
-    similarity: Literal["exact"] = "exact"
-    body: Literal["require", "ignore"] = "require"
+    window_seconds: Annotated[Decimal, between("0.001", str(LONGEST_FILL_S))] = Field(
+        description="How long arrivals are counted together, from the first of them on."
+    )
+    threshold_identical_requests: Annotated[int, whole_between(2, 1_000_000)] = Field(
+        description="The arrival that triggers: of 5 identical requests 4 pass."
+    )
+    action: Literal["reject", "throttle", "warn"] = Field(
+        default="reject", description="`throttle` holds the answer 100 ms for each arrival, at most 30 s."
+    )
+    similarity: Literal["exact"] = Field(default="exact", description="What counts as the same request.")
+    body: Literal["require", "ignore"] = Field(
+        default="require",
+        description="`require` does not count a POST, PUT or PATCH whose body the gateway did not send; `ignore` "
+        "compares without the body.",
+    )
 
     _when_off = {"window_seconds": 1, "threshold_identical_requests": 2}
 
 
 class CircuitBreaker(Switched):
-    """Opens when the cost of a sliding minute reaches the threshold. Scope `key`: the policy's first limit key."""
+    """Opens when the cost of a sliding minute reaches the threshold, and then refuses everything."""
 
-    spend_rate_threshold_per_minute: Amount
-    action: Literal["reject"] = "reject"
-    auto_reset_after_minutes: Annotated[Decimal, between("0", str(LONGEST_FILL_S // 60))] = Decimal(0)
-    alert: bool = False
-    scope: Literal["global", "policy", "key"] = "key"
+    spend_rate_threshold_per_minute: Amount = Field(
+        description="Cost in a sliding minute at which it opens. The request that reaches it still passes."
+    )
+    action: Literal["reject"] = Field(default="reject", description="What happens while it is open.")
+    auto_reset_after_minutes: Annotated[Decimal, between("0", str(LONGEST_FILL_S // 60))] = Field(
+        default=Decimal(0), description="When it closes again. 0: when an operator resets it."
+    )
+    alert: bool = Field(
+        default=False, description="Whether opening is reported as an alert in the audit log."
+    )
+    scope: Literal["global", "policy", "key"] = Field(
+        default="key",
+        description="`key`: one breaker for each value of the policy's first limit key; `policy`: one for the policy; "
+        "`global`: one that all policies with this scope share.",
+    )
 
     _when_off = {"spend_rate_threshold_per_minute": 1}

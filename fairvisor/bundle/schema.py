@@ -63,7 +63,8 @@ def _simplified(part: Any) -> Any:
         return part
     if part.get("anyOf", [None])[-1] == {"type": "null"}:
         (kept,) = part["anyOf"][:-1]
-        return _simplified(kept)
+        described = {name: value for name, value in part.items() if name == "description"}
+        return _simplified({**kept, **described})
     part = {
         name: _simplified(value) for name, value in part.items() if name not in ("title", "discriminator")
     }
