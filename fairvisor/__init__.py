@@ -21,7 +21,11 @@ Before the first request:
     settings.py     every FAIRVISOR_* variable, declared once
     master.py       the process that starts, reloads and replaces the workers
     bundle/         the policy bundle: load, validate, compile
-    reload.py       the active bundle of a process, and how a new one takes its place
+    reload.py       a new bundle for all workers: checked, shared, acknowledged
+    follow.py       the active bundle of a worker, and how it switches
+    leader.py       what one worker does for all: watch the file, save, sweep, tidy
+    snapshots.py    what outlives a reboot, written and found again
+    beside.py       the threads beside the requests of a worker
     state.py        files that outlive the machine's memory
     notes.py        what went wrong, for every process to read
     processes.py    which process is which, and whether it lives

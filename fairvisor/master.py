@@ -11,21 +11,24 @@ import logging
 import os
 import resource
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
 
+from fairvisor.beside import Beside
 from fairvisor.clock import read_now
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.errors import SegmentError, SettingsError
 from fairvisor.http.accept import Board
 from fairvisor.http.service import Service
-from fairvisor.http.start import make_service, segment_name
+from fairvisor.http.start import make_beside, make_service, open_segment, segment_name
 from fairvisor.http.worker import EdgeWorker
 from fairvisor.http.wsgi import Application
+from fairvisor.processes import start_time
+from fairvisor.reload import Publisher
 from fairvisor.settings import Settings, environment
+from fairvisor.snapshots import Snapshots
 
 EDGE: Final = "edge"
 MEINHELD: Final = "meinheld.gmeinheld.MeinheldWorker"
@@ -39,20 +42,32 @@ _SOCKET_UMASK: Final = 0o117  # whoever can connect to a unix socket is trusted:
 _DESCRIPTORS_BESIDE_CONNECTIONS: Final = 64
 
 
-def serve(settings: Settings) -> None:
-    """Serve until stopped; does not return. Raises SettingsError or SegmentError when it cannot start."""
+def serve(settings: Settings, *, accept_older: bool = False) -> None:
+    """Serve until stopped; does not return. Raises SettingsError or SegmentError when it cannot start.
+
+    `accept_older`: take the bundle file even if its version is lower than that of the last good bundle.
+    """
+    _log_to_stderr(settings.log_level)
     _allow_descriptors(settings.max_connections)
-    segment = Segment.open(segment_name(settings.instance), settings.shared_dict_size)
-    claim(segment, replaces=environment().get("GUNICORN_PID", ""))
-    Master(settings, segment).run()
+    replaces = environment().get("GUNICORN_PID", "")
+    refuse_second(segment_name(settings.instance), replaces)
+    segment = open_segment(settings)
+    claim(segment, replaces)
+    publisher = Publisher(settings, segment, environment(), serving=False)
+    if not replaces:
+        publisher.notes.drop_all()
+    publisher.start(accept_older=accept_older)
+    Master(settings, segment, publisher).run()
 
 
 class Master(BaseApplication):  # type: ignore[misc]
     """The gunicorn application. Workers read `settings` and `board`; `load` makes what they serve."""
 
-    def __init__(self, settings: Settings, segment: Segment) -> None:
+    def __init__(self, settings: Settings, segment: Segment, publisher: Publisher) -> None:
         self.settings = settings
         self.segment = segment
+        self.publisher = publisher
+        self.beside: Beside | None = None  # in a worker
         self.board = Board()
         super().__init__()
 
@@ -72,6 +87,8 @@ class Master(BaseApplication):  # type: ignore[misc]
             "control_socket_disable": True,
             "child_exit": _child_exit,
             "post_fork": _post_fork,
+            "worker_exit": _worker_exit,
+            "on_exit": _on_exit,
         }
         for name, value in choices.items():
             if name in self.cfg.settings:  # newer gunicorns have settings that older ones lack
@@ -81,8 +98,14 @@ class Master(BaseApplication):  # type: ignore[misc]
         """What a worker serves; called in each worker, after the fork."""
         settings = self.settings
         waits = settings.worker_class == EDGE
-        service = make_service(settings, self.segment, can_wait=waits)
+        self.beside = make_beside(settings, self.segment)
+        service = make_service(settings, self.segment, self.beside, can_wait=waits)
         return service if waits else Application(service, read_now)
+
+    def reload(self) -> None:
+        """SIGHUP: read the bundle file again, then restart the workers."""
+        super().reload()
+        self.publisher.read_file()
 
 
 def worker_class(name: str) -> type | str:
@@ -100,6 +123,22 @@ def available_processors() -> int:
 def claim(segment: Segment, replaces: str) -> None:
     """Become the master of this instance. Raises SegmentError when another one lives, unless it is the one that
     started this one in its place (`replaces`, its pid, on USR2)."""
+    _refuse_second(segment, replaces)
+    words = segment.table
+    words.word_set(Word.MASTER_START, start_time(os.getpid()))
+    words.word_set(Word.MASTER_PID, os.getpid())
+
+
+def refuse_second(name: str, replaces: str) -> None:
+    """Raises SegmentError when a master of this instance lives: asked before anything of it is touched."""
+    try:
+        segment = Segment.attach(name)
+    except (FileNotFoundError, SegmentError):
+        return  # none, or one that will be replaced
+    _refuse_second(segment, replaces)
+
+
+def _refuse_second(segment: Segment, replaces: str) -> None:
     words = segment.table
     pid = words.word_get(Word.MASTER_PID)
     lives = pid and pid != os.getpid() and start_time(pid) == words.word_get(Word.MASTER_START)
@@ -107,17 +146,6 @@ def claim(segment: Segment, replaces: str) -> None:
         raise SegmentError(
             f"a master of this instance runs already (pid {pid}); FAIRVISOR_INSTANCE names instances"
         )
-    words.word_set(Word.MASTER_START, start_time(os.getpid()))
-    words.word_set(Word.MASTER_PID, os.getpid())
-
-
-def start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot (proc(5), field 22 of stat); 0 when there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return int(stat.rpartition(")")[2].split()[19])
 
 
 def _allow_descriptors(connections: int) -> None:
@@ -135,12 +163,35 @@ def _allow_descriptors(connections: int) -> None:
         )
 
 
+def _log_to_stderr(level: str) -> None:
+    """Let the lines of the start go somewhere, before gunicorn's log exists."""
+    package = logging.getLogger("fairvisor")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s [%(process)d] [%(levelname)s] %(message)s"))
+    package.handlers = [handler]
+    package.setLevel(level.upper())
+    package.propagate = False
+
+
 def _post_fork(server: Any, worker: Any) -> None:
     """Let the package's own log lines go where gunicorn's go."""
     package = logging.getLogger("fairvisor")
     package.handlers = worker.log.error_log.handlers
     package.setLevel(worker.log.error_log.level)
     package.propagate = False
+
+
+def _worker_exit(server: Any, worker: Any) -> None:
+    """A worker is about to end. gunicorn also calls this in the master, for a worker that it could not signal."""
+    beside = worker.app.beside
+    if beside is not None:
+        beside.stop()
+
+
+def _on_exit(server: Any) -> None:
+    """Every worker is gone: what they counted last is saved as well."""
+    master = server.app
+    Snapshots(master.segment.name, master.publisher.state).save(master.segment)
 
 
 def _child_exit(server: Any, worker: Any) -> None:

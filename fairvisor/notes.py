@@ -17,11 +17,11 @@ import orjson
 from fairvisor.clock import Now
 from fairvisor.counters.segment import SHM_DIR
 
-STATE_DIR: Final = "state-dir"
-BUNDLE_FILE: Final = "bundle-file"
-BUNDLE_OBJECT: Final = "bundle-object"
+STATE_DIR: Final = "state_dir"
+BUNDLE_FILE: Final = "bundle_file"
 SNAPSHOT: Final = "snapshot"
-RELOAD: Final = "reload"  # not a fault of the moment: how the last attempt to change the bundle ended, if badly
+AUDIT_LOG: Final = "audit_log"
+RELOAD: Final = "reload"  # not a fault of the moment: why the last attempt to change the bundle failed
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +79,10 @@ class Notes:
         names = [path.name[len(self._prefix) :] for path in SHM_DIR.glob(f"{glob.escape(self._prefix)}*")]
         found = {name: self.get(name) for name in sorted(names) if "." not in name}
         return {name: note for name, note in found.items() if note is not None}
+
+    def faults(self) -> dict[str, Note]:
+        """What is wrong at this moment, by name; empty when all is well."""
+        return {name: note for name, note in self.all().items() if name != RELOAD}
 
     def drop_all(self) -> None:
         """Begin anew, with nothing known to be wrong."""

@@ -1,86 +1,348 @@
-"""The active bundle of this process: read from its file, verified, compiled, and kept.
+"""Changing the bundle of a running instance, once for all of its workers.
 
-Every worker has one `ActiveBundle`. A bundle that cannot be used changes nothing and says why in the log and in
-`reason`. While there is none, the file is looked at again once a second, whenever somebody asks for a decision: an
-edge that was started before its policy goes to work when the file appears.
+`Publisher.publish` takes bytes from wherever they come (file, admin listener, last good copy), has them checked away
+from requests, puts them into shared memory, moves the generation word, keeps a copy in the state directory and waits
+until every worker has switched. A bundle that is refused changes nothing; why stands in the log, in the metrics and in
+a note that every process can read. One publisher at a time holds a lock that dies with it.
 
-This module knows the file and the steps from bytes to a compiled bundle. It knows nothing of requests.
+Workers switch in `follow.py`; who watches the file is `leader.py`. Nothing here knows requests.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import itertools
 import logging
-from collections.abc import Mapping
-from typing import Final
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Final, NamedTuple
 
-from fairvisor.bundle.compile import Options, compile_bundle
-from fairvisor.bundle.load import Parsed, parse, verify_signature
-from fairvisor.clock import NS_PER_S, Now
-from fairvisor.counters.segment import Segment
-from fairvisor.decision import Reason
-from fairvisor.engine import Bundle
-from fairvisor.errors import BundleInvalid, BundleRefused
-from fairvisor.identity import Identity
+import orjson
+
+from fairvisor import notes
+from fairvisor.bundle import shared
+from fairvisor.bundle.offer import Order, Rule, prepare, read_outcome
+from fairvisor.bundle.shared import About, SharedBundle, object_name
+from fairvisor.bundle.syntax import MAX_BUNDLE_BYTES
+from fairvisor.clock import NS_PER_S, Now, read_now
+from fairvisor.counters.layout import Word
+from fairvisor.counters.registry import Registry
+from fairvisor.counters.segment import SHM_DIR, Segment
+from fairvisor.errors import BundleInvalid, BundleRefused, FairvisorError, Problem, SegmentError
+from fairvisor.metrics.counting import Counter
+from fairvisor.metrics.families import RELOADS
+from fairvisor.notes import Notes
+from fairvisor.processes import identity, pid_of
 from fairvisor.settings import Settings
+from fairvisor.state import StateDirectory
 
-_LOOK_AGAIN_NS: Final = NS_PER_S
+# Reading a bundle of this size takes a thread 3 ms and no single step of it 0.5 ms; a process takes 300 ms to start.
+IN_THREAD_BYTES: Final = 32 * 1024
+ACKNOWLEDGED_WITHIN_NS: Final = 5 * NS_PER_S
+_VALIDATED_WITHIN_S: Final = 60
+_LOCKED_WITHIN_NS: Final = 30 * NS_PER_S
+_POLL_S: Final = 0.004
+
+_CHILD: Final = [sys.executable, "-c", "from fairvisor.bundle.offer import main; main()"]
 
 _log = logging.getLogger(__name__)
 
 
-class ActiveBundle:
-    """What decisions are made by, and how it got here. `bundle` and `parsed` are None until one was loaded."""
+class Published(NamedTuple):
+    """What came of a bundle that was accepted.
+
+    `generation` counts the bundles of this segment. `changed` is False when it was the active one already. `durable`:
+    a copy stands in the state directory. `lagging`: pids of workers that had not switched after 5 s; every other
+    worker decides by the new bundle when this is returned.
+    """
+
+    generation: int
+    version: float
+    sha256: str
+    changed: bool
+    durable: bool
+    lagging: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+
+class Publisher:
+    """Publishes bundles for one instance. One per process; its methods may be called from any thread, and block."""
 
     def __init__(
-        self, settings: Settings, segment: Segment, identity: Identity, environ: Mapping[str, str]
+        self,
+        settings: Settings,
+        segment: Segment,
+        environ: Mapping[str, str],
+        *,
+        serving: bool = True,
+        clock: Callable[[], Now] = read_now,
     ) -> None:
-        # per process
+        """`serving`: requests are answered in this process, so a large bundle is validated in another one."""
         self._settings = settings
         self._segment = segment
-        self._identity = identity
         self._environ = environ
-        self._options = Options(
-            reject_when_full=settings.table_full == "reject",
-            trust_token_hint="x-token-estimate" in settings.trusted_hints,
-        )
-        # what changes
-        self.bundle: Bundle | None = None
-        self.parsed: Parsed | None = None
-        self.reason = ""
-        self._looked_ns = -_LOOK_AGAIN_NS
+        self._serving = serving
+        self._clock = clock
+        self._numbers = itertools.count()
+        self._pause = threading.Event()
+        self._results = {result: Counter(segment, RELOADS, result) for result in RELOADS.known}
+        self.file = settings.config_file
+        self.registry = Registry(segment.table)
+        self.notes = Notes(segment.name)
+        self.state = StateDirectory(settings.state_dir, settings.instance)
 
-    def look(self, now: Now) -> None:
-        """Load the file, unless it was looked at within the last second."""
-        if now.mono_ns - self._looked_ns >= _LOOK_AGAIN_NS:
-            self._looked_ns = now.mono_ns
-            self.load(now)
+    # what there is
 
-    def load(self, now: Now) -> None:
-        """Read, check and compile the configured file; on any fault the active bundle stays."""
+    @property
+    def generation(self) -> int:
+        """The active generation; 0 when there is no bundle yet."""
+        return self._segment.table.word_get(Word.BUNDLE_GENERATION)
+
+    def current(self) -> SharedBundle | None:
+        """The active bundle, to be closed by the caller: `about`, `original()`... None: there is none."""
+        while generation := self.generation:
+            try:
+                return SharedBundle.open(object_name(self._segment.name, generation))
+            except FileNotFoundError:
+                if generation == self.generation:
+                    return None  # removed by force: the leader puts it there again
+        return None
+
+    # changing it
+
+    def publish(
+        self, data: bytes, *, source: str = "admin", rule: Rule = "successor", about: str = ""
+    ) -> Published:
+        """Make these bytes the active bundle, and wait until every worker has switched, at most 5 s.
+
+        `source` says in log and status where they came from; `about` marks a refusal, so that the same bytes are not
+        offered again and again. Raises BundleInvalid (every error with its JSON path),
+        BundleRefused (`code`: invalid_signature, version_not_monotonic, bundle_expired, no_room, busy, not_validated).
+        """
         try:
-            parsed = self._read(now)
-        except (OSError, BundleInvalid, BundleRefused) as error:
-            self._tell(str(error))
+            published = self._publish(data, source, rule)
+        except FairvisorError as error:
+            self._results["invalid" if isinstance(error, BundleInvalid) else "refused"].add()
+            self.tell(f"{source}: {error}", about)
+            raise
+        self._results["applied" if published.changed else "unchanged"].add()
+        self.notes.drop(notes.RELOAD)
+        return published
+
+    def start(self, *, accept_older: bool = False) -> None:
+        """Make active what wins at start: of last good bundle and file the greater version; equal: the file.
+
+        What is in shared memory is the last good bundle, else its copy in the state directory. A lower file is
+        reported and not taken, unless `accept_older`. Never raises because of a bundle: without one the process is
+        alive and not ready, and the leader goes on looking.
+        """
+        active = self.current()
+        if active is None:
+            self.restore()
+        else:
+            active.close()
+        self.read_file("accept_older" if accept_older else "file_at_start")
+
+    def restore(self) -> None:
+        """Take the last good bundle out of the state directory, if there is one."""
+        try:
+            data = self.state.bundle.read_bytes()
+        except FileNotFoundError:
             return
-        self._identity.use_keys(parsed.model.jwt_keys)
-        self.bundle = compile_bundle(parsed.model, parsed.sha256, self._segment, self._options)
-        self.parsed = parsed
-        self.reason = ""
-        version = parsed.model.bundle_version
-        _log.info("bundle %s is active: %d policies", version, len(parsed.model.policies))
-        for warning in parsed.warnings:
-            _log.warning("bundle %s: %s", version, warning)
+        except OSError as error:
+            _log.error("the last good bundle %s cannot be read: %s", self.state.bundle, error.strerror)
+            return
+        with suppress(BundleInvalid, BundleRefused):
+            self.publish(data, source=f"last good bundle {self.state.bundle}", rule="restore")
 
-    def _read(self, now: Now) -> Parsed:
-        path = self._settings.config_file
-        if path is None:
-            raise BundleRefused(Reason.NO_BUNDLE_LOADED.value, "FAIRVISOR_CONFIG_FILE is not set")
-        key = self._settings.bundle_signing_key
-        payload = verify_signature(path.read_bytes(), key.encode() if key else None)
-        return parse(payload, wall_ns=now.wall_ns, environ=self._environ)
+    def read_file(self, rule: Rule = "successor") -> None:
+        """Offer the configured file."""
+        if self.file is None:
+            if not self.generation:
+                self.tell("FAIRVISOR_CONFIG_FILE is not set")
+            return
+        try:
+            data = self.file.read_bytes()
+        except OSError as error:
+            self.file_is_missing(f"{self.file}: {error.strerror}")
+            return
+        self.offer_file(data, rule)
 
-    def _tell(self, reason: str) -> None:
-        """Say why there is no new bundle: once, not every second."""
-        if reason != self.reason:
-            self.reason = reason
-            _log.error("the bundle cannot be used: %s", reason)
+    def offer_file(self, data: bytes, rule: Rule = "successor") -> None:
+        """Offer what the file holds. A refusal is told once, however often the same bytes come."""
+        if not self.generation:
+            rule = "file_at_start"
+        digest = hashlib.sha256(data).hexdigest()
+        told = self.notes.get(notes.RELOAD)
+        if told is not None and told.about == digest and rule == "successor":
+            return
+        self.healed(notes.BUNDLE_FILE)
+        with suppress(BundleInvalid, BundleRefused):
+            self.publish(data, source=str(self.file), rule=rule, about=digest)
+
+    def file_is_missing(self, why: str) -> None:
+        """The file cannot be read: a fault, and the reason when there is no bundle at all."""
+        if self.notes.put(notes.BUNDLE_FILE, why, self._clock()):
+            self._results["unreadable"].add()
+            _log.error("the bundle file cannot be read: %s", why)
+            if not self.generation:
+                self.tell(why)
+
+    def tell(self, why: str, about: str = "") -> None:
+        """Say to everybody why there is no new bundle; in the log once."""
+        if self.notes.put(notes.RELOAD, why, self._clock(), about):
+            _log.error("the bundle stays as it is: %s", why)
+
+    def make_durable(self) -> bool:
+        """Keep a copy of the active bundle in the state directory, unless it stands there already; does it?"""
+        table = self._segment.table
+        generation = self.generation
+        try:
+            if table.word_get(Word.DURABLE_GENERATION) == generation and self.state.bundle.exists():
+                return True
+            bundle = self.current()
+            if bundle is None:
+                return False
+            self.state.write(self.state.bundle, [bundle.original()])
+        except OSError as error:
+            return self._not_durable(error)
+        table.word_set(Word.DURABLE_GENERATION, bundle.generation)
+        bundle.close()
+        self.healed(notes.STATE_DIR)
+        return True
+
+    def healed(self, fault: str) -> None:
+        """A fault is gone."""
+        if self.notes.drop(fault):
+            _log.info("%s: works again", fault)
+
+    def _not_durable(self, error: OSError) -> bool:
+        text = f"{self.state.directory} cannot be written: {error.strerror}; the bundle is not safe from a reboot"
+        if self.notes.put(notes.STATE_DIR, text, self._clock()):
+            _log.error("%s", text)
+        return False
+
+    def _publish(self, data: bytes, source: str, rule: Rule) -> Published:
+        if len(data) > MAX_BUNDLE_BYTES:
+            raise BundleInvalid(
+                (Problem("", f"the bundle has {len(data):,} bytes; at most 64 MiB are read"),)
+            )
+        with self._lock():
+            about = self._make(data, source, rule)
+            changed = about is not None
+            active = self.current()
+            if active is None:
+                raise BundleRefused("no_room", "the bundle vanished from shared memory")
+            about, generation = active.about, active.generation
+            active.close()
+            durable = self.make_durable()
+        lagging = self._await(generation) if changed else ()
+        published = Published(
+            generation, about.version, about.sha256, changed, durable, lagging, about.warnings
+        )
+        if changed:
+            _report(published, about)
+        return published
+
+    def _make(self, data: bytes, source: str, rule: Rule) -> About | None:
+        """Check the bytes and make them the active generation; None: they are it already. The lock is held."""
+        table, name = self._segment.table, self._segment.name
+        active = self.current()
+        generation = self.generation + 1
+        offer = shared.offer_name(name, identity(os.getpid()), next(self._numbers))
+        order = Order(
+            offer,
+            generation,
+            rule,
+            source,
+            self._settings.bundle_signing_key or "",
+            active.about.version if active is not None else None,
+            active.about.sha256 if active is not None else None,
+            self._clock().wall_ns,
+        )
+        try:
+            about = self._prepare(data, order)
+        except SegmentError as error:
+            raise BundleRefused("no_room", str(error)) from None
+        if about is not None:
+            shared.accept(offer, object_name(name, generation))
+            table.word_set(Word.BUNDLE_GENERATION, generation)
+            shared.unlink_all_but(name, generation)
+        return about
+
+    def _prepare(self, data: bytes, order: Order) -> About | None:
+        if not self._serving or len(data) <= IN_THREAD_BYTES:
+            return prepare(data, order, self._environ)
+        return read_outcome(_in_a_process(data, order, self._environ))
+
+    def _await(self, generation: int) -> tuple[int, ...]:
+        """Wait until nobody lags; the pids of those who still do after 5 s."""
+        end_ns = self._clock().mono_ns + ACKNOWLEDGED_WITHIN_NS
+        while lagging := self.registry.lagging(generation):
+            if self._clock().mono_ns >= end_ns:
+                return tuple(pid_of(worker.process) for worker in lagging)
+            self._pause.wait(_POLL_S)
+        return ()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """The right to publish: a lock on the segment's memory object, which the kernel lets go of if we die."""
+        fd = os.open(SHM_DIR / self._segment.name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            end_ns = self._clock().mono_ns + _LOCKED_WITHIN_NS
+            while not _try_lock(fd):
+                if self._clock().mono_ns >= end_ns:
+                    raise BundleRefused("busy", "another bundle is being published")
+                self._pause.wait(_POLL_S)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _in_a_process(data: bytes, order: Order, environ: Mapping[str, str]) -> dict[str, object]:
+    """Have the order carried out elsewhere: validating ten thousand policies would hold requests up."""
+    found = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    try:
+        done = subprocess.run(  # noqa: S603 - our own program, and nothing of the bundle on its command line
+            _CHILD,
+            input=orjson.dumps(order._asdict()) + b"\n" + data,
+            capture_output=True,
+            check=True,
+            env={**environ, "PYTHONPATH": found},
+            timeout=_VALIDATED_WITHIN_S,
+        )
+        outcome: dict[str, object] = orjson.loads(done.stdout)
+    except subprocess.CalledProcessError as error:
+        _log.error("the process that validates bundles failed: %s", error.stderr.decode(errors="replace"))
+        raise BundleRefused("not_validated", f"the process that validates it failed: {error}") from None
+    except (OSError, subprocess.TimeoutExpired, orjson.JSONDecodeError) as error:
+        raise BundleRefused("not_validated", f"the process that validates it failed: {error}") from None
+    return outcome
+
+
+def _report(published: Published, about: About) -> None:
+    _log.info(
+        "bundle %s (%s) is active as generation %d: %d policies, %d kill switches",
+        about.version,
+        about.source,
+        published.generation,
+        about.policies,
+        about.kill_switches,
+    )
+    for warning in about.warnings:
+        _log.warning("bundle %s: %s", about.version, warning)
+    if published.lagging:
+        _log.warning("these workers have not switched yet: %s", ", ".join(map(str, published.lagging)))

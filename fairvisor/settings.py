@@ -45,12 +45,8 @@ _NOT_YET: Final = tuple(
         "HEARTBEAT_INTERVAL",
         "EVENT_FLUSH_INTERVAL",
         "BACKEND_URL",
-        "HEALTH_BIND",
-        "STATE_DIR",
         "ADMIN_BIND",
         "ADMIN_TOKEN",
-        "AUDIT_LOG",
-        "AUDIT_KEYS",
     )
 )
 
@@ -202,6 +198,11 @@ class Settings:
         _binds,
         "Where to listen: host:port, [IPv6]:port, unix:/path, fd://n; comma-separated.",
     )
+    health_bind: Bind | None = _setting(
+        "",
+        _bind,
+        "Where /livez, /readyz and /metrics are, and nothing else; unset: beside the decisions.",
+    )
     worker_processes: int | None = _setting(
         "auto", _processes, "Worker processes; auto: one for each processor this process may use."
     )
@@ -224,6 +225,11 @@ class Settings:
         "allow",
         _one_of("allow", "reject"),
         "What happens to a new key that finds no room in the segment (counted).",
+    )
+    state_dir: Path = _setting(
+        "/var/lib/fairvisor",
+        _path,
+        "Where snapshots of the counters and the last good bundle are kept: they outlive a reboot.",
     )
     instance: str = _setting("", _instance, "Names the segment; the default is made from the bind address.")
     allow_status: int = _setting(
@@ -275,11 +281,29 @@ class Settings:
     debug_session_secret: str | None = _setting(
         "", _text, "When set, POST /v1/debug/session with this secret opens a debug session.", secret=True
     )
+    audit_log: str | None = _setting(
+        "", _text, "The audit log, a file; - is standard output; unset: audit.log in the state directory."
+    )
+    audit_keys: str = _setting(
+        "hashed",
+        _one_of("hashed", "plain"),
+        "Whether the audit log shows keys as keyed hashes or as they are.",
+    )
+    log_format: str = _setting(
+        "console", _one_of("console", "json"), "Log lines for people, or one JSON object a line."
+    )
     log_level: str = _setting(
         "info",
         _one_of("debug", "info", "warning", "error"),
         "How much is logged; allowed requests never are.",
     )
+
+    @property
+    def audit_path(self) -> Path | None:
+        """Where audit lines are appended; None: standard output."""
+        if self.audit_log == "-":
+            return None
+        return Path(self.audit_log) if self.audit_log else self.state_dir / "audit.log"
 
     @classmethod
     def load(cls, environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:

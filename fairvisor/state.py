@@ -28,7 +28,7 @@ class StateDirectory:
 
     def write(self, place: Path, pieces: Iterable[bytes]) -> None:
         """Replace the file at `place`, durably. Nothing of it is left when `pieces` raises."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_directory(self.directory)
         new = place.with_name(f"{place.name}.{os.getpid()}.new")
         try:
             fd = os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -50,6 +50,14 @@ class StateDirectory:
                 path.unlink()
                 removed.append(path)
         return removed
+
+
+def _make_directory(directory: Path) -> None:
+    """Make it and what is missing above it, for the owner only, whatever the umask is."""
+    if not directory.is_dir():
+        _make_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
+        directory.chmod(0o700)
 
 
 def _write_all(fd: int, data: bytes) -> None:

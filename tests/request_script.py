@@ -15,7 +15,7 @@ from typing import Any
 
 TRANSPORTS = ("service", "edge", "wsgi")
 DEFAULT_START = "2026-11-02T12:00:00Z"  # a Monday
-DIRECTIVES = ("@", "x", "peer", "token", "load", "write", "fail")  # those that act where they stand
+DIRECTIVES = ("@", "x", "peer", "token", "load", "fail")  # those that act where they stand
 UNITS_NS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9}
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")

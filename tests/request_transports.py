@@ -18,9 +18,13 @@ from unittest import mock
 
 from request_checks import Received
 
+from fairvisor.bundle.compile import compile_bundle
+from fairvisor.bundle.load import parse, verify_signature
+from fairvisor.bundle.offer import describe
 from fairvisor.clock import Now
 from fairvisor.counters.segment import Segment
-from fairvisor.errors import BodyTooLarge
+from fairvisor.errors import BodyTooLarge, BundleInvalid, BundleRefused
+from fairvisor.follow import ActiveBundle, Current, decision_options
 from fairvisor.http.connection import Connection
 from fairvisor.http.hub import Hub, Limits
 from fairvisor.http.request import Request
@@ -28,7 +32,7 @@ from fairvisor.http.service import Service
 from fairvisor.http.wsgi import Application
 from fairvisor.identity import Identity, sources
 from fairvisor.identity.bots import Bots
-from fairvisor.reload import ActiveBundle
+from fairvisor.notes import Notes
 from fairvisor.settings import Settings
 
 MONO_START_NS = (
@@ -63,7 +67,10 @@ class World:
         segment = Segment.private(SEGMENT_BYTES)
         with mock.patch.object(sources, "Bots", shared_bots):
             identity = Identity.from_settings(self.settings, (), environ)
-        self._active = ActiveBundle(self.settings, segment, identity, environ)
+        self._environ = environ
+        self._segment = segment
+        self._identity = identity
+        self._active = ActiveBundle(Notes("fairvisor-requests"))
         self.service = Service(self.settings, segment, identity, self._active, self.now)
 
     def now(self) -> Now:
@@ -72,16 +79,21 @@ class World:
 
     def load(self, name: str) -> None:
         """Offer a bundle of the folder."""
-        self._file.write_bytes((self._folder / name).read_bytes())
-        self._active.load(self.now())
-
-    def write(self, name: str) -> None:
-        """Put a bundle of the folder where the edge looks for it, and say nothing."""
-        self._file.write_bytes((self._folder / name).read_bytes())
+        key = self.settings.bundle_signing_key
+        wall_ns = self.now().wall_ns
+        try:
+            payload = verify_signature((self._folder / name).read_bytes(), key.encode() if key else None)
+            parsed = parse(payload, wall_ns=wall_ns, environ=self._environ)
+        except (BundleInvalid, BundleRefused):
+            return
+        self._identity = self._identity.with_keys(parsed.model.jwt_keys)
+        bundle = compile_bundle(parsed.model, parsed.sha256, self._segment, decision_options(self.settings))
+        self._active.current = Current(bundle, self._identity, describe(parsed, name, wall_ns), 1)
 
     def fail(self) -> None:
         """From now on every evaluation fails."""
-        self._active.bundle = Broken()  # type: ignore[assignment]
+        assert self._active.current is not None, "a bundle is broken that was loaded before"
+        self._active.current.bundle = Broken()  # type: ignore[assignment]
 
 
 def split_request(raw: bytes) -> tuple[str, str, list[tuple[str, bytes]], bytes | None]:

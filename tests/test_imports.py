@@ -27,7 +27,7 @@ STAGES = [
     {"rules"},
     {"engine", "response"},
     {"bundle"},
-    {"audit", "exposition", "leader", "reload"},
+    {"audit", "beside", "exposition", "follow", "leader", "linefile", "reload", "reporter", "snapshots"},
     {"http", "proxy"},
     {"control", "master", "replay"},
     {"cli"},

@@ -74,8 +74,6 @@ class Run:
             self.peer = "" if step.text == "unix" else step.text
         elif step.word == "load":
             self.world.load(step.text)
-        elif step.word == "write":
-            self.world.write(step.text)
         elif step.word == "token":
             name, key, algorithm, claims = step.text.split(" ", 3)
             self.names[name] = mint(key, algorithm, claims, self.script.start_ns)

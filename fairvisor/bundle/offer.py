@@ -16,6 +16,7 @@ import orjson
 
 from fairvisor.bundle import shared
 from fairvisor.bundle.load import Parsed, check_successor, parse, verify_signature
+from fairvisor.bundle.model import CostBased, Policy
 from fairvisor.bundle.shared import About, Contents
 from fairvisor.errors import BundleInvalid, BundleRefused, Problem, SegmentError
 from fairvisor.settings import environment
@@ -52,18 +53,7 @@ def prepare(data: bytes, order: Order, environ: Mapping[str, str]) -> About | No
     parsed = parse(payload, wall_ns=order.wall_ns, environ=environ)
     if not _accepted(parsed, order):
         return None
-    model = parsed.model
-    warnings = tuple(str(warning) for warning in parsed.warnings[:_KEPT_WARNINGS])
-    about = About(
-        model.bundle_version,
-        parsed.sha256,
-        len(model.policies),
-        len(model.kill_switches),
-        model.expires_at_ns,
-        order.wall_ns,
-        order.source,
-        warnings,
-    )
+    about = describe(parsed, order.source, order.wall_ns)
     document: dict[str, Any] = orjson.loads(payload)
     policies = [orjson.dumps(policy) for policy in document.pop("policies")]
     switches = [orjson.dumps(switch) for switch in document.pop("kill_switches", ())]
@@ -71,6 +61,35 @@ def prepare(data: bytes, order: Order, environ: Mapping[str, str]) -> About | No
         order.name, order.generation, Contents(about, orjson.dumps(document), policies, switches, data)
     )
     return about
+
+
+def describe(parsed: Parsed, source: str, wall_ns: int) -> About:
+    """What is to be known of a valid bundle that is published at `wall_ns`."""
+    model = parsed.model
+    return About(
+        version=model.bundle_version,
+        sha256=parsed.sha256,
+        policies=len(model.policies),
+        shadow_policies=sum(policy.spec.mode == "shadow" for policy in model.policies),
+        kill_switches=len(model.kill_switches),
+        throttles=any(map(_throttles, model.policies)),
+        issued_at_ns=model.issued_at_ns,
+        expires_at_ns=model.expires_at_ns,
+        published_ns=wall_ns,
+        source=source,
+        warnings=tuple(str(warning) for warning in parsed.warnings[:_KEPT_WARNINGS]),
+    )
+
+
+def _throttles(policy: Policy) -> bool:
+    """Whether a policy holds answers: a stage of a budget, or a loop, with the action `throttle`."""
+    loop = policy.spec.loop_detection
+    return (loop is not None and loop.action == "throttle") or any(
+        stage.action == "throttle"
+        for _, rule in policy.spec.placed_rules()
+        if isinstance(rule.algorithm_config, CostBased)
+        for stage in rule.algorithm_config.staged_actions
+    )
 
 
 def _accepted(parsed: Parsed, order: Order) -> bool:

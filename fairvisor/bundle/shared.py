@@ -47,7 +47,10 @@ class About(NamedTuple):
     version: float
     sha256: str
     policies: int
+    shadow_policies: int
     kill_switches: int
+    throttles: bool
+    issued_at_ns: int | None
     expires_at_ns: int | None
     published_ns: int
     source: str
@@ -201,6 +204,15 @@ class SharedBundle:
     def exists(self) -> bool:
         """Whether the object still has its name."""
         return (SHM_DIR / self.name).exists()
+
+    def put_back(self) -> None:
+        """Give the object its name again, after somebody removed it."""
+        path = SHM_DIR / self.name
+        new = path.with_name(f"{self.name}.{os.getpid()}")
+        fd = os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(self._view)
+        new.rename(path)
 
     def close(self) -> None:
         """Unmap the object."""

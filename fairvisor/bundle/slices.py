@@ -9,7 +9,7 @@ bundle apart is sliced as well. This module knows no thread, no clock and no gen
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Final, NamedTuple
 
 import orjson
@@ -25,7 +25,7 @@ from fairvisor.llm.models import compile_aliases
 from fairvisor.route import Routes
 from fairvisor.rules.kill_switch import KillSwitch, KillSwitches
 
-_ONLY_OURS: Final = 2  # references as `sys.getrefcount` counts them: a variable and its own argument
+_ONLY_OURS: Final = 2  # references as `sys.getrefcount` counts them: the attribute and its own argument
 
 
 class Surroundings(NamedTuple):
@@ -85,12 +85,14 @@ def compile_shared(
     return compiled
 
 
-def take_apart(old: Compiled) -> Iterator[None]:
-    """Free a bundle that was replaced, a piece at each step. Steps do nothing while a decision still uses it."""
+def in_use(old: Compiled) -> bool:
+    """Whether somebody else still holds the bundle: a decision that began before it was replaced."""
+    return sys.getrefcount(old.bundle) > _ONLY_OURS
+
+
+def take_apart(old: Compiled) -> Generator[None, None, None]:
+    """Free a bundle that was replaced and that nobody uses any more, a piece at each step."""
     bundle = old.bundle
-    del old.bundle
-    while sys.getrefcount(bundle) > _ONLY_OURS:
-        yield
     yield from bundle.routes.take_apart()
     yield from bundle.kill_switches.take_apart()
     for parts in (old.policies, old.kill_switches):

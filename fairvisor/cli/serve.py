@@ -22,10 +22,15 @@ def _option(setting: Declared) -> click.Option:
 
 
 @click.command(params=[_option(setting) for setting in declared()])
-def serve(**flags: str | None) -> None:
+@click.option(
+    "--accept-older",
+    is_flag=True,
+    help="This once, take the bundle file even if the last good bundle has a greater bundle_version.",
+)
+def serve(accept_older: bool, **flags: str | None) -> None:
     """Enforce a policy bundle, in the foreground.
 
     A flag wins over the environment variable of the same name, which is shown in brackets.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    master.serve(Settings.load(environment(), given))
+    master.serve(Settings.load(environment(), given), accept_older=accept_older)

@@ -19,7 +19,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import posix_ipc
 
@@ -40,8 +40,19 @@ class Origin(enum.Enum):
 
     CREATED = "created"
     ATTACHED = "attached"
+    RESTORED = "restored"  # from what was saved of one that is gone
     RESIZED = "resized"  # its counters were taken over from one of another size
     REPLACED = "replaced"  # the old one was of another layout or boot, its counters are gone
+
+
+class Saved(Protocol):
+    """What was saved of a segment that is gone: a new one is made with its seed and key, and then gets the rest."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def reservation_key(self) -> bytes: ...
+    def restore(self, segment: Segment, /) -> None: ...
 
 
 class Statistics(NamedTuple):
@@ -91,11 +102,19 @@ class Segment:
         self.postponed: list[Callable[[int], None]] = []  # what this process has yet to write into its cells
 
     @classmethod
-    def open(cls, name: str, size_bytes: int, *, now_ns: int | None = None) -> Segment:
+    def open(
+        cls,
+        name: str,
+        size_bytes: int,
+        *,
+        now_ns: int | None = None,
+        find_saved: Callable[[], Saved | None] | None = None,
+    ) -> Segment:
         """Attach the segment of this name and size, or make it.
 
         One of another size is replaced by a new one that takes its counters over; one of another layout or boot is
-        replaced. SegmentError: too little memory, or not ours. `now_ns`: monotonic time, read when not given.
+        replaced. Where there is nothing to take over, `find_saved` is asked for what to restore. SegmentError: too
+        little memory, or not ours. `now_ns`: monotonic time, read when not given.
         """
         geometry = layout.plan(size_bytes)
         with _building_site(name) as site:
@@ -109,9 +128,12 @@ class Segment:
                 pass
             if old is not None and old.geometry == geometry:
                 return old
-            fresh = cls._build(name, site, geometry, old, origin)
+            saved = find_saved() if old is None and find_saved is not None else None
+            fresh = cls._build(name, site, geometry, old, saved, origin)
             if old is not None:
                 fresh._take_over(old, read_now().mono_ns if now_ns is None else now_ns)
+            if saved is not None:
+                saved.restore(fresh)
             fresh._memory[: len(MAGIC)] = MAGIC
             os.rename(_path(name + ".next"), _path(name))
             return fresh
@@ -190,13 +212,24 @@ class Segment:
         del self.table, self._series, self._memory
 
     @classmethod
-    def _build(cls, name: str, site: int, geometry: Geometry, old: Segment | None, origin: Origin) -> Segment:
+    def _build(
+        cls,
+        name: str,
+        site: int,
+        geometry: Geometry,
+        old: Segment | None,
+        saved: Saved | None,
+        origin: Origin,
+    ) -> Segment:
         _allocate(site, geometry.size_bytes)
         memory = mmap.mmap(site, geometry.size_bytes)
         header = _new_header(geometry, None if old is None else old.table.seed)
         if old is not None:
             header = header._replace(reservation_key=old.reservation_key)
             origin = Origin.RESIZED
+        elif saved is not None:
+            header = header._replace(seed=saved.seed, reservation_key=saved.reservation_key)
+            origin = Origin.RESTORED
         data = layout.pack(header)
         memory[len(MAGIC) : len(MAGIC) + len(data)] = data
         return cls(name, memory, header, origin)

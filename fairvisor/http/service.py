@@ -18,8 +18,9 @@ from fairvisor.clock import Now
 from fairvisor.context import Context
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Reason
-from fairvisor.engine import Bundle, decide
+from fairvisor.engine import decide
 from fairvisor.errors import Forbidden, MethodNotAllowed, NotFound, RequestError
+from fairvisor.follow import ActiveBundle
 from fairvisor.http.complaints import Complaints
 from fairvisor.http.debug import DebugSessions, explanation
 from fairvisor.http.gateways import ENVOY_PREFIXES, Endpoint, decision_endpoints
@@ -29,7 +30,6 @@ from fairvisor.identity import Identity
 from fairvisor.llm.reservation import unseal
 from fairvisor.llm.usage import read_usage
 from fairvisor.metrics import DECISIONS, Counter
-from fairvisor.reload import ActiveBundle
 from fairvisor.response import Answer, Renderer, error_answer, json_answer, unavailable_answer
 from fairvisor.rules.llm_tokens import settle
 from fairvisor.settings import Settings
@@ -135,11 +135,12 @@ class Service:
         peer, headers = request.peer, request.headers
         if not peer.trusted or self._token:
             self._check_peer(request, now)
-        bundle = self._active.bundle or self._look_for_bundle(now)
-        if bundle is None:
+        active = self._active.current
+        if active is None:
             self._unavailable[Reason.NO_BUNDLE_LOADED].add()
             return unavailable_answer(Reason.NO_BUNDLE_LOADED)
         method, target, host = endpoint.describe(request)
+        bundle = active.bundle
         if not host and bundle.routes.selects_by_host:
             raise RequestError(
                 f"the header {endpoint.host_header} is missing, and the policies select by host"
@@ -148,7 +149,7 @@ class Service:
             headers.get("x-fairvisor-request-id", b"").decode("latin-1") if endpoint.request_ids else ""
         )
         context = Context(
-            method, host, target, headers, peer.address, self._identity, now, request.body, request_id
+            method, host, target, headers, peer.address, active.identity, now, request.body, request_id
         )
         decision = decide(bundle, self._counters, context, now)
         answer = self._render(
@@ -157,10 +158,6 @@ class Service:
         if "cookie" in headers and self._debug.wanted(context):
             answer.head += explanation(decision, context, self._read_now().mono_ns - now.mono_ns)
         return answer
-
-    def _look_for_bundle(self, now: Now) -> Bundle | None:
-        self._active.look(now)
-        return self._active.bundle
 
     def _check_peer(self, request: Request, now: Now) -> None:
         """Raises Forbidden for a peer that may not describe requests, or lacks the token."""
@@ -199,23 +196,21 @@ class Service:
         return Answer(HTTPStatus.OK, "Content-Type: text/plain\r\n", b"ok")
 
     def _readyz(self, request: Request, now: Now) -> Answer:
-        bundle = self._active.bundle or self._look_for_bundle(now)
-        parsed = self._active.parsed
-        if bundle is None or parsed is None:
-            reason = Reason.NO_BUNDLE_LOADED.value
-            return _not_ready(reason, self._active.reason)
-        problems = self._identity.problems()
+        active = self._active.current
+        if active is None:
+            return _not_ready(Reason.NO_BUNDLE_LOADED.value, self._active.reason)
+        problems = active.identity.problems()
         if problems:
             return _not_ready("identity", "; ".join(problems))
-        expires_at_ns = parsed.model.expires_at_ns
+        about = active.about
         return json_answer(
             HTTPStatus.OK,
             {
                 "status": "ok",
-                "policy_version": bundle.version,
-                "policy_hash": bundle.sha256,
-                "policies": len(parsed.model.policies),
-                "expired": expires_at_ns is not None and expires_at_ns <= now.wall_ns,
+                "policy_version": about.version,
+                "policy_hash": about.sha256,
+                "policies": about.policies,
+                "expired": about.expires_at_ns is not None and about.expires_at_ns <= now.wall_ns,
             },
         )
 

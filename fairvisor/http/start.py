@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 
-from fairvisor.bundle.model import Bundle, CostBased
+from fairvisor.beside import Beside
 from fairvisor.clock import read_now
 from fairvisor.counters.segment import Segment
 from fairvisor.http.service import Service
-from fairvisor.identity import Identity, Refresher
-from fairvisor.reload import ActiveBundle
+from fairvisor.identity import Identity
 from fairvisor.settings import Settings, environment
+from fairvisor.snapshots import Snapshots
+from fairvisor.state import StateDirectory
 
 _log = logging.getLogger(__name__)
 
@@ -24,34 +25,29 @@ def segment_name(instance: str) -> str:
     return f"fairvisor-{instance}"
 
 
-def make_service(settings: Settings, segment: Segment, *, can_wait: bool) -> Service:
-    """The service of this process, its bundle loaded, its identity kept up to date by a thread.
+def open_segment(settings: Settings) -> Segment:
+    """The instance's segment: the one that is there, else a new one, with what the last snapshot holds."""
+    name = segment_name(settings.instance)
+    snapshots = Snapshots(name, StateDirectory(settings.state_dir, settings.instance))
+    return Segment.open(name, settings.shared_dict_size, find_saved=snapshots.find)
+
+
+def make_beside(settings: Settings, segment: Segment) -> Beside:
+    """What runs beside the requests of this process, not started yet."""
+    environ = environment()
+    return Beside(settings, segment, Identity.from_settings(settings, environ=environ), environ)
+
+
+def make_service(settings: Settings, segment: Segment, beside: Beside, *, can_wait: bool) -> Service:
+    """The service of this process, its bundle loaded and followed from now on.
 
     `can_wait`: whether the transport can hold a throttled answer; if not and the bundle throttles, the log says so.
     """
-    environ = environment()
-    identity = Identity.from_settings(settings, environ=environ)
-    Refresher(identity).start()
-    active = ActiveBundle(settings, segment, identity, environ)
-    active.look(read_now())
-    if not can_wait and active.parsed is not None and throttles(active.parsed.model):
+    beside.start()
+    current = beside.active.current
+    if not can_wait and current is not None and current.about.throttles:
         _log.warning(
             "the bundle throttles, and this worker class cannot hold an answer: it tells the delay in "
             "X-Fairvisor-Throttle-Ms instead (FAIRVISOR_WORKER_CLASS=edge can)"
         )
-    return Service(settings, segment, identity, active, read_now)
-
-
-def throttles(bundle: Bundle) -> bool:
-    """Whether a policy holds answers: a stage of a budget, or a loop, with the action `throttle`."""
-    for policy in bundle.policies:
-        loop = policy.spec.loop_detection
-        if loop is not None and loop.enabled and loop.action == "throttle":
-            return True
-        for _, rule in policy.spec.placed_rules():
-            config = rule.algorithm_config
-            if isinstance(config, CostBased) and any(
-                stage.action == "throttle" for stage in config.staged_actions
-            ):
-                return True
-    return False
+    return Service(settings, segment, beside.identity, beside.active, read_now)

@@ -15,11 +15,10 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from fairvisor.clock import Now, read_now
-from fairvisor.counters.segment import Segment
 from fairvisor.errors import BodyTooLarge, RequestError
 from fairvisor.http.hub import Answering, BodyRule
 from fairvisor.http.request import Request
-from fairvisor.http.start import make_service, segment_name
+from fairvisor.http.start import make_beside, make_service, open_segment
 from fairvisor.http.wire import Sendable
 from fairvisor.settings import Settings, environment
 
@@ -58,8 +57,10 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
 @cache
 def _of_this_process() -> Application:
     settings = Settings.load(environment(), {})
-    segment = Segment.open(segment_name(settings.instance), settings.shared_dict_size)
-    return Application(make_service(settings, segment, can_wait=False), read_now)
+    segment = open_segment(settings)
+    beside = make_beside(settings, segment)
+    beside.publisher.start()
+    return Application(make_service(settings, segment, beside, can_wait=False), read_now)
 
 
 def _target(environ: Environ) -> str:

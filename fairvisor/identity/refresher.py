@@ -21,10 +21,10 @@ _log = logging.getLogger(__name__)
 
 
 class Refresher:
-    """Runs `identity.refresh` in a daemon thread from `start` to `stop`."""
+    """Runs `identity.refresh` in a daemon thread from `start` to `stop`. `identity` is replaced with the bundle."""
 
     def __init__(self, identity: Identity, clock: Callable[[], Now] = read_now) -> None:
-        self._identity = identity
+        self.identity = identity
         self._clock = clock
         self._stopped = threading.Event()
         self._reported: frozenset[str] = frozenset()
@@ -40,8 +40,9 @@ class Refresher:
 
     def step(self) -> None:
         """One refresh, and a log line for each thing that went wrong or came right."""
-        self._identity.refresh(self._clock())
-        wrong = frozenset(self._identity.problems() + self._identity.warnings())
+        identity = self.identity
+        identity.refresh(self._clock())
+        wrong = frozenset(identity.problems() + identity.warnings())
         for text in sorted(wrong - self._reported):
             _log.warning("identity: %s", text)
         for text in sorted(self._reported - wrong):

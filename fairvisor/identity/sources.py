@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -92,6 +93,20 @@ class Identity:
 
         """
         return cls(settings, jwt_keys, environ)
+
+    def with_keys(self, jwt_keys: Sequence[JwtKey]) -> Identity:
+        """This identity with the keys of another bundle: itself when they are the same.
+
+        A bundle and its keys change in one step, so a request that is being decided keeps the identity that it began
+        with, and what it has read so far. Everything that does not come from the bundle is shared.
+        """
+        if tuple(jwt_keys) == self._jwt_keys:
+            return self
+        other = copy(self)
+        other._tokens = Tokens(other._unknown_key, self.refused_tokens)
+        other.claims = other._tokens.claims
+        other.use_keys(jwt_keys)
+        return other
 
     def use_keys(self, jwt_keys: Sequence[JwtKey]) -> None:
         """Verify with the keys of this bundle from now on. The same keys again change nothing."""

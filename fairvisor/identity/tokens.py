@@ -140,9 +140,7 @@ class _Keys:
 class Tokens:
     """Reads bearer tokens with the keys of the moment. `refused` counts tokens without claims by reason."""
 
-    def __init__(
-        self, on_unknown_key: Callable[[], None], refused: dict[str, int] | None = None
-    ) -> None:
+    def __init__(self, on_unknown_key: Callable[[], None], refused: dict[str, int] | None = None) -> None:
         self.refused = dict.fromkeys(REASONS, 0) if refused is None else refused
         self._on_unknown_key = on_unknown_key
         self._seed = secrets.randbits(64)

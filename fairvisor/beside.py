@@ -1,0 +1,53 @@
+"""What runs beside the requests in every worker: three threads and what they share.
+
+The follower switches bundles, the refresher keeps tokens and places up to date, the leader does for all workers what
+one of them must do. Each has a thread of its own, because files and networks may keep one waiting and none may keep
+another waiting. This module starts and stops them; it knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+from fairvisor.counters.segment import Segment
+from fairvisor.follow import ActiveBundle, Follower
+from fairvisor.identity import Identity, Refresher
+from fairvisor.leader import Leader
+from fairvisor.processes import identity as process_identity
+from fairvisor.reload import Publisher
+from fairvisor.settings import Settings
+from fairvisor.snapshots import Snapshots
+
+_log = logging.getLogger(__name__)
+
+
+class Beside:
+    """The threads of one process. `active` is what requests read; `publisher` changes the bundle of all workers."""
+
+    def __init__(
+        self, settings: Settings, segment: Segment, who: Identity, environ: Mapping[str, str]
+    ) -> None:
+        self.identity = who
+        self.publisher = Publisher(settings, segment, environ)
+        self.active = ActiveBundle(self.publisher.notes)
+        entry = self.publisher.registry.claim(process_identity(os.getpid()))
+        if entry is None:
+            _log.error("there is no entry left for this worker: reloads will not wait for it")
+        self._refresher = Refresher(who)
+        self._follower = Follower(settings, segment, self.active, self._refresher, environ, entry)
+        snapshots = Snapshots(segment.name, self.publisher.state)
+        self._leader = Leader(segment, self.publisher, snapshots, lambda: self._follower.shared)
+
+    def start(self) -> None:
+        """Load the active bundle, then begin."""
+        self._follower.start()
+        self._refresher.start()
+        self._leader.start()
+
+    def stop(self) -> None:
+        """Another worker leads from now on, and nobody waits for this one any more."""
+        self._leader.stop()
+        self._refresher.stop()
+        self._follower.stop()
