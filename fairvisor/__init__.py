@@ -18,6 +18,7 @@ A request passes, in this order:
 Before the first request:
 
     cli/            the commands, one module each
+    replay/         access logs, decided as they would have been
     settings.py     every FAIRVISOR_* variable, declared once
     master.py       the process that starts, reloads and replaces the workers
     bundle/         the policy bundle: load, validate, compile

@@ -17,6 +17,7 @@ from fairvisor.cli.explain import explain
 from fairvisor.cli.init import init
 from fairvisor.cli.schema import schema
 from fairvisor.cli.serve import serve
+from fairvisor.cli.test import test
 from fairvisor.cli.validate import validate
 from fairvisor.cli.version import version
 from fairvisor.errors import FairvisorError
@@ -53,7 +54,7 @@ def show_help(context: click.Context, command: str | None) -> None:
     click.echo(found.get_help(click.Context(found, group, command)))
 
 
-for _command in (explain, init, schema, serve, validate, version):
+for _command in (explain, init, schema, serve, test, validate, version):
     cli.add_command(_command)
 
 

@@ -45,5 +45,5 @@ def print_warnings(warnings: Iterable[str]) -> None:
 
 
 def count_of(number: int, one: str, many: str) -> str:
-    """`1 policy`, `2 policies`."""
-    return f"{number} {one if number == 1 else many}"
+    """`1 policy`, `2,000 policies`."""
+    return f"{number:,} {one if number == 1 else many}"

@@ -1,0 +1,103 @@
+"""A moment as logs write it, in nanoseconds since the Unix epoch.
+
+nginx's `$time_local` (also Apache's), ISO 8601 and RFC 3339, and numbers of seconds, milli-, micro- or nanoseconds. A
+moment without a zone is UTC. Lines of the same second follow each other, so the last reading is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from calendar import timegm
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
+
+from fairvisor.clock import NS_PER_S
+
+LATEST_NS: Final = 9_000_000_000 * NS_PER_S  # in the year 2255; the counters reckon with less than 2^63
+
+_MONTHS: Final = {
+    name: number
+    for number, name in enumerate(
+        ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"), 1
+    )
+}
+_CLOCK: Final = r"([01]\d|2[0-3]):([0-5]\d):([0-5]\d|60)"
+_ZONE: Final = r"(?:[Zz]|([+-])([01]\d|2[0-3]):?([0-5]\d))?"
+_LOCAL: Final = re.compile(rf"(\d\d/[A-Z][a-z]{{2}}/\d{{4}}):{_CLOCK}(?:\.(\d{{1,9}}))? ?{_ZONE}", re.ASCII)
+_ISO: Final = re.compile(rf"(\d{{4}}-\d\d-\d\d)[Tt ]{_CLOCK}(?:[.,](\d+))? ?{_ZONE}", re.ASCII)
+_NUMBER: Final = re.compile(r"(\d{1,19})(?:\.(\d+))?", re.ASCII)
+
+# From how many digits on a number of whole units is no longer one of seconds: 12 digits of seconds is the year 5138.
+_UNITS_NS: Final = ((11, NS_PER_S), (14, 1_000_000), (17, 1000), (99, 1))
+
+
+class Times:
+    """Reads the moments of one log."""
+
+    __slots__ = ("_ns", "_text")
+
+    def __init__(self) -> None:
+        self._text = b""
+        self._ns = 0
+
+    def read(self, text: bytes) -> int:
+        """Nanoseconds since the epoch. Raises ValueError for what is not a moment."""
+        if text != self._text:
+            self._ns = read_time(text.decode("latin-1"))
+            self._text = text
+        return self._ns
+
+
+def read_time(text: str) -> int:
+    """Nanoseconds since the epoch. Raises ValueError for what is not a moment from 1970 to 2255."""
+    for form, day in ((_ISO, _iso_day), (_LOCAL, _local_day)):
+        match = form.fullmatch(text)
+        if match:
+            return _bounded(_calendar(match, day), text)
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text[:60]!r} is not a time")
+    return _bounded(_number(match[1], match[2] or ""), text)
+
+
+def _calendar(match: re.Match[str], day: Callable[[str], int]) -> int:
+    date, hours, minutes, seconds, fraction, sign, zone_hours, zone_minutes = match.groups()
+    at_s = day(date) + int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+    if sign:
+        offset_s = int(zone_hours) * 3600 + int(zone_minutes) * 60
+        at_s -= offset_s if sign == "+" else -offset_s
+    return at_s * NS_PER_S + _fraction(fraction or "")
+
+
+def _number(whole: str, fraction: str) -> int:
+    unit_ns = next(unit for digits, unit in _UNITS_NS if len(whole) <= digits)
+    return int(whole) * unit_ns + _fraction(fraction) * unit_ns // NS_PER_S
+
+
+def _fraction(digits: str) -> int:
+    """Digits after a decimal point in billionths."""
+    return int(digits[:9].ljust(9, "0")) if digits else 0
+
+
+def _bounded(ns: int, text: str) -> int:
+    if not 0 <= ns < LATEST_NS:
+        raise ValueError(f"{text[:60]!r} is not a time from 1970 to 2255")
+    return ns
+
+
+@lru_cache(maxsize=64)
+def _iso_day(date: str) -> int:
+    """The day's first second since the epoch."""
+    return _day(int(date[:4]), int(date[5:7]), int(date[8:]))
+
+
+@lru_cache(maxsize=64)
+def _local_day(date: str) -> int:
+    return _day(int(date[7:]), _MONTHS.get(date[3:6], 0), int(date[:2]))
+
+
+def _day(year: int, month: int, day: int) -> int:
+    if not (1 <= month <= 12 and 1 <= day <= 31):
+        raise ValueError(f"{year:04}-{month:02}-{day:02} is not a date")
+    return timegm((year, month, day, 0, 0, 0))
