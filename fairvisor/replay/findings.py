@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-from fairvisor.bundle.subjects import Subject
 from fairvisor.clock import NS_PER_S
 from fairvisor.counters.sketch import Frequent, SpaceSaving
+from fairvisor.rules.keys import Described
 
 KEPT_KEYS: Final = 2000
 CELLS: Final = 480
@@ -69,7 +69,7 @@ class Rejects:
 
     def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
-        self.keys: SpaceSaving[Subject] = SpaceSaving(KEPT_KEYS)
+        self.keys: SpaceSaving[Described] = SpaceSaving(KEPT_KEYS)
         self.timeline = Timeline()
         self.first_ns = 0
         self.last_ns = 0
@@ -78,13 +78,13 @@ class Rejects:
         self._minute = -1
         self._minute_count = 0
 
-    def add(self, reason: str, subject: Subject, wall_ns: int) -> None:
+    def add(self, reason: str, described: Described, wall_ns: int) -> None:
         """One more, at a time not before the last one's."""
         if not self.reasons:
             self.first_ns = wall_ns
         self.last_ns = wall_ns
         self.reasons[reason] += 1
-        self.keys.hit(subject)
+        self.keys.hit(described)
         wall_s = wall_ns // NS_PER_S
         self.timeline.add(wall_s)
         minute = wall_s // 60
@@ -98,7 +98,7 @@ class Rejects:
     def total(self) -> int:
         return sum(self.reasons.values())
 
-    def top(self, most: int) -> list[Frequent[Subject]]:
+    def top(self, most: int) -> list[Frequent[Described]]:
         """For whom, most first."""
         return self.keys.top(most)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any, Final
 
-from fairvisor.bundle.subjects import Subject
 from fairvisor.clock import NS_PER_S
 from fairvisor.counters.sketch import Frequent
 from fairvisor.replay.findings import Finding
 from fairvisor.replay.reading import RequestLog
 from fairvisor.replay.run import Replay
+from fairvisor.rules.keys import Described
 
 COLUMNS: Final = 48  # of a timeline
 
@@ -85,7 +85,7 @@ def _limit(finding: Finding, replay: Replay, start_s: int, end_s: int, top: int)
     }
 
 
-def _key(frequent: Frequent[Subject]) -> Report:
+def _key(frequent: Frequent[Described]) -> Report:
     return {"keys": dict(frequent.key), "rejected": frequent.hits, "too_high_by_at_most": frequent.error}
 
 

@@ -16,7 +16,6 @@ from typing import Final
 from fairvisor.bundle.compile import Options, compile_bundle
 from fairvisor.bundle.load import Parsed
 from fairvisor.bundle.model import AnyRule, Bundle, CostBasedRule, Policy, TokenBucketRule
-from fairvisor.bundle.subjects import BREAKER, LOOP, Subjects
 from fairvisor.context import Context
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Decision, Verdict
@@ -32,6 +31,8 @@ from fairvisor.replay.findings import Finding
 from fairvisor.settings import Settings
 
 KILL_SWITCH: Final = "kill_switch"  # the rule of no policy under which kill switches are reported
+LOOP: Final = "loop_detection"
+BREAKER: Final = "circuit_breaker"
 NO_POLICY: Final = ""
 
 _EVERYBODY: Final = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -67,7 +68,6 @@ class Replay:
         self.without_host = 0
         self.routed: Counter[str] = Counter()  # by policy id
         self._model = model
-        self._subjects = Subjects(model)
         self._findings: dict[Place, Finding] = {}
         self._unseen = self._all_readers(model)  # descriptors that no request had yet, by policy
 
@@ -116,8 +116,8 @@ class Replay:
 
     def _note_reject(self, verdict: Verdict, context: Context) -> None:
         assert verdict.reason is not None, "a refusal says why"
-        subject = self._subjects.of(verdict.limit, context)
-        self._finding(verdict).rejects.add(verdict.reason.value, subject, context.now.wall_ns)
+        described = verdict.limit.describe(context)
+        self._finding(verdict).rejects.add(verdict.reason.value, described, context.now.wall_ns)
 
     def _finding(self, verdict: Verdict) -> Finding:
         tally = verdict.limit.tally
