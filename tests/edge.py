@@ -88,10 +88,11 @@ def moment(at: float) -> Now:
 
 
 class Reply:
-    """What was decided, and the answer that says so."""
+    """What was decided about what, and the answer that says so."""
 
-    def __init__(self, decision: Decision, answer: Answer) -> None:
+    def __init__(self, decision: Decision, context: Context, answer: Answer) -> None:
         self.decision = decision
+        self.context = context
         self.status = answer.status
         self.delay_ms = answer.delay_ms
         self.body = answer.body
@@ -225,7 +226,7 @@ class Edge:
         now = moment(self.at)
         context = Context(method, host, path, raw, client, self.identity, now, data, request_id)
         decision = decide(self.bundle, self.counters, context, now)
-        return Reply(decision, self.renderer.answer(decision, context, 204, carrier))
+        return Reply(decision, context, self.renderer.answer(decision, context, 204, carrier))
 
     def admits(self, *arguments: Any, most: int = 1000, **more: Any) -> int:
         """How many of the same request pass in a row."""

@@ -204,7 +204,7 @@ FAULTS: Final = Family(
     "1 while something beside the decisions does not work; decisions go on.",
     ("part",),
     "gauge",
-    ("state-dir", "snapshot", "bundle-file", "bundle-object", "audit-log"),
+    ("state_dir", "snapshot", "bundle_file", "audit_log"),
 )
 WORKERS: Final = Family("fairvisor_workers", "Workers that take connections.", kind="gauge")
 CONNECTIONS: Final = Family("fairvisor_connections", "Open connections of all workers.", kind="gauge")

@@ -1,0 +1,100 @@
+"""The thread of a worker that writes what requests leave behind: audit lines, and the gauges of what is left.
+
+Requests only count in memory; this thread does the slow part, ten times a second, in small steps. When the audit log
+cannot be written it says so once in the log and in a note that every process can read, tries again every second, and
+says when it works again. It knows nothing of decisions.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from fairvisor import audit
+from fairvisor.audit import Audit
+from fairvisor.clock import NS_PER_S, Now, read_now
+from fairvisor.counters.segment import Segment
+from fairvisor.linefile import LineFile
+from fairvisor.notes import AUDIT_LOG, Notes
+from fairvisor.settings import Settings
+
+FLUSH_S: Final = 0.1
+RETRY_NS: Final = NS_PER_S  # after the log could not be written
+WRITE_NS: Final = NS_PER_S  # how often gauges are written
+PAUSE_S: Final = 0.000_2  # between slices of work, for threads that answer requests
+STOPPED_WITHIN_S: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Flushes `audit` from `start` to `stop`."""
+
+    def __init__(
+        self, settings: Settings, segment: Segment, notes: Notes, clock: Callable[[], Now] = read_now
+    ) -> None:
+        # per process
+        self._segment = segment
+        self._notes = notes
+        self._clock = clock
+        self._stopped = threading.Event()
+        self._pause = threading.Event()  # never set
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+        self.audit = Audit(
+            segment,
+            LineFile(settings.audit_path),
+            audit.plain if settings.audit_keys == "plain" else audit.hashed(segment.reservation_key),
+            os.getpid(),
+            lambda: self._pause.wait(PAUSE_S),
+        )
+        # what changes
+        self._wait_until_ns = 0
+        self._written_ns = 0
+        self._told = ""
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is left, then end."""
+        if not self._stopped.is_set():
+            self._stopped.set()
+            self._thread.join(STOPPED_WITHIN_S)
+
+    def step(self, now: Now) -> None:
+        """What is done ten times a second."""
+        if now.mono_ns - self._written_ns >= WRITE_NS:
+            self._written_ns = now.mono_ns
+            self._segment.write_postponed(now.wall_ns // NS_PER_S)
+        if now.mono_ns >= self._wait_until_ns:
+            self._flush(now)
+
+    def _flush(self, now: Now) -> None:
+        if self.audit.flush(now):
+            if self._told:
+                self._told = ""
+                self._notes.drop(AUDIT_LOG)
+                _log.info("the audit log can be written again")
+            return
+        self._wait_until_ns = now.mono_ns + RETRY_NS
+        problem = str(self.audit.problem)
+        self._notes.put(AUDIT_LOG, problem, now)
+        if problem != self._told:
+            self._told = problem
+            _log.error("the audit log cannot be written, events are kept without their keys: %s", problem)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(FLUSH_S):
+            try:
+                self.step(self._clock())
+            except Exception:  # a thread that died quietly would leave the audit log empty for ever
+                _log.exception("reporting failed")
+                self._pause.wait(1.0)
+        now = self._clock()
+        self._segment.write_postponed(now.wall_ns // NS_PER_S)
+        if not self.audit.flush(now):
+            self.audit.give_up()

@@ -1,0 +1,135 @@
+"""Whole lines in one file from several processes, whatever happens to the file."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fairvisor.linefile import LineFile, PartlyWritten
+
+
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """A disk that is full once a file has this size (a write that reaches it stops there, as on a full disk)."""
+    old, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (old, hard))
+
+
+def test_lines_are_appended(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"old\n")
+    LineFile(path).append([b"one\n", b"two\n"])
+    assert path.read_bytes() == b"old\none\ntwo\n"
+
+
+def test_the_log_is_for_its_owner_and_group(tmp_path: Path) -> None:
+    LineFile(tmp_path / "log").append([b"one\n"])
+    assert (tmp_path / "log").stat().st_mode & 0o007 == 0
+
+
+def test_a_renamed_file_is_left_and_a_new_one_begun(tmp_path: Path) -> None:
+    path, log = tmp_path / "log", LineFile(tmp_path / "log")
+    log.append([b"one\n"])
+    path.rename(tmp_path / "log.1")
+    log.append([b"two\n"])
+    assert (tmp_path / "log.1").read_bytes() == b"one\n"
+    assert path.read_bytes() == b"two\n"
+
+
+def test_a_file_that_was_replaced_or_emptied_is_written_on(tmp_path: Path) -> None:
+    path, log = tmp_path / "log", LineFile(tmp_path / "log")
+    log.append([b"one\n"])
+    (tmp_path / "new").write_bytes(b"")
+    (tmp_path / "new").rename(path)
+    log.append([b"two\n"])
+    os.truncate(path, 0)
+    log.append([b"three\n"])
+    assert path.read_bytes() == b"three\n"
+
+
+def test_a_directory_that_vanished_is_an_error_until_it_is_back(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = LineFile(folder / "log")
+    log.append([b"one\n"])
+    (folder / "log").unlink()
+    folder.rmdir()
+    with pytest.raises(PartlyWritten) as caught:
+        log.append([b"two\n"])
+    assert caught.value.lines == 0
+    folder.mkdir()
+    log.append([b"two\n"])
+    assert (folder / "log").read_bytes() == b"two\n"
+
+
+def test_a_full_disk_tells_how_many_lines_are_there_and_no_line_is_mixed_with_the_next(
+    tmp_path: Path,
+) -> None:
+    path, log = tmp_path / "log", LineFile(tmp_path / "log")
+    with largest_file(10), pytest.raises(PartlyWritten) as caught:
+        log.append([b"one\n", b"two\n", b"three\n"])
+    assert caught.value.lines == 2
+    assert path.read_bytes() == b"one\ntwo\nth"
+    log.append([b"three\n"])
+    assert path.read_bytes() == b"one\ntwo\nth\nthree\n"
+
+
+def test_another_process_does_not_continue_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with largest_file(6), pytest.raises(PartlyWritten):
+        LineFile(path).append([b"one\n", b"two\n"])
+    LineFile(path).append([b"from another\n"])
+    assert path.read_bytes() == b"one\ntw\nfrom another\n"
+
+
+def test_a_device_without_room_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PartlyWritten, match="No space left") as caught:
+        LineFile(Path("/dev/full")).append([b"one\n"])
+    assert caught.value.lines == 0
+
+
+def test_a_pipe_gets_whole_lines_it_takes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    sizes = []
+    write = os.write
+
+    def noted(fd: int, data: bytes) -> int:
+        sizes.append(len(data))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", noted)
+    lines = [b"%04d" % number + b"x" * 995 + b"\n" for number in range(10)]
+    LineFile(path).append(lines)
+    assert os.read(reader, 1 << 16) == b"".join(lines)
+    assert max(sizes) <= 4096
+    os.close(reader)
+
+
+def test_several_processes_never_mix_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    children = []
+    for child in range(4):
+        pid = os.fork()
+        if pid == 0:
+            log = LineFile(path)
+            line = (str(child) * 200 + "\n").encode()
+            for _ in range(50):
+                log.append([line] * 40)
+            os._exit(0)
+        children.append(pid)
+    for pid in children:
+        assert os.waitpid(pid, 0)[1] == 0
+    lines = path.read_bytes().splitlines()
+    assert len(lines) == 4 * 50 * 40
+    assert set(lines) == {(str(child) * 200).encode() for child in range(4)}
