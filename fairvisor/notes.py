@@ -38,7 +38,7 @@ class Notes:
     """The notes of one instance, by its segment's name."""
 
     def __init__(self, segment_name: str) -> None:
-        self._prefix = f"{segment_name}-note-"
+        self._prefix = f"{segment_name}+note-"  # no instance has a plus sign in its name
 
     def put(self, name: str, text: str, now: Now, about: str = "") -> bool:
         """Say this under `name`; False when it is said already. A fault that goes on keeps the time it began."""

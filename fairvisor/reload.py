@@ -37,7 +37,7 @@ from fairvisor.errors import BundleInvalid, BundleRefused, FairvisorError, Probl
 from fairvisor.metrics.counting import Counter
 from fairvisor.metrics.families import RELOADS
 from fairvisor.notes import Notes
-from fairvisor.processes import identity, pid_of
+from fairvisor.processes import identity, pid_of, start_time
 from fairvisor.settings import Settings
 from fairvisor.state import StateDirectory
 
@@ -302,6 +302,33 @@ class Publisher:
             yield
         finally:
             os.close(fd)
+
+
+def forget(segment_name: str, state: StateDirectory, *, with_bundle: bool) -> list[str]:
+    """Remove an instance's shared memory and its snapshot, and its last good bundle if wanted: what was removed.
+
+    Raises SegmentError when the instance runs, OSError.
+    """
+    refuse_running(segment_name)
+    removed = [str(SHM_DIR / name) for name in shared.unlink_all_but(segment_name, 0)]
+    Notes(segment_name).drop_all()
+    if Segment.unlink(segment_name):
+        removed.append(str(SHM_DIR / segment_name))
+    places = (state.snapshot, state.bundle) if with_bundle else (state.snapshot,)
+    return removed + [str(path) for path in state.remove(*places)]
+
+
+def refuse_running(segment_name: str) -> None:
+    """Raises SegmentError when a master or a worker of this instance lives."""
+    try:
+        segment = Segment.attach(segment_name)
+    except (FileNotFoundError, SegmentError):
+        return  # there is none, or one that another version or boot left
+    master = segment.table.word_get(Word.MASTER_PID)
+    lives = master and start_time(master) == segment.table.word_get(Word.MASTER_START)
+    pids = [master] if lives else [pid_of(worker.process) for worker in Registry(segment.table).workers()]
+    if pids:
+        raise SegmentError(f"{segment_name} is in use by process {pids[0]}: stop it first")
 
 
 def _try_lock(fd: int) -> bool:

@@ -42,10 +42,10 @@ class StateDirectory:
                 new.unlink(missing_ok=True)
         _sync_directory(self.directory)
 
-    def remove(self) -> list[Path]:
-        """Remove the instance's files; which there were."""
+    def remove(self, *places: Path) -> list[Path]:
+        """Remove files; which there were."""
         removed = []
-        for path in (self.bundle, self.snapshot):
+        for path in places:
             with suppress(FileNotFoundError):
                 path.unlink()
                 removed.append(path)

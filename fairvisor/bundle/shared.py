@@ -24,6 +24,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -83,6 +84,14 @@ def object_name(segment_name: str, generation: int) -> str:
 def offer_name(segment_name: str, process: int, number: int) -> str:
     """The name of an object that `process` (an identity) makes, until it is accepted."""
     return f"{segment_name}-offer-{process}-{number}"
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False  # gone, or somebody else's
 
 
 def accept(offer: str, name: str) -> None:
@@ -238,7 +247,7 @@ def unlink_all_but(segment_name: str, generation: int) -> list[str]:
     for path in SHM_DIR.glob(f"{glob.escape(segment_name)}-*-*"):
         kind, _, rest = path.name[len(segment_name) + 1 :].partition("-")
         number = rest.partition("-")[0]
-        if not number.isdigit():
+        if not number.isdigit() or not _is_ours(path):
             continue  # of another instance, whose name begins with ours
         stale = path.name != kept if kind == "bundle" else kind == "offer" and not is_alive(int(number))
         if stale:

@@ -15,6 +15,7 @@ from fairvisor import __version__
 from fairvisor.cli.exits import FAILED, INTERRUPTED, USAGE
 from fairvisor.cli.explain import explain
 from fairvisor.cli.init import init
+from fairvisor.cli.reset import reset
 from fairvisor.cli.schema import schema
 from fairvisor.cli.serve import serve
 from fairvisor.cli.test import test
@@ -54,7 +55,7 @@ def show_help(context: click.Context, command: str | None) -> None:
     click.echo(found.get_help(click.Context(found, group, command)))
 
 
-for _command in (explain, init, schema, serve, test, validate, version):
+for _command in (explain, init, reset, schema, serve, test, validate, version):
     cli.add_command(_command)
 
 

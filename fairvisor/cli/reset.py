@@ -1,0 +1,41 @@
+"""`fairvisor reset`: forget what an instance counted, while it does not run.
+
+The counters are in shared memory and, for a reboot, in a snapshot: both go, else the next start would bring them back.
+The last good bundle stays unless it is asked for, so that a kill switch which was pushed is still in force afterwards.
+"""
+
+from __future__ import annotations
+
+import click
+
+from fairvisor import reload
+from fairvisor.http.start import segment_name
+from fairvisor.settings import Settings, environment
+from fairvisor.state import StateDirectory
+
+
+@click.command()
+@click.option("--instance", metavar="VALUE", help="Which instance.  [FAIRVISOR_INSTANCE]")
+@click.option(
+    "--bind", metavar="VALUE", help="Its bind address, from which its name was made.  [FAIRVISOR_BIND]"
+)
+@click.option("--state-dir", metavar="VALUE", help="Where its snapshot is.  [FAIRVISOR_STATE_DIR]")
+@click.option("--state", is_flag=True, help="Remove the last good bundle as well.")
+def reset(state: bool, **flags: str | None) -> None:
+    """Forget all counters of an instance that does not run.
+
+    Removes its shared memory and its snapshot; with --state also the last good bundle, so that the next start takes the
+    bundle file whatever its version is. Refuses while a master or a worker of the instance lives.
+    """
+    settings = Settings.load(
+        environment(), {name: value for name, value in flags.items() if value is not None}
+    )
+    removed = reload.forget(
+        segment_name(settings.instance),
+        StateDirectory(settings.state_dir, settings.instance),
+        with_bundle=state,
+    )
+    for name in removed:
+        click.echo(f"removed {name}")
+    if not removed:
+        click.echo(f"nothing there of instance {settings.instance}")
