@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from edge import DAY, Edge, Json, Reply, bucket, policy, tokens
+from edge import DAY, START_S, Edge, Json, Reply, bucket, policy, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -155,6 +155,16 @@ def test_a_day_is_counted_beside_the_minute_and_the_tighter_one_is_shown() -> No
     assert (refused.reason, refused.remaining, refused.should_retry) == ("tpd_exceeded", 80, False)
     assert refused.reset == 22 * HOUR
     assert ask(edge, 900, 10, at=DAY).status == 204
+
+
+def test_no_key_is_taken_for_the_day_of_another() -> None:
+    edge = Edge(
+        policy("p", tokens("t", "header:x-key", tpm=1000, tokens_per_day=1200, token_source=HINT)),
+        options=TRUSTED,
+    )
+    assert ask(edge, 1, 1, key=f"day{START_S // DAY}:a").status == 204
+    assert ask(edge, 990, 10, key="a").status == 204
+    assert ask(edge, 990, 10, key="a", at=60).reason == "tpd_exceeded"
 
 
 def test_tokens_are_taken_from_both_limits_or_from_neither() -> None:

@@ -113,7 +113,7 @@ class LlmTokens:
     def _take_day(self, counters: Counters, minute: Verdict, values: str, quota: Quota, now: Now) -> Verdict:
         day, into_ns = divmod(now.wall_ns, DAY_NS)
         if day != self._day:
-            self._day, self._day_identity = day, f"{self.scope.identity}day{day}:"
+            self._day, self._day_identity = day, f"day{day}:{self.scope.identity}"
         left_ns = DAY_NS - into_ns
         key = hash64(self._day_identity + values, self._seed)
         outcome, total_u = counters.add(key, now.mono_ns, minute.cost_u, self._day_u, left_ns)
