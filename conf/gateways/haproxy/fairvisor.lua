@@ -1,0 +1,94 @@
+-- Asks Fairvisor Edge about a request: the action `http-request lua.fairvisor`, for HAProxy 2.6 and later.
+--
+-- A refusal is answered here, as Fairvisor words it. Otherwise the variable txn.fairvisor says "allowed" or
+-- "undecided" (no answer in time, or none that decides), and the configuration chooses what an undecided request gets.
+-- What the client is to be told of an allow is in the variables txn.fairvisor_*.
+
+local URL = os.getenv("FAIRVISOR_URL") .. "/v1/decision"
+local TIMEOUT_MS = tonumber(os.getenv("FAIRVISOR_TIMEOUT_MS"))
+local TOKEN = os.getenv("FAIRVISOR_DECISION_TOKEN")
+
+-- What a client must not tell Fairvisor, and what belongs to its own connection (RFC 9110 7.6.1).
+local DROPPED = {
+    ["host"] = true, ["connection"] = true, ["keep-alive"] = true, ["te"] = true, ["trailer"] = true,
+    ["upgrade"] = true, ["transfer-encoding"] = true, ["content-length"] = true, ["expect"] = true,
+    ["proxy-connection"] = true, ["forwarded"] = true,
+    ["x-country-code"] = true, ["x-asn"] = true, ["x-asn-type"] = true, ["x-tor-exit"] = true,
+    ["x-token-estimate"] = true,
+}
+local DROPPED_PREFIXES = {"x-original-", "x-forwarded-", "x-fairvisor-"}
+
+local SHOWN = {
+    ["ratelimit"] = "txn.fairvisor_ratelimit",
+    ["ratelimit-policy"] = "txn.fairvisor_ratelimit_policy",
+    ["ratelimit-limit"] = "txn.fairvisor_ratelimit_limit",
+    ["ratelimit-remaining"] = "txn.fairvisor_ratelimit_remaining",
+    ["ratelimit-reset"] = "txn.fairvisor_ratelimit_reset",
+    ["x-fairvisor-warning"] = "txn.fairvisor_warning",
+    ["x-fairvisor-loop-count"] = "txn.fairvisor_loop_count",
+}
+local REFUSAL = {
+    ["content-type"] = true, ["retry-after"] = true, ["x-fairvisor-reason"] = true, ["x-should-retry"] = true,
+    ["x-fairvisor-loop-count"] = true,
+}
+
+local function is_dropped(name)
+    if DROPPED[name] then
+        return true
+    end
+    for _, prefix in ipairs(DROPPED_PREFIXES) do
+        if name:sub(1, #prefix) == prefix then
+            return true
+        end
+    end
+    return false
+end
+
+local function question(txn)
+    local headers = {}
+    for name, values in pairs(txn.http:req_get_headers()) do
+        if not is_dropped(name) then
+            headers[name] = values
+        end
+    end
+    headers["x-original-method"] = {txn.f:method()}
+    headers["x-original-uri"] = {txn.f:pathq()}
+    headers["x-original-host"] = {txn.f:req_fhdr("host") or ""}
+    headers["x-forwarded-for"] = {txn.f:src()}
+    if TOKEN then
+        headers["x-fairvisor-token"] = {TOKEN}
+    end
+    return headers
+end
+
+local function refuse(txn, answer)
+    local reply = txn:reply{status = answer.status, body = answer.body}
+    for name, values in pairs(answer.headers) do
+        if REFUSAL[name] then
+            reply:add_header(name, values[0])
+        end
+    end
+    txn:done(reply)
+end
+
+local function decide(txn)
+    local answer = core.httpclient():get{url = URL, headers = question(txn), timeout = TIMEOUT_MS}
+    local status = answer and answer.status or 0
+    if status == 204 or status == 200 or status == 429 then
+        for name, variable in pairs(SHOWN) do
+            local values = answer.headers[name]
+            if values then
+                txn:set_var(variable, values[0])
+            end
+        end
+    end
+    if status == 204 or status == 200 then
+        txn:set_var("txn.fairvisor", "allowed")
+    elseif status >= 400 and status < 500 then
+        refuse(txn, answer)
+    else
+        txn:set_var("txn.fairvisor", "undecided")
+    end
+end
+
+core.register_action("fairvisor", {"http-req"}, decide, 0)

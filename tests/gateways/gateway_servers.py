@@ -1,0 +1,178 @@
+"""The real gateways, started with the configurations of `conf/gateways/` word for word: ports and folders are replaced.
+
+The configurations name three ports, 8000 (the gateway), 8080 (Fairvisor Edge), 3000 (the application), and the folder
+/etc/haproxy. Everything a gateway writes stays in a folder of the test.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from edge_server import PATIENCE_S, ROOT, reserve_port, wait_until
+from request_checks import Received
+
+CONFIGURATIONS = ROOT / "conf" / "gateways"
+HERE = Path(__file__).parent
+
+
+class Ports(NamedTuple):
+    """What the three ports of a configuration become."""
+
+    gateway: int
+    edge: int
+    application: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A gateway: the program it needs, the files it reads, and how it is started on one of them."""
+
+    program: str
+    files: tuple[tuple[Path, str], ...]  # what is copied where
+    closed: str
+    open: str
+    command: Callable[[Path], list[str]]
+    shows_allows: bool = True  # whether it can show a client the RateLimit headers of an allow
+    undecided: frozenset[int] = frozenset({503})  # what fail-closed answers
+
+
+def _nginx(configuration: Path) -> list[str]:
+    folder = configuration.parent
+    directives = f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;"
+    return ["nginx", "-p", str(folder), "-c", str(configuration), "-g", directives]
+
+
+def _envoy(configuration: Path) -> list[str]:
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    program = shutil.which("envoy", path=beside) or "envoy"
+    options = ["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]
+    return [program, "-c", str(configuration), *options]
+
+
+def _caddy(configuration: Path) -> list[str]:
+    return ["caddy", "run", "--config", str(configuration), "--adapter", "caddyfile"]
+
+
+def _haproxy(configuration: Path) -> list[str]:
+    return ["haproxy", "-db", "-f", str(configuration)]
+
+
+_NGINX_FILES = ((CONFIGURATIONS / "nginx", "."),)
+_CADDY_FILES = ((CONFIGURATIONS / "caddy", "."),)
+_ENVOY_FILES = ((CONFIGURATIONS / "envoy", "."),)
+_KONG = CONFIGURATIONS / "kong"
+_CADDY_ERRORS = frozenset({502, 503, 504})
+
+KINDS = {
+    "nginx": Kind("nginx", _NGINX_FILES, "nginx.conf", "nginx-fail-open.conf", _nginx),
+    "envoy": Kind("envoy", _ENVOY_FILES, "envoy.yaml", "envoy-fail-open.yaml", _envoy),
+    "envoy-bodies": Kind("envoy", _ENVOY_FILES, "envoy-bodies.yaml", "", _envoy),
+    "caddy": Kind("caddy", _CADDY_FILES, "Caddyfile", "Caddyfile-fail-open", _caddy, undecided=_CADDY_ERRORS),
+    "caddy-short": Kind("caddy", _CADDY_FILES, "Caddyfile-short", "", _caddy, False, _CADDY_ERRORS),
+    "haproxy": Kind(
+        "haproxy", ((CONFIGURATIONS / "haproxy", "."),), "haproxy.cfg", "haproxy-fail-open.cfg", _haproxy
+    ),
+    "kong": Kind(
+        "nginx",
+        ((_KONG / "kong", "kong"), (HERE / "kong", ".")),
+        "nginx.conf fail_open=false",
+        "nginx.conf fail_open=true",
+        _nginx,
+    ),
+    "kong-injection": Kind(
+        "nginx",
+        (
+            (CONFIGURATIONS / "nginx" / "fairvisor", "fairvisor"),
+            (_KONG / "injection.conf", "fairvisor-injection.conf"),
+            (_KONG / "upstream.conf", "fairvisor-upstream.conf"),
+            (HERE / "kong" / "injection.conf", "injection.conf"),
+        ),
+        "injection.conf",
+        "",
+        _nginx,
+    ),
+}  # fmt: skip
+
+
+class Gateway:
+    """A running gateway."""
+
+    def __init__(self, kind: Kind, variant: str, place: Path, edge: int, application: int) -> None:
+        self.kind = kind
+        self._reserved = reserve_port()
+        self.address: tuple[str, int] = self._reserved.getsockname()
+        self.folder = place
+        self.log = place / "gateway.log"
+        name, _, option = variant.partition(" ")
+        values = dict([option.split("=")]) if option else {}
+        install(kind.files, place, Ports(self.address[1], edge, application), values)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                kind.command(place / name), env=_environment(place), stdout=log, stderr=log, cwd=place
+            )
+        wait_until(self.is_listening)
+
+    def is_listening(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            socket.create_connection(self.address, timeout=PATIENCE_S).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    def ask(self, raw: bytes, source: str = "127.0.0.1") -> Received:
+        """Send the bytes of a request on a connection of its own, and read the answer as a client does."""
+        with socket.create_connection(self.address, PATIENCE_S, (source, 0)) as connection:
+            connection.sendall(raw)
+            answer = http.client.HTTPResponse(connection, method=raw.partition(b" ")[0].decode("latin-1"))
+            answer.begin()
+            return Received(answer.status, answer.getheaders(), answer.read())
+
+    def stop(self) -> None:
+        self._reserved.close()
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _environment(place: Path) -> dict[str, str]:
+    folders = {name: str(place) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FAIRVISOR_")}
+    return {**kept, **folders}
+
+
+def install(
+    files: tuple[tuple[Path, str], ...], place: Path, ports: Ports, values: dict[str, str]
+) -> None:
+    """Copy configurations to `place`, with the ports and folders of the test."""
+    for source, target in files:
+        for path in [source] if source.is_file() else source.rglob("*"):
+            if path.is_file():
+                copy = place / target if source.is_file() else place / target / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_text(_placed(path.read_text(), place, ports, values))
+
+
+def _placed(text: str, place: Path, ports: Ports, values: dict[str, str]) -> str:
+    for shipped, actual in (("8000", ports.gateway), ("8080", ports.edge), ("3000", ports.application)):
+        text = re.sub(rf"\b{shipped}\b", str(actual), text)
+    text = text.replace("/etc/haproxy", str(place)).replace("{folder}", str(place))
+    for name, value in values.items():
+        text = text.replace("{" + name + "}", value)
+    return text
+
+
+StartGateway = Callable[..., Gateway]
