@@ -14,6 +14,8 @@ A request passes, in this order:
     decision.py     7. what was decided, and why
     response.py     8. a decision becomes status, headers and body
     metrics/           what is counted on the way
+    exposition.py      the numbers, as Prometheus reads them
+    audit.py           every enforcement action, as lines that a flood cannot make large
 
 Before the first request:
 
@@ -27,6 +29,8 @@ Before the first request:
     leader.py       what one worker does for all: watch the file, save, sweep, tidy
     snapshots.py    what outlives a reboot, written and found again
     beside.py       the threads beside the requests of a worker
+    reporter.py     the thread that writes the audit log
+    linefile.py     a log that several processes append whole lines to
     state.py        files that outlive the machine's memory
     notes.py        what went wrong, for every process to read
     processes.py    which process is which, and whether it lives

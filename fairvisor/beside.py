@@ -1,8 +1,9 @@
-"""What runs beside the requests in every worker: three threads and what they share.
+"""What runs beside the requests in every worker: four threads and what they share.
 
-The follower switches bundles, the refresher keeps tokens and places up to date, the leader does for all workers what
-one of them must do. Each has a thread of its own, because files and networks may keep one waiting and none may keep
-another waiting. This module starts and stops them; it knows nothing of HTTP.
+The follower switches bundles, the refresher keeps tokens and places up to date, the reporter writes what requests
+leave behind, the leader does for all workers what one of them must do. Each has a thread of its own, because files and
+networks may keep one waiting and none may keep another waiting. This module starts and stops them; it knows nothing of
+HTTP.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fairvisor.identity import Identity, Refresher
 from fairvisor.leader import Leader
 from fairvisor.processes import identity as process_identity
 from fairvisor.reload import Publisher
+from fairvisor.reporter import Reporter
 from fairvisor.settings import Settings
 from fairvisor.snapshots import Snapshots
 
@@ -32,11 +34,13 @@ class Beside:
         self.identity = who
         self.publisher = Publisher(settings, segment, environ)
         self.active = ActiveBundle(self.publisher.notes)
-        entry = self.publisher.registry.claim(process_identity(os.getpid()))
+        self._entry = entry = self.publisher.registry.claim(process_identity(os.getpid()))
         if entry is None:
             _log.error("there is no entry left for this worker: reloads will not wait for it")
         self._refresher = Refresher(who)
         self._follower = Follower(settings, segment, self.active, self._refresher, environ, entry)
+        self._reporter = Reporter(settings, segment, self.active)
+        self.audit = self._reporter.audit
         snapshots = Snapshots(segment.name, self.publisher.state)
         self._leader = Leader(segment, self.publisher, snapshots, lambda: self._follower.shared)
 
@@ -45,9 +49,16 @@ class Beside:
         self._follower.start()
         self._refresher.start()
         self._leader.start()
+        self._reporter.start()
 
     def stop(self) -> None:
         """Another worker leads from now on, and nobody waits for this one any more."""
         self._leader.stop()
         self._refresher.stop()
         self._follower.stop()
+        self._reporter.stop()
+
+    def tell(self, connections: int, waiting: int) -> None:
+        """This worker has so many connections, and so many answers wait for a throttle; for the metrics."""
+        if self._entry is not None:
+            self.publisher.registry.tell(self._entry, connections, waiting)

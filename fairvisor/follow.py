@@ -59,16 +59,16 @@ class Current:
 class ActiveBundle:
     """The active bundle of this process. `current` is None until there is one; a request reads it once."""
 
-    __slots__ = ("_notes", "current")
+    __slots__ = ("current", "notes")
 
     def __init__(self, notes: Notes) -> None:
-        self._notes = notes
+        self.notes = notes
         self.current: Current | None = None
 
     @property
     def reason(self) -> str:
         """Why there is no newer bundle, or none at all; "" when the last one that was offered is active."""
-        note = self._notes.get(RELOAD)
+        note = self.notes.get(RELOAD)
         if note is not None:
             return note.text
         return "" if self.current is not None else "no bundle was offered yet"

@@ -16,9 +16,11 @@ from typing import Final
 from fairvisor import audit
 from fairvisor.audit import Audit
 from fairvisor.clock import NS_PER_S, Now, read_now
+from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
+from fairvisor.follow import ActiveBundle
 from fairvisor.linefile import LineFile
-from fairvisor.notes import AUDIT_LOG, Notes
+from fairvisor.notes import AUDIT_LOG
 from fairvisor.settings import Settings
 
 FLUSH_S: Final = 0.1
@@ -34,11 +36,11 @@ class Reporter:
     """Flushes `audit` from `start` to `stop`."""
 
     def __init__(
-        self, settings: Settings, segment: Segment, notes: Notes, clock: Callable[[], Now] = read_now
+        self, settings: Settings, segment: Segment, active: ActiveBundle, clock: Callable[[], Now] = read_now
     ) -> None:
         # per process
         self._segment = segment
-        self._notes = notes
+        self._active = active
         self._clock = clock
         self._stopped = threading.Event()
         self._pause = threading.Event()  # never set
@@ -70,19 +72,31 @@ class Reporter:
         if now.mono_ns - self._written_ns >= WRITE_NS:
             self._written_ns = now.mono_ns
             self._segment.write_postponed(now.wall_ns // NS_PER_S)
+        self._tell_bundle(now)
         if now.mono_ns >= self._wait_until_ns:
             self._flush(now)
+
+    def _tell_bundle(self, now: Now) -> None:
+        """Log a new bundle, if no other worker does."""
+        current, table = self._active.current, self._segment.table
+        told = table.word_get(Word.AUDITED_GENERATION)
+        if current is None or current.generation <= told:
+            return
+        if table.word_cas(Word.AUDITED_GENERATION, told, current.generation):
+            about = current.about
+            fields = {"version": about.version, "sha256": about.sha256, "source": about.source}
+            self.audit.record("bundle", fields, now)
 
     def _flush(self, now: Now) -> None:
         if self.audit.flush(now):
             if self._told:
                 self._told = ""
-                self._notes.drop(AUDIT_LOG)
+                self._active.notes.drop(AUDIT_LOG)
                 _log.info("the audit log can be written again")
             return
         self._wait_until_ns = now.mono_ns + RETRY_NS
         problem = str(self.audit.problem)
-        self._notes.put(AUDIT_LOG, problem, now)
+        self._active.notes.put(AUDIT_LOG, problem, now)
         if problem != self._told:
             self._told = problem
             _log.error("the audit log cannot be written, events are kept without their keys: %s", problem)

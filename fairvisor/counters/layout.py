@@ -51,6 +51,7 @@ class Word(enum.IntEnum):
     SERIES_OVERFLOWS = 12
     BUNDLE_GENERATION = 16  # the active bundle, 0: none yet
     DURABLE_GENERATION = 17  # the one whose copy stands in the state directory
+    AUDITED_GENERATION = 18  # the last one that the audit log tells of
     LEADER_PID = 24
     LEADER_START = 25
     LEADER_LEASE_NS = 26
@@ -67,6 +68,8 @@ class WorkerWord(enum.IntEnum):
     PROCESS = 0  # see `processes.identity`: which process, told apart from others with the same pid
     GENERATION = 1  # the bundle generation that the worker has switched to
     HEARTBEAT_NS = 2
+    CONNECTIONS = 3
+    WAITING = 4  # answers that a throttle holds
 
 
 def worker_word(entry: int, word: WorkerWord) -> int:

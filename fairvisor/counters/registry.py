@@ -22,6 +22,8 @@ class Worker(NamedTuple):
     process: int
     generation: int
     heartbeat_ns: int
+    connections: int
+    waiting: int
 
 
 class Registry:
@@ -39,7 +41,8 @@ class Registry:
                 owner = self._table.word_get(word)
                 free = not owner if wanted_free else not self._alive(owner)
                 if free and self._table.word_cas(word, owner, process):
-                    self._table.word_set(worker_word(entry, WorkerWord.GENERATION), 0)
+                    for fresh in (WorkerWord.GENERATION, WorkerWord.CONNECTIONS, WorkerWord.WAITING):
+                        self._table.word_set(worker_word(entry, fresh), 0)
                     return entry
         return None
 
@@ -55,15 +58,19 @@ class Registry:
         """This worker lives at this monotonic time."""
         self._table.word_set(worker_word(entry, WorkerWord.HEARTBEAT_NS), now_ns)
 
+    def tell(self, entry: int, connections: int, waiting: int) -> None:
+        """This worker has so many connections, and holds so many answers for a throttle."""
+        self._table.word_set(worker_word(entry, WorkerWord.CONNECTIONS), connections)
+        self._table.word_set(worker_word(entry, WorkerWord.WAITING), waiting)
+
     def workers(self) -> list[Worker]:
         """Everybody who has an entry and lives."""
         found = []
         for entry in range(WORKERS):
-            process, generation, heartbeat_ns = (
-                self._table.word_get(worker_word(entry, word)) for word in WorkerWord
-            )
+            process = self._table.word_get(worker_word(entry, WorkerWord.PROCESS))
             if process and self._alive(process):
-                found.append(Worker(entry, process, generation, heartbeat_ns))
+                words = (self._table.word_get(worker_word(entry, word)) for word in WorkerWord)
+                found.append(Worker(entry, *words))
         return found
 
     def lagging(self, generation: int) -> list[Worker]:

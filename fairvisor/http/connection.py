@@ -21,7 +21,7 @@ from fairvisor.http.headers import read_headers
 from fairvisor.http.hub import BodyRule, Hub
 from fairvisor.http.outbox import Outbox
 from fairvisor.http.request import Peer, Request
-from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE, Sendable, encode
+from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE, Making, Sendable, encode
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 BODY_WAIT_S: Final = 1.0
@@ -152,8 +152,7 @@ class Connection(asyncio.Protocol):
         answer = self._answer(Request(method, target, headers, self._peer), self._read_now())
         if answer.delay_ms or self._queue or self._hub.ending:
             last = self._hub.is_last()
-            payload = encode(self._hub.lines[answer.status], answer, CLOSE if last else "")
-            self._enqueue(payload, last=last, delay_ms=answer.delay_ms)
+            self._put(answer, CLOSE if last else "", last=last, head_only=False)
             self._flush()
         else:
             self._transport.write(encode(self._hub.lines[answer.status], answer))
@@ -294,7 +293,7 @@ class Connection(asyncio.Protocol):
             self._refuse(HeadTooLarge(f"more than {MAX_TRAILERS} trailers"))
         elif arriving.timer is None:
             if arriving.headers.get("expect", b"").lower() == b"100-continue" and not arriving.size_bytes:
-                self._enqueue(CONTINUE, last=False)
+                self._outbox.put(CONTINUE)
             loop = self._hub.loop
             assert loop is not None, "connections live in a running loop"
             arriving.timer = loop.call_later(BODY_WAIT_S, self._body_is_late, arriving)
@@ -335,8 +334,7 @@ class Connection(asyncio.Protocol):
         answer = self._answer(
             Request(method, arriving.target, arriving.headers, self._peer), self._read_now()
         )
-        payload = encode(self._hub.lines[answer.status], answer, CLOSE, head_only=method == "HEAD")
-        self._enqueue(payload, last=True, delay_ms=answer.delay_ms)
+        self._put(answer, CLOSE, last=True, head_only=method == "HEAD")
 
     def _send(self, answer: Sendable, headers: dict[str, bytes], method: str) -> None:
         """An answer off the plain path: held, queued, without its body, or the last of the connection."""
@@ -345,8 +343,7 @@ class Connection(asyncio.Protocol):
         connection = CLOSE if last else ""
         if not last and "connection" in headers and parser.get_http_version() == "1.0":
             connection = KEEP_ALIVE
-        payload = encode(self._hub.lines[answer.status], answer, connection, head_only=method == "HEAD")
-        self._enqueue(payload, last=last, delay_ms=answer.delay_ms)
+        self._put(answer, connection, last=last, head_only=method == "HEAD")
 
     def _refuse(self, error: RequestError) -> None:
         """Answer what cannot be read on from; the client may be sending still."""
@@ -354,12 +351,20 @@ class Connection(asyncio.Protocol):
             return
         self._forget_body()
         self._unread = True
-        answer = self._hub.service.refusal(error)
-        self._enqueue(encode(self._hub.lines[answer.status], answer, CLOSE), last=True)
+        self._put(self._hub.service.refusal(error), CLOSE, last=True, head_only=False)
 
-    def _enqueue(self, payload: bytes, *, last: bool, delay_ms: int = 0) -> None:
+    def _put(self, answer: Sendable, connection: str, *, last: bool, head_only: bool) -> None:
+        """The next answer; one that is not made yet takes its place."""
         self._closing = self._closing or last
-        self._outbox.put(payload, delay_ms)
+        lines = self._hub.lines
+        if answer.delay_ms < 0:
+            making = cast(Making, answer)
+            self._outbox.make(
+                making.advance, lambda: encode(lines[making.status], making, connection, head_only=head_only)
+            )
+        else:
+            payload = encode(lines[answer.status], answer, connection, head_only=head_only)
+            self._outbox.put(payload, answer.delay_ms)
         self._update_reading()
 
     def _waited(self) -> None:

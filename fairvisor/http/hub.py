@@ -8,6 +8,7 @@ to finish; how they do it is their business (`connection.py`).
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -62,11 +63,13 @@ class Hub:
         self.lines = StatusLines()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.on_close: Callable[[], None] = _nobody_cares
+        self.on_no_seat: Callable[[], None] = _nobody_cares
         self.interval_ms = max(10, min(1000, limits.header_timeout_ms // 4, limits.idle_timeout_ms // 4))
         # what changes while it runs
         self.connections: set[Checked] = set()
         self.tick_ms = 0
         self.waiting = 0
+        self._works: deque[tuple[Callable[[], bool], Callable[[], None]]] = deque()
         self.stopping = False
         self.shedding = 0  # connections to be told to come again; their next answers carry Connection: close
         self.ending = False  # stopping or shedding: what the plain path looks at
@@ -109,6 +112,7 @@ class Hub:
     def hold(self, delay_ms: int, release: Callable[[], None]) -> asyncio.TimerHandle | None:
         """Call `release` after the delay; None when every seat is taken and the answer must go at once."""
         if self.waiting >= self.limits.max_waiting or self.loop is None:
+            self.on_no_seat()
             return None
         self.waiting += 1
         return self.loop.call_later(delay_ms / 1000, self._let_go, release)
@@ -117,6 +121,24 @@ class Hub:
         self.waiting -= 1
         release()
 
+    def work(self, advance: Callable[[], bool], done: Callable[[], None]) -> None:
+        """Call `advance` once in each turn of the loop until it is true, then `done`; one such work at a time."""
+        self._works.append((advance, done))
+        if len(self._works) == 1:
+            self._call_turn()
+
+    def _turn(self) -> None:
+        advance, done = self._works[0]
+        if advance():
+            self._works.popleft()
+            done()
+        if self._works:
+            self._call_turn()
+
+    def _call_turn(self) -> None:
+        assert self.loop is not None, "connections live in a running loop"
+        self.loop.call_later(0, self._turn)
+
     def leave(self, timer: asyncio.TimerHandle) -> None:
         """Give the seat of a wait back that nobody waits for any more."""
         timer.cancel()
@@ -124,4 +146,4 @@ class Hub:
 
 
 def _nobody_cares() -> None:
-    """What a hub without an acceptor calls when a connection closes."""
+    """What a hub calls when nobody wants to know."""

@@ -13,12 +13,13 @@ from fairvisor.http.hub import Hub
 
 
 class Queued:
-    """An answer in the queue: held until its timer rings, or only behind one that is."""
+    """An answer in the queue: held until its timer rings or it is made, or only behind one that is."""
 
-    __slots__ = ("payload", "timer")
+    __slots__ = ("held", "payload", "timer")
 
     def __init__(self, payload: bytes) -> None:
         self.payload = payload
+        self.held = False
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -38,10 +39,23 @@ class Outbox:
         queued = Queued(payload)
         if delay_ms:
             queued.timer = self._hub.hold(delay_ms, lambda: self._release(queued))
-        if queued.timer is None and not self.queue:
+        queued.held = queued.timer is not None
+        if not queued.held and not self.queue:
             self.ready.append(payload)
         else:
             self.queue.append(queued)
+
+    def make(self, advance: Callable[[], bool], finish: Callable[[], bytes]) -> None:
+        """The next answer is made a slice at a time, until `advance` is true; `finish` gives its payload."""
+        queued = Queued(b"")
+        queued.held = True
+        self.queue.append(queued)
+        self._hub.work(advance, lambda: self._made(queued, finish))
+
+    def _made(self, queued: Queued, finish: Callable[[], bytes]) -> None:
+        if queued in self.queue:  # else the client is gone
+            queued.payload = finish()
+            self._release(queued)
 
     def take(self) -> bytes:
         """What is ready, joined, so that it is written at once."""
@@ -61,7 +75,8 @@ class Outbox:
     def _release(self, queued: Queued) -> None:
         """An answer has waited long enough: it is ready, and with it those that waited only for it."""
         queued.timer = None
+        queued.held = False
         queue = self.queue
-        while queue and queue[0].timer is None:
+        while queue and not queue[0].held:
             self.ready.append(queue.popleft().payload)
         self._on_ready()

@@ -10,43 +10,40 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from itertools import cycle
+from typing import Final
 
 import orjson
 
+from fairvisor.audit import Audit
 from fairvisor.clock import Now
 from fairvisor.context import Context
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Reason
 from fairvisor.engine import decide
-from fairvisor.errors import Forbidden, MethodNotAllowed, NotFound, RequestError
+from fairvisor.errors import Forbidden, RequestError
 from fairvisor.follow import ActiveBundle
 from fairvisor.http.complaints import Complaints
 from fairvisor.http.debug import DebugSessions, explanation
 from fairvisor.http.gateways import ENVOY_PREFIXES, Endpoint, decision_endpoints
+from fairvisor.http.health import Health
 from fairvisor.http.hub import BodyRule
+from fairvisor.http.pages import NO_BODY, Page, Sliced, open_page, page_at, path_of
 from fairvisor.http.request import Peer, Request
 from fairvisor.identity import Identity
 from fairvisor.llm.reservation import unseal
 from fairvisor.llm.usage import read_usage
-from fairvisor.metrics import DECISIONS, Counter
-from fairvisor.response import Answer, Renderer, error_answer, json_answer, unavailable_answer
+from fairvisor.metrics import DECISIONS, Counter, Latency
+from fairvisor.response import Answer, Renderer, error_answer, unavailable_answer
 from fairvisor.rules.llm_tokens import settle
 from fairvisor.settings import Settings
 
+_TIMED_ONE_IN: Final = (
+    8  # decisions whose duration is counted: a second look at the clock costs as much as a limit
+)
 CONTROL_BODY_BYTES: Final = 64 * 1024  # what /v1/usage and /v1/debug accept
 
-_NO_BODY: Final = BodyRule(0)
 _CONTROL_BODY: Final = BodyRule(CONTROL_BODY_BYTES, strict=True)
-
-
-class Page(NamedTuple):
-    """A path that does not decide: who answers it, to which methods, and whether only gateways may ask."""
-
-    answer: Callable[[Request, Now], Answer]
-    methods: tuple[str, ...]
-    body: BodyRule = _NO_BODY
-    guarded: bool = False
 
 
 class Service:
@@ -59,7 +56,9 @@ class Service:
         identity: Identity,
         active: ActiveBundle,
         read_now: Callable[[], Now],
+        audit: Audit | None = None,
     ) -> None:
+        """`audit`: where enforcement actions are logged; without one they are only counted."""
         # per process
         self._identity = identity
         self._active = active
@@ -67,13 +66,17 @@ class Service:
         self._counters = segment.table
         self._reservation_key = segment.reservation_key
         self._endpoints = decision_endpoints(settings.request_id)
-        self._pages = self._make_pages()
+        self.health = Health(segment, active)
+        self._pages = self._make_pages(with_health=settings.health_bind is None)
         self._render = Renderer(settings.ratelimit_headers).answer
         self._allow_status = settings.allow_status
         self._max_body = BodyRule(settings.max_body)
         self._token = settings.decision_token.encode() if settings.decision_token else b""
         self._debug = DebugSessions(settings.debug_session_secret)
         self._complaints = Complaints()
+        self._audit = audit
+        self._is_timed = cycle((False,) * (_TIMED_ONE_IN - 1) + (True,)).__next__
+        self._took = Latency(segment).observe
         self._fail_open = settings.fail_open
         self._failed_open = Counter(segment, DECISIONS, "", "", "allow", Reason.ENGINE_ERROR.value)
         self._unavailable = {
@@ -81,22 +84,24 @@ class Service:
             for reason in (Reason.ENGINE_ERROR, Reason.NO_BUNDLE_LOADED)
         }
 
-    def _make_pages(self) -> dict[str, Page]:
+    def _make_pages(self, *, with_health: bool) -> dict[str, Page]:
         return {
-            "/livez": Page(self._livez, ("GET", "HEAD")),
-            "/readyz": Page(self._readyz, ("GET", "HEAD")),
+            **(self.health.pages if with_health else {}),
             "/v1/usage": Page(self._usage, ("POST",), _CONTROL_BODY, guarded=True),
             "/v1/debug/session": Page(self._open_debug, ("POST",), _CONTROL_BODY),
             "/v1/debug/logout": Page(self._close_debug, ("POST",), _CONTROL_BODY),
         }
 
-    def answer(self, request: Request, now: Now) -> Answer:
+    def answer(self, request: Request, now: Now) -> Answer | Sliced:
         """Answer one request. Never raises."""
         endpoint = self._endpoints.get(request.target) or self._find(request.target)
         try:
             if endpoint is None:
                 return self._other(request, now)
-            return self._decide(endpoint, request, now)
+            answer = self._decide(endpoint, request, now)
+            if self._is_timed():
+                self._took(self._read_now().mono_ns - now.mono_ns)
+            return answer
         except RequestError as error:
             return error_answer(error)
         except Exception as error:  # a fault of ours must stop neither the worker nor the gateway
@@ -115,15 +120,15 @@ class Service:
         """How much of a request's body is read at this target."""
         endpoint = self._find(target)
         if endpoint is not None:
-            return self._max_body if endpoint.reads_body else _NO_BODY
-        page = self._pages.get(_path(target))
-        return page.body if page is not None else _NO_BODY
+            return self._max_body if endpoint.reads_body else NO_BODY
+        page = self._pages.get(path_of(target))
+        return page.body if page is not None else NO_BODY
 
     # decisions
 
     def _find(self, target: str) -> Endpoint | None:
         """The deciding endpoint of a target with a query (Caddy appends the client's), a prefix or an absolute form."""
-        path = _path(target)
+        path = path_of(target)
         endpoint = self._endpoints.get(path)
         if endpoint is None:
             for prefix in ENVOY_PREFIXES:
@@ -137,8 +142,7 @@ class Service:
             self._check_peer(request, now)
         active = self._active.current
         if active is None:
-            self._unavailable[Reason.NO_BUNDLE_LOADED].add()
-            return unavailable_answer(Reason.NO_BUNDLE_LOADED)
+            return self._refuse_undecided(Reason.NO_BUNDLE_LOADED)
         method, target, host = endpoint.describe(request)
         bundle = active.bundle
         if not host and bundle.routes.selects_by_host:
@@ -152,6 +156,8 @@ class Service:
             method, host, target, headers, peer.address, active.identity, now, request.body, request_id
         )
         decision = decide(bundle, self._counters, context, now)
+        if decision.remarked and self._audit is not None:
+            self._audit.note(decision, context)
         answer = self._render(
             decision, context, endpoint.allow_status or self._allow_status, endpoint.carrier
         )
@@ -173,46 +179,26 @@ class Service:
         """What a failure of ours means: the gateway decides by its own setting, or the request passes, counted."""
         if endpoint is not None and self._fail_open:
             self._failed_open.add()
+            if self._audit is not None:
+                self._audit.undecided("allow", Reason.ENGINE_ERROR)
             return Answer(endpoint.allow_status or self._allow_status)
-        self._unavailable[Reason.ENGINE_ERROR].add()
-        return unavailable_answer(Reason.ENGINE_ERROR)
+        return self._refuse_undecided(Reason.ENGINE_ERROR)
+
+    def _refuse_undecided(self, reason: Reason) -> Answer:
+        """503, counted: the gateway decides by its own setting."""
+        self._unavailable[reason].add()
+        if self._audit is not None:
+            self._audit.undecided("reject", reason)
+        return unavailable_answer(reason)
 
     # other pages
 
-    def _other(self, request: Request, now: Now) -> Answer:
-        path = _path(request.target)
-        page = self._pages.get(path)
-        if page is None:
-            raise NotFound(f"there is nothing at {path[:200]}")
-        if request.method not in page.methods:
-            allowed = ", ".join(page.methods)
-            error = MethodNotAllowed(f"{path} takes {allowed}")
-            return error_answer(error, f"Allow: {allowed}\r\n")
-        if page.guarded:
+    def _other(self, request: Request, now: Now) -> Answer | Sliced:
+        path = path_of(request.target)
+        page = page_at(self._pages, path)
+        if page.guarded and request.method in page.methods:
             self._check_peer(request, now)
-        return page.answer(request, now)
-
-    def _livez(self, request: Request, now: Now) -> Answer:
-        return Answer(HTTPStatus.OK, "Content-Type: text/plain\r\n", b"ok")
-
-    def _readyz(self, request: Request, now: Now) -> Answer:
-        active = self._active.current
-        if active is None:
-            return _not_ready(Reason.NO_BUNDLE_LOADED.value, self._active.reason)
-        problems = active.identity.problems()
-        if problems:
-            return _not_ready("identity", "; ".join(problems))
-        about = active.about
-        return json_answer(
-            HTTPStatus.OK,
-            {
-                "status": "ok",
-                "policy_version": about.version,
-                "policy_hash": about.sha256,
-                "policies": about.policies,
-                "expired": about.expires_at_ns is not None and about.expires_at_ns <= now.wall_ns,
-            },
-        )
+        return open_page(page, path, request, now)
 
     def _usage(self, request: Request, now: Now) -> Answer:
         """Settle a reservation once: `{"reservation": token, "usage": {...}}` or `{"reservation", "failed": true}`."""
@@ -234,19 +220,6 @@ class Service:
 
     def _close_debug(self, request: Request, now: Now) -> Answer:
         return self._debug.close()
-
-
-def _path(target: str) -> str:
-    """The path of a request target; of an absolute form (RFC 9112 3.2.2) what follows the authority."""
-    path = target.partition("?")[0]
-    if not path.startswith("/") and "://" in path:
-        path = "/" + path.partition("://")[2].partition("/")[2]
-    return path
-
-
-def _not_ready(reason: str, detail: str) -> Answer:
-    document = {"status": "not_ready", "reason": reason, "detail": detail}
-    return json_answer(HTTPStatus.SERVICE_UNAVAILABLE, document)
 
 
 def _read_json(body: bytes | None) -> dict[str, object]:

@@ -20,7 +20,10 @@ KEEP_ALIVE: Final = "Connection: keep-alive\r\n"  # an HTTP/1.0 client asks for 
 
 
 class Sendable(Protocol):
-    """What an answer must tell to be sent; `head` is whole header lines, `delay_ms` how long to hold it."""
+    """What an answer must tell to be sent; `head` is whole header lines, `delay_ms` how long to hold it.
+
+    Below 0: until it is made, see `Making`.
+    """
 
     @property
     def status(self) -> int: ...
@@ -30,6 +33,12 @@ class Sendable(Protocol):
     def body(self) -> bytes: ...
     @property
     def delay_ms(self) -> int: ...
+
+
+class Making(Sendable, Protocol):
+    """An answer that is not made yet (`delay_ms` is below 0): it can be sent when `advance` was true."""
+
+    def advance(self) -> bool: ...
 
 
 class StatusLines(dict[int, str]):

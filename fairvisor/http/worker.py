@@ -21,6 +21,8 @@ from fairvisor.clock import read_now
 from fairvisor.http.accept import Acceptor, Board
 from fairvisor.http.connection import Connection
 from fairvisor.http.hub import Hub, Limits
+from fairvisor.metrics import Counter
+from fairvisor.metrics.families import THROTTLES_NOT_HELD
 from fairvisor.settings import Settings
 
 _HEARTBEAT_S: Final = 1.0
@@ -69,6 +71,7 @@ class EdgeWorker(Worker):  # type: ignore[misc]
             self.loop, sockets, self.board, self.seat, lambda: Connection(hub), settings.max_connections
         )
         hub.on_close = acceptor.closed
+        hub.on_no_seat = Counter(self.app.segment, THROTTLES_NOT_HELD).add
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self.loop.add_signal_handler(number, self._asked_to_stop, number)
         self.loop.add_signal_handler(signal.SIGUSR1, self.log.reopen_files)
@@ -91,6 +94,7 @@ class EdgeWorker(Worker):  # type: ignore[misc]
 
     def _tick(self) -> None:
         self.hub.tick()
+        self.app.beside.tell(len(self.hub.connections), self.hub.waiting)
         self.loop.call_later(self.hub.interval_ms / 1000, self._tick)
 
     def _beat(self) -> None:

@@ -108,7 +108,7 @@ def _send(answer: Sendable, environ: Environ, start_response: StartResponse) -> 
     headers = [
         (name, value) for line in answer.head.splitlines() for name, _, value in [line.partition(": ")]
     ]
-    if answer.delay_ms:
+    if answer.delay_ms > 0:
         headers.append(("X-Fairvisor-Throttle-Ms", str(answer.delay_ms)))
     if answer.status != HTTPStatus.NO_CONTENT:
         headers.append(("Content-Length", str(len(answer.body))))

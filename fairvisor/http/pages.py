@@ -1,0 +1,98 @@
+"""Paths that do not decide: who answers them, to which methods, and answers that take long to make.
+
+It knows methods and bodies. What stands on a page is the business of the service and of `health.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+from fairvisor.clock import Now
+from fairvisor.errors import MethodNotAllowed, NotFound
+from fairvisor.http.hub import BodyRule
+from fairvisor.http.request import Request
+from fairvisor.response import Answer, error_answer
+
+NO_BODY: Final = BodyRule(0)
+READING: Final = ("GET", "HEAD")
+
+
+class Sliced:
+    """An answer that is made a slice at a time, so that others are answered in between.
+
+    A transport that can calls `advance` until it is true, whenever it likes; one that cannot just reads the answer,
+    which makes what is missing. `told` is called with what goes wrong; then the answer is a 500.
+    """
+
+    delay_ms = -1  # when it is made
+
+    def __init__(self, head: str, pieces: Iterator[bytes], told: Callable[[Exception], None]) -> None:
+        self._head = head
+        self._pieces = pieces
+        self._told = told
+        self._body: list[bytes] = []
+        self._answer: Answer | None = None
+
+    def advance(self) -> bool:
+        """Make one more slice; is it whole now?"""
+        if self._answer is None:
+            try:
+                self._body.append(next(self._pieces))
+            except StopIteration:
+                self._answer = Answer(HTTPStatus.OK, self._head, b"".join(self._body))
+            except Exception as error:  # it is made between other requests: nobody else would answer this one
+                self._told(error)
+                self._answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "", b"")
+        return self._answer is not None
+
+    @property
+    def status(self) -> int:
+        return self._whole().status
+
+    @property
+    def head(self) -> str:
+        return self._whole().head
+
+    @property
+    def body(self) -> bytes:
+        return self._whole().body
+
+    def _whole(self) -> Answer:
+        while self._answer is None:
+            self.advance()
+        return self._answer
+
+
+class Page(NamedTuple):
+    """A path that does not decide: who answers it, to which methods, and whether only gateways may ask."""
+
+    answer: Callable[[Request, Now], Answer | Sliced]
+    methods: tuple[str, ...]
+    body: BodyRule = NO_BODY
+    guarded: bool = False
+
+
+def page_at(pages: Mapping[str, Page], path: str) -> Page:
+    """Raises NotFound when there is none."""
+    page = pages.get(path)
+    if page is None:
+        raise NotFound(f"there is nothing at {path[:200]}")
+    return page
+
+
+def open_page(page: Page, path: str, request: Request, now: Now) -> Answer | Sliced:
+    """What a page answers, if it takes the request's method."""
+    if request.method in page.methods:
+        return page.answer(request, now)
+    allowed = ", ".join(page.methods)
+    return error_answer(MethodNotAllowed(f"{path} takes {allowed}"), f"Allow: {allowed}\r\n")
+
+
+def path_of(target: str) -> str:
+    """The path of a request target; of an absolute form (RFC 9112 3.2.2) what follows the authority."""
+    path = target.partition("?")[0]
+    if not path.startswith("/") and "://" in path:
+        path = "/" + path.partition("://")[2].partition("/")[2]
+    return path
