@@ -82,13 +82,11 @@ def test(
     if log_name is None:
         report = _try_each_policy(parsed, settings, maker, dry_run=dry_run, top=top)
     else:
-        log = RequestLog(log_name, log_format, mapping, maker).open()
         replay = Replay(parsed, settings, environment(), dry_run=dry_run, told=mapping.values())
         gc.freeze()
         gc.set_threshold(_COLLECT_AFTER)
-        with _progress(log) as shown:
-            replay.run(shown)
-        log.close()
+        with RequestLog(log_name, log_format, mapping, maker) as log, _progress(log) as requests:
+            replay.run(requests)
         report = report_of(replay, log, dry_run=dry_run, top=top)
     if output_format == "json":
         print_json(report)

@@ -55,7 +55,8 @@ class RequestLog:
     """The requests of one log file; `-` is standard input.
 
     `log_format` is "" to find it out, "json", "har", a name of FORMATS, or a format string of nginx or Envoy; `mapping`
-    gives fields a meaning (`{"x_key": "header:x-api-key"}`). Raises LogError from `open` and from the iteration.
+    gives fields a meaning (`{"x_key": "header:x-api-key"}`). A context manager: inside, the file is open. Raises
+    LogError there and from the iteration.
     """
 
     def __init__(self, name: str, log_format: str, mapping: Mapping[str, str], maker: Maker) -> None:
@@ -70,10 +71,9 @@ class RequestLog:
         self._raw: BufferedReader
         self._stream: BufferedReader | gzip.GzipFile
 
-    def open(self) -> RequestLog:
-        """Open the file. Raises LogError."""
+    def __enter__(self) -> RequestLog:
         try:
-            self._raw = os.fdopen(os.dup(0), "rb") if self.name == "-" else Path(self.name).open("rb")  # noqa: SIM115
+            self._raw = os.fdopen(os.dup(0), "rb") if self.name == "-" else Path(self.name).open("rb")
             status = os.fstat(self._raw.fileno())
             packed = self._raw.peek(2)[:2] == _GZIP
         except OSError as error:
@@ -82,8 +82,7 @@ class RequestLog:
         self._stream = gzip.GzipFile(fileobj=self._raw) if packed else self._raw
         return self
 
-    def close(self) -> None:
-        """Let go of the file."""
+    def __exit__(self, *unused: object) -> None:
         self._raw.close()
 
     def position_bytes(self) -> int:

@@ -31,7 +31,12 @@ def report_of(replay: Replay, log: RequestLog | None, *, dry_run: bool, top: int
         "requests": replay.decided,
         "from": _time(start_s) if replay.decided else None,
         "to": _time(end_s) if replay.decided else None,
-        "decisions": {name: replay.actions[name] for name in ("allow", "warn", "throttle", "reject")},
+        "decisions": {
+            "allow": replay.decided - replay.rejected - sum(replay.marked.values()),
+            "warn": replay.marked["warn"],
+            "throttle": replay.marked["throttle"],
+            "reject": replay.rejected,
+        },
         "limits": [_limit(finding, replay, start_s, end_s, top) for finding in findings],
         "lacking": [
             {"policy": finding.policy, "rule": finding.rule, "descriptors": list(finding.lacking)}

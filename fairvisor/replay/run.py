@@ -63,7 +63,8 @@ class Replay:
         self.clock = LogClock()
         # what came of the requests
         self.decided = 0
-        self.actions: Counter[str] = Counter()
+        self.rejected = 0
+        self.marked: Counter[str] = Counter()  # warned and throttled
         self.unanswerable: Counter[str] = Counter()  # requests that are 400, by what is said of them
         self.without_host = 0
         self.routed: Counter[str] = Counter()  # by policy id
@@ -94,7 +95,6 @@ class Replay:
 
     def _note(self, decision: Decision, context: Context) -> None:
         self.decided += 1
-        self.actions[decision.action.value] += 1
         unseen = self._unseen
         for policy in decision.policies:
             self.routed[policy.id] += 1
@@ -104,11 +104,14 @@ class Replay:
             self._strike_off(unseen[NO_POLICY], context)
         verdict = decision.verdict
         if verdict is not None and verdict.reason is not None:
+            self.rejected += 1
             self._note_reject(verdict, context)
         if decision.remarked:
             self._note_remarks(decision, context)
 
     def _note_remarks(self, decision: Decision, context: Context) -> None:
+        if decision.marked:
+            self.marked[decision.action.value] += 1
         for verdict in decision.would_reject:
             self._note_reject(verdict, context)
         for verdict in decision.marked:
@@ -171,10 +174,18 @@ class Replay:
         finding = self._findings.setdefault(place, Finding(*place, kind, shadow))
         finding.kind = kind
         finding.on_missing = rule.on_missing if rule is not None else ""
-        unseen = {name for name, _ in self._unseen.get(place[0], ())}
-        used = _rule_descriptors(rule) if rule is not None else tuple(sorted(unseen)) if not place[0] else ()
-        finding.lacking = tuple(name for name in used if name in unseen)
+        finding.lacking = self._lacking(place[0], rule)
         return finding
+
+    def _lacking(self, policy_id: str, rule: AnyRule | None) -> tuple[str, ...]:
+        """The descriptors of a rule, or of all kill switches, that no request had which the policy applies to."""
+        if not self.decided or (policy_id and not self.routed[policy_id]):
+            return ()
+        unseen = [name for name, _ in self._unseen[policy_id]]
+        if policy_id:
+            used = _rule_descriptors(rule) if rule is not None else ()
+            return tuple(name for name in used if name in unseen)
+        return tuple(unseen)
 
     def _counted(self) -> tuple[Counter[Place], dict[Place, Counter[str]], Counter[Place]]:
         """From the segment: how often each limit answered, lacked a descriptor, had no body to look at."""
