@@ -23,6 +23,7 @@ TOTAL = Take(
 RESERVATION = Reservation(12345, EXPIRES_NS, (BUCKET, TOTAL))
 
 U64 = st.integers(0, 2**64 - 1)
+NAME = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=128)
 TAKES = st.builds(
     Take,
     st.sampled_from(["bucket", "total"]),
@@ -32,6 +33,7 @@ TAKES = st.builds(
     U64,
     U64,
     st.builds(Weights, U64, U64, U64, U64, U64),
+    st.none() | st.tuples(NAME, NAME),
 )
 
 
@@ -48,6 +50,13 @@ def test_a_token_is_short_and_safe_in_a_header_and_a_url() -> None:
 def test_the_largest_reservation_fits() -> None:
     largest = RESERVATION._replace(takes=(TOTAL,) * MAX_TAKES)
     assert unseal(KEY, seal(KEY, largest), NOW_NS) == largest
+
+
+def test_a_token_of_many_takes_leaves_the_owners_out() -> None:
+    owned = BUCKET._replace(owner=("p" * 128, "r" * 128))
+    few, many = (RESERVATION._replace(takes=(owned,) * number) for number in (8, 9))
+    assert unseal(KEY, seal(KEY, few), NOW_NS) == few
+    assert unseal(KEY, seal(KEY, many), NOW_NS).takes == (BUCKET,) * 9
 
 
 def test_no_bit_of_a_token_can_be_changed() -> None:

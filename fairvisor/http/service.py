@@ -21,7 +21,7 @@ from fairvisor.context import Context
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Reason
 from fairvisor.engine import decide
-from fairvisor.errors import Forbidden, RequestError
+from fairvisor.errors import Conflict, Forbidden, Gone, RequestError
 from fairvisor.follow import ActiveBundle
 from fairvisor.http.complaints import Complaints
 from fairvisor.http.debug import DebugSessions, explanation
@@ -33,7 +33,8 @@ from fairvisor.http.request import Peer, Request
 from fairvisor.identity import Identity
 from fairvisor.llm.reservation import unseal
 from fairvisor.llm.usage import read_usage
-from fairvisor.metrics import DECISIONS, Counter, Latency
+from fairvisor.metrics import DECISIONS, Counter, Latency, TokenMeter
+from fairvisor.metrics.families import SETTLEMENTS
 from fairvisor.response import Answer, Renderer, error_answer, unavailable_answer
 from fairvisor.rules.llm_tokens import settle
 from fairvisor.settings import Settings
@@ -42,6 +43,13 @@ _TIMED_ONE_IN: Final = (
     8  # decisions whose duration is counted: a second look at the clock costs as much as a limit
 )
 CONTROL_BODY_BYTES: Final = 64 * 1024  # what /v1/usage and /v1/debug accept
+
+# What came of a settlement that was refused, by the status that says so.
+_UNSETTLED: Final = {
+    RequestError.status: "forged",
+    Conflict.status: "repeated",
+    Gone.status: "expired",
+}
 
 _CONTROL_BODY: Final = BodyRule(CONTROL_BODY_BYTES, strict=True)
 
@@ -77,6 +85,8 @@ class Service:
         self._audit = audit
         self._is_timed = cycle((False,) * (_TIMED_ONE_IN - 1) + (True,)).__next__
         self._took = Latency(segment).observe
+        self._tokens = TokenMeter(segment)
+        self._settlements = {result: Counter(segment, SETTLEMENTS, result) for result in SETTLEMENTS.known}
         self._fail_open = settings.fail_open
         self._failed_open = Counter(segment, DECISIONS, "", "", "allow", Reason.ENGINE_ERROR.value)
         self._unavailable = {
@@ -212,7 +222,15 @@ class Service:
             raise RequestError(
                 'the field "usage" holds no usage that can be read; {"failed": true} gives all back'
             )
-        settle(self._counters, unseal(self._reservation_key, token, now.wall_ns), usage, now)
+        try:
+            reservation = unseal(self._reservation_key, token, now.wall_ns)
+            settled = settle(self._counters, reservation, usage, now)
+        except RequestError as error:
+            self._settlements[_UNSETTLED[error.status]].add()
+            raise
+        for each in settled:
+            self._tokens.settled(*each)
+        self._settlements["failed_upstream" if failed else "settled"].add()
         return Answer(HTTPStatus.NO_CONTENT)
 
     def _open_debug(self, request: Request, now: Now) -> Answer:

@@ -13,6 +13,8 @@ from fairvisor.clock import read_now
 from fairvisor.counters.segment import Segment
 from fairvisor.http.service import Service
 from fairvisor.identity import Identity
+from fairvisor.metrics import Counter
+from fairvisor.metrics.families import BEARER_REFUSED
 from fairvisor.settings import Settings, environment
 from fairvisor.snapshots import Snapshots
 from fairvisor.state import StateDirectory
@@ -35,7 +37,10 @@ def open_segment(settings: Settings) -> Segment:
 def make_beside(settings: Settings, segment: Segment) -> Beside:
     """What runs beside the requests of this process, not started yet."""
     environ = environment()
-    return Beside(settings, segment, Identity.from_settings(settings, environ=environ), environ)
+    identity = Identity.from_settings(settings, environ=environ)
+    refused = {reason: Counter(segment, BEARER_REFUSED, reason) for reason in identity.refused_tokens}
+    identity.refused_tokens.told = lambda reason: refused[reason].add()
+    return Beside(settings, segment, identity, environ)
 
 
 def make_service(settings: Settings, segment: Segment, beside: Beside, *, can_wait: bool) -> Service:

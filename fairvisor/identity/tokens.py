@@ -137,11 +137,25 @@ class _Keys:
         return (self.by_kid.get(kid) if isinstance(kid, str) else None) or self.unnamed
 
 
+class Refusals(dict[str, int]):
+    """How many tokens had no claims, by reason. `told` is called with the reason of each."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(REASONS, 0))
+        self.told: Callable[[str], object] | None = None
+
+    def count(self, reason: str) -> None:
+        """One more."""
+        self[reason] += 1
+        if self.told is not None:
+            self.told(reason)
+
+
 class Tokens:
     """Reads bearer tokens with the keys of the moment. `refused` counts tokens without claims by reason."""
 
-    def __init__(self, on_unknown_key: Callable[[], None], refused: dict[str, int] | None = None) -> None:
-        self.refused = dict.fromkeys(REASONS, 0) if refused is None else refused
+    def __init__(self, on_unknown_key: Callable[[], None], refused: Refusals | None = None) -> None:
+        self.refused = Refusals() if refused is None else refused
         self._on_unknown_key = on_unknown_key
         self._seed = secrets.randbits(64)
         self._keys = _Keys(None)
@@ -181,7 +195,7 @@ class Tokens:
                 keys.read.put(stamp, read)
             _check_time(read, wall_ns)
         except _Refused as refused:
-            self.refused[refused.reason] += 1
+            self.refused.count(refused.reason)
             return None
         return read.claims
 

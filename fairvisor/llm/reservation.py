@@ -7,8 +7,9 @@ the counters. This module must not know counters, rules or the clock; it turns a
 Format, big-endian, then base64url without padding (RFC 4648 5):
 
     version u8 = 1 | nonce u64 | expires_wall_ns u64 | takes u8
-    per take: flags u8 (1: a total, 2: weights follow) | key u64 | amount_u u64 | burst_u u64 | per u64
-              | until_mono_ns u64 | with flag 2: five weights u64, in millionths, in the order of `Weights`
+    per take: flags u8 (1: a total, 2: weights follow, 4: an owner follows) | key u64 | amount_u u64 | burst_u u64
+              | per u64 | until_mono_ns u64 | with flag 2: five weights u64, in millionths, in the order of `Weights`
+              | with flag 4: policy id and rule name, each as length u8 and ASCII
     HMAC-SHA256 of everything before it, 32 bytes
 """
 
@@ -36,6 +37,8 @@ _WEIGHTS: Final = struct.Struct(">5Q")
 _MAC_BYTES: Final = 32
 _TOTAL: Final = 1
 _WEIGHTED: Final = 2
+_OWNED: Final = 4
+_MAX_OWNED: Final = 8  # takes of a token that names owners: a header must hold it
 _MAX_TOKEN: Final = 32 * 1024  # 255 takes with weights need 29 KB
 
 
@@ -43,7 +46,7 @@ class Take(NamedTuple):
     """What one counter gave: `amount_u` millionths from the bucket (`burst_u`, `per`) or the total `key`.
 
     `until_mono_ns` is when a total's window ends (a closed one is left alone), 0 for a bucket. `weights` price the
-    real usage.
+    real usage. `owner` is (policy id, rule name) where the settlement is counted, and None elsewhere.
     """
 
     kind: Literal["bucket", "total"]
@@ -53,6 +56,7 @@ class Take(NamedTuple):
     per: int = 0
     until_mono_ns: int = 0
     weights: Weights = PLAIN
+    owner: tuple[str, str] | None = None
 
 
 class Reservation(NamedTuple):
@@ -73,11 +77,15 @@ def seal(key: bytes, reservation: Reservation) -> str:
     takes = reservation.takes
     assert len(takes) <= MAX_TAKES, "a request takes from at most 255 LLM counters"
     parts = [_HEAD.pack(_VERSION, reservation.nonce, reservation.expires_wall_ns, len(takes))]
-    for kind, counter, amount_u, burst_u, per, until_mono_ns, weights in takes:
+    for kind, counter, amount_u, burst_u, per, until_mono_ns, weights, owner in takes:
+        owned = owner is not None and len(takes) <= _MAX_OWNED
         flags = (_TOTAL if kind == "total" else 0) | (_WEIGHTED if weights != PLAIN else 0)
+        flags |= _OWNED if owned else 0
         parts.append(_TAKE.pack(flags, counter, amount_u, burst_u, per, until_mono_ns))
         if flags & _WEIGHTED:
             parts.append(_WEIGHTS.pack(*weights))
+        if owner is not None and owned:
+            parts += [bytes((len(name),)) + name.encode("ascii") for name in owner]
     payload = b"".join(parts)
     sealed = payload + hmac.digest(key, payload, "sha256")
     return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode("ascii")
@@ -126,6 +134,16 @@ def _unpack(payload: bytes) -> Reservation:
         if flags & _WEIGHTED:
             weights = Weights(*_WEIGHTS.unpack_from(payload, offset))
             offset += _WEIGHTS.size
+        owner = None
+        if flags & _OWNED:
+            policy_id, offset = _unpack_name(payload, offset)
+            rule, offset = _unpack_name(payload, offset)
+            owner = (policy_id, rule)
         kind: Literal["bucket", "total"] = "total" if flags & _TOTAL else "bucket"
-        takes.append(Take(kind, counter, amount_u, burst_u, per, until_mono_ns, weights))
+        takes.append(Take(kind, counter, amount_u, burst_u, per, until_mono_ns, weights, owner))
     return Reservation(nonce, expires_wall_ns, tuple(takes))
+
+
+def _unpack_name(payload: bytes, offset: int) -> tuple[str, int]:
+    end = offset + 1 + payload[offset]
+    return payload[offset + 1 : end].decode("ascii"), end

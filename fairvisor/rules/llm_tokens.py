@@ -195,7 +195,10 @@ class LlmTokens:
     def takes(self, verdict: LlmVerdict) -> list[Take]:
         """What was taken, in the form a reservation carries; now it counts as reserved."""
         self.tally.add(TOKENS_RESERVED, amount=verdict.cost_u // UNIT_U)
-        taken = [Take("bucket", verdict.key, verdict.cost_u, self._burst_u, self._per, 0, self._weights)]
+        owner = (self.tally.policy_id, self.tally.rule)
+        taken = [
+            Take("bucket", verdict.key, verdict.cost_u, self._burst_u, self._per, 0, self._weights, owner)
+        ]
         if verdict.day_key:
             taken.append(
                 Take("total", verdict.day_key, verdict.cost_u, 0, 0, verdict.day_end_ns, self._weights)
@@ -207,22 +210,38 @@ class LlmTokens:
         return Take("total", key, verdict.cost_u, 0, 0, until_ns, self._weights)
 
 
-def settle(counters: Counters, reservation: Reservation, usage: Usage | None, now: Now) -> None:
+class Settled(NamedTuple):
+    """What the tokens of one rule came to, in weighted millionths."""
+
+    policy_id: str
+    rule: str
+    reserved_u: int
+    used_u: int
+
+
+def settle(
+    counters: Counters, reservation: Reservation, usage: Usage | None, now: Now
+) -> tuple[Settled, ...]:
     """Replace what was reserved by the real usage; None: the request failed and everything is given back.
 
-    Raises Conflict when it was settled before, or when that cannot be remembered; then nothing changes.
+    Gives what it came to for each rule that reserved, for the metrics. Raises Conflict when it was settled before, or
+    when that cannot be remembered; then nothing changes.
     """
     outcome = counters.once(reservation.nonce, now.mono_ns, LIFETIME_NS)
     if outcome == FULL:
         raise Conflict("the counter table is full: the settlement could not be recorded and was not made")
     if outcome != ALLOWED:
         raise Conflict("this reservation has been settled already")
+    settled = []
     for take in reservation.takes:
         real_u = 0 if usage is None else weigh(usage, take.weights)
+        if take.owner is not None:
+            settled.append(Settled(*take.owner, take.amount_u, real_u))
         if take.kind == "bucket":
             _settle_bucket(counters, take, real_u - take.amount_u, now)
         elif now.mono_ns < take.until_mono_ns:
             _settle_total(counters, take, real_u - take.amount_u, now)
+    return tuple(settled)
 
 
 def _settle_bucket(counters: Counters, take: Take, more_u: int, now: Now) -> None:
