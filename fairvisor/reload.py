@@ -111,6 +111,9 @@ class Publisher:
             except FileNotFoundError:
                 if generation == self.generation:
                     return None  # removed by force: the leader puts it there again
+            except SegmentError as error:
+                _log.error("the active bundle cannot be read: %s", error)
+                return None
         return None
 
     # changing it

@@ -24,7 +24,6 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -78,20 +77,12 @@ class Contents(NamedTuple):
 
 def object_name(segment_name: str, generation: int) -> str:
     """The name of a generation's object."""
-    return f"{segment_name}-bundle-{generation}"
+    return f"{segment_name}+bundle-{generation}"  # no instance has a plus sign in its name
 
 
 def offer_name(segment_name: str, process: int, number: int) -> str:
     """The name of an object that `process` (an identity) makes, until it is accepted."""
-    return f"{segment_name}-offer-{process}-{number}"
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False  # gone, or somebody else's
+    return f"{segment_name}+offer-{process}-{number}"
 
 
 def accept(offer: str, name: str) -> None:
@@ -244,11 +235,9 @@ def unlink_all_but(segment_name: str, generation: int) -> list[str]:
     """
     kept = object_name(segment_name, generation)
     removed = []
-    for path in SHM_DIR.glob(f"{glob.escape(segment_name)}-*-*"):
+    for path in SHM_DIR.glob(f"{glob.escape(segment_name)}+*-[0-9]*"):
         kind, _, rest = path.name[len(segment_name) + 1 :].partition("-")
         number = rest.partition("-")[0]
-        if not number.isdigit() or not _is_ours(path):
-            continue  # of another instance, whose name begins with ours
         stale = path.name != kept if kind == "bundle" else kind == "offer" and not is_alive(int(number))
         if stale:
             path.unlink(missing_ok=True)

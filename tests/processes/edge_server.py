@@ -18,7 +18,7 @@ from fairvisor.counters.segment import SHM_DIR
 from fairvisor.http.start import segment_name
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, "-c", "from fairvisor.cli.main import main; main()", "serve"]
+PROGRAM = [sys.executable, str(Path(__file__).with_name("run_fairvisor.py")), "serve"]
 PATIENCE_S = 30  # how long anything may take before a test gives up; nothing waits that long when all is well
 
 
@@ -139,14 +139,14 @@ class Edge:
             "FAIRVISOR_SHARED_DICT_SIZE": "4m",
             **environ,
         }
-        self._command = PROGRAM if command is None else [*command, "-b", f"127.0.0.1:{self.bind[1]}"]
+        self.command = PROGRAM if command is None else [*command, "-b", f"127.0.0.1:{self.bind[1]}"]
         self._clients: list[Client] = []
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                self._command, env=self.environ, stdout=log, stderr=log, cwd=self.policy.parent
+                self.command, env=self.environ, stdout=log, stderr=log, cwd=self.policy.parent
             )
 
     def start_again(self) -> None:

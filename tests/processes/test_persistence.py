@@ -1,0 +1,249 @@
+"""What outlives whom: workers, the leader, the master, the machine's memory. Each test has a server of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from edge_server import Edge, StartEdge, ask, bundle_of, remove_shared_memory, token_bucket, wait_until
+
+from fairvisor.clock import read_now
+from fairvisor.counters.layout import Word
+from fairvisor.counters.segment import Segment
+from fairvisor.http.start import segment_name
+from fairvisor.notes import Notes
+from fairvisor.reload import Published, Publisher
+from fairvisor.settings import Settings
+
+
+def attach(edge: Edge) -> Segment:
+    return Segment.attach(segment_name(edge.instance))
+
+
+def push(edge: Edge, bundle: dict[str, object]) -> Published:
+    publisher = Publisher(Settings.load(edge.environ, {}), attach(edge), edge.environ)
+    return publisher.publish(json.dumps(bundle).encode())
+
+
+def budget(amount: int, version: int = 1) -> dict[str, object]:
+    config = {"budget": amount, "period": "1d"}
+    rule = {"name": "day", "limit_keys": [], "algorithm": "cost_based", "algorithm_config": config}
+    policy = {"id": "all", "spec": {"selector": {"pathPrefix": "/"}, "rules": [rule]}}
+    return bundle_of(policy, version=version)
+
+
+def kill_everything(edge: Edge) -> None:
+    """All processes at once, by SIGKILL: the master first, so that it replaces nobody."""
+    workers = edge.workers()
+    edge.signal(signal.SIGKILL)
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    edge.end()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def allows(edge: Edge, most: int) -> int:
+    """How many of `most` requests pass."""
+    return [edge.status(ask()) for _ in range(most)].count(204)
+
+
+def snapshot_of(edge: Edge) -> Path:
+    return Path(edge.environ["FAIRVISOR_STATE_DIR"]) / f"{edge.instance}.snapshot"
+
+
+def wait_for_snapshot(edge: Edge) -> None:
+    """Until one was begun after this moment."""
+    table, begun_ns = attach(edge).table, read_now().wall_ns
+    wait_until(lambda: table.word_get(Word.SNAPSHOT_WALL_NS) > begun_ns)
+
+
+def test_everything_killed_and_started_again_goes_on_where_it_was(start_edge: StartEdge) -> None:
+    edge = start_edge(budget(10), workers=2)
+    assert allows(edge, 4) == 4
+    push(edge, budget(10, version=2))
+    kill_everything(edge)
+    edge.start_again()
+    assert allows(edge, 10) == 6
+    assert attach(edge).table.word_get(Word.BUNDLE_GENERATION) == 2
+
+
+def test_the_leader_killed_is_followed_by_another_within_its_lease(start_edge: StartEdge) -> None:
+    edge = start_edge(budget(10), workers=2)
+    table = attach(edge).table
+    wait_until(lambda: table.word_get(Word.LEADER_PID) in edge.workers())
+    leader = table.word_get(Word.LEADER_PID)
+    os.kill(leader, signal.SIGKILL)
+    edge.write(budget(10, version=2))
+    wait_until(lambda: table.word_get(Word.LEADER_PID) != leader)
+    wait_until(lambda: table.word_get(Word.BUNDLE_GENERATION) == 2)
+
+
+def test_a_stuck_leader_is_followed_by_another(start_edge: StartEdge) -> None:
+    edge = start_edge(budget(10), workers=2)
+    table = attach(edge).table
+    wait_until(lambda: table.word_get(Word.LEADER_PID) in edge.workers())
+    leader = table.word_get(Word.LEADER_PID)
+    os.kill(leader, signal.SIGSTOP)
+    wait_until(lambda: table.word_get(Word.LEADER_PID) != leader)
+    os.kill(leader, signal.SIGCONT)
+
+
+def test_memory_lost_after_a_clean_stop_loses_nothing(start_edge: StartEdge) -> None:
+    edge = start_edge(budget(10), workers=2)
+    assert allows(edge, 4) == 4
+    push(edge, budget(10, version=2))
+    edge.signal(signal.SIGTERM)
+    assert edge.end() == 0
+    remove_shared_memory(edge.instance)
+    edge.start_again()
+    assert allows(edge, 10) == 6
+    assert "restored" in edge.log.read_text()
+    segment = attach(edge)
+    decided = [
+        value for name, labels, value in segment.series_values()
+        if name == "fairvisor_decisions_total" and ("action", "allow") in labels
+    ]  # fmt: skip
+    assert sum(decided) == 10
+
+
+def test_memory_lost_without_a_stop_is_as_of_the_last_snapshot(start_edge: StartEdge) -> None:
+    edge = start_edge(budget(10), workers=2)
+    assert allows(edge, 4) == 4
+    wait_for_snapshot(edge)
+    kill_everything(edge)
+    remove_shared_memory(edge.instance)
+    edge.start_again()
+    assert allows(edge, 10) == 6
+
+
+def test_a_damaged_snapshot_is_refused_whole(start_edge: StartEdge) -> None:
+    edge = start_edge(budget(10))
+    assert allows(edge, 4) == 4
+    edge.signal(signal.SIGTERM)
+    edge.end()
+    data = bytearray(snapshot_of(edge).read_bytes())
+    data[len(data) // 2] ^= 1
+    snapshot_of(edge).write_bytes(data)
+    remove_shared_memory(edge.instance)
+    edge.start_again()
+    assert "is not restored" in edge.log.read_text()
+    assert allows(edge, 12) == 10
+
+
+def test_a_pushed_bundle_wins_over_a_lower_file_at_start_unless_told_otherwise(start_edge: StartEdge) -> None:
+    edge = start_edge(token_bucket(1))
+    push(edge, budget(3, version=2))
+    for shared_memory_lost in (False, True):
+        kill_everything(edge)
+        if shared_memory_lost:
+            remove_shared_memory(edge.instance)
+        edge.start_again()
+        assert attach(edge).table.word_get(Word.BUNDLE_GENERATION) > 0
+        note = Notes(segment_name(edge.instance)).get("reload")
+        assert note is not None
+        assert "lower" in note.text
+    assert allows(edge, 4) == 3
+    kill_everything(edge)
+    edge.command = [*edge.command, "--accept-older"]
+    edge.start_again()
+    assert allows(edge, 4) == 1
+
+
+def test_a_file_of_the_same_version_wins_at_start(start_edge: StartEdge) -> None:
+    edge = start_edge(token_bucket(1))
+    kill_everything(edge)
+    edge.write(token_bucket(2))
+    edge.start_again()
+    assert allows(edge, 4) == 2
+
+
+def test_the_last_good_bundle_serves_when_the_file_is_broken_or_gone(start_edge: StartEdge) -> None:
+    edge = start_edge(budget(5))
+    kill_everything(edge)
+    remove_shared_memory(edge.instance)
+    edge.policy.write_text("{")
+    edge.start_again()
+    assert allows(edge, 1) == 1
+    kill_everything(edge)
+    remove_shared_memory(edge.instance)
+    edge.policy.unlink()
+    edge.start_again()
+    assert allows(edge, 1) == 1
+
+
+def test_upgrading_by_usr2_keeps_counters_and_bundle(start_edge: StartEdge) -> None:
+    edge = start_edge(budget(10), workers=2)
+    assert allows(edge, 4) == 4
+    push(edge, budget(10, version=2))
+    table = attach(edge).table
+    old = edge.process.pid
+    edge.signal(signal.SIGUSR2)
+    wait_until(lambda: table.word_get(Word.MASTER_PID) != old)
+    new = table.word_get(Word.MASTER_PID)
+    children = Path(f"/proc/{new}/task/{new}/children")
+    wait_until(lambda: len(children.read_text().split()) == 2)
+    edge.signal(signal.SIGTERM)
+    edge.end()
+    try:
+        assert allows(edge, 10) == 6
+        assert push(edge, budget(12, version=3)).lagging == ()
+        assert allows(edge, 10) == 2
+    finally:
+        os.kill(new, signal.SIGTERM)
+        wait_until(lambda: not Path(f"/proc/{new}").exists())
+
+
+def test_a_state_directory_that_breaks_and_heals(start_edge: StartEdge, tmp_path: Path) -> None:
+    edge = start_edge(budget(1000))
+    notes = Notes(segment_name(edge.instance))
+    state = snapshot_of(edge).parent
+    moved = tmp_path / "moved"
+    state.rename(moved)
+    state.write_text("in the way")
+    wait_until(lambda: {"state_dir", "snapshot"} <= set(notes.faults()))
+    assert allows(edge, 3) == 3
+    state.unlink()
+    wait_until(lambda: notes.faults() == {})
+    assert snapshot_of(edge).exists()
+
+
+def reset(edge: Edge, *options: str) -> subprocess.CompletedProcess[str]:
+    program = [*edge.command[:-1], "reset", *options]
+    return subprocess.run(program, env=edge.environ, capture_output=True, text=True, check=False)
+
+
+def test_reset_forgets_the_counters_and_refuses_while_the_edge_runs(start_edge: StartEdge) -> None:
+    edge = start_edge(budget(5))
+    assert allows(edge, 4) == 4
+    refused = reset(edge)
+    assert refused.returncode == 1
+    assert "stop it first" in refused.stderr
+    push(edge, budget(5, version=2))
+    edge.signal(signal.SIGTERM)
+    edge.end()
+    assert reset(edge).returncode == 0
+    edge.start_again()
+    assert allows(edge, 10) == 5
+    assert (
+        json.loads((snapshot_of(edge).parent / f"{edge.instance}.bundle").read_text())["bundle_version"] == 2
+    )
+    edge.signal(signal.SIGTERM)
+    edge.end()
+    assert f"{edge.instance}.bundle" in reset(edge, "--state").stdout
+
+
+def test_neighbours_are_left_alone(start_edge: StartEdge) -> None:
+    """An instance whose name begins with the name of another one, and looks like an object of it, is not one."""
+    edge = start_edge(budget(5))
+    name = edge.instance + "-bundle-1"
+    neighbour = start_edge(budget(5), FAIRVISOR_INSTANCE=name)
+    assert allows(neighbour, 1) == 1
+    push(edge, budget(5, version=2))
+    edge.signal(signal.SIGTERM)
+    edge.end()
+    assert reset(edge, "--state").returncode == 0
+    assert Segment.attach(segment_name(name)).table.word_get(Word.BUNDLE_GENERATION) == 1
