@@ -11,6 +11,7 @@ computes and packs; it opens nothing and knows nothing of what is counted.
     37888         series index            16 bytes each: offset and length of the text, its checksum
                   series cells            8 bytes each
                   series text             name and labels
+                  slates                  SLATE_BYTES for each of the first workers, see `slates.py`
                   slots                   to the end, see `_table.c`
 """
 
@@ -26,7 +27,7 @@ from fairvisor.counters._table import GROUP, SLOT_BYTES, WORD_EVICTIONS, WORD_FU
 from fairvisor.errors import SegmentError
 
 LAYOUT_VERSION: Final = (
-    2  # raise with any change to this file's regions, to `Word`, or to the slots of `_table.c`
+    3  # raise with any change to this file's regions, to `Word`, or to the slots of `_table.c`
 )
 MAGIC: Final = b"fvEdge\r\n"
 
@@ -38,6 +39,8 @@ WORDS: Final = 128 + 8 * WORKERS
 SERIES_ENTRY_BYTES: Final = 16
 SERIES_BYTES: Final = 128  # of one series: 16 index, 8 cell, 104 text on average
 SERIES_SHARE: Final = 16  # one sixteenth of the segment is for series
+SLATE_BYTES: Final = 16 * 1024
+SLATES_SHARE: Final = 64  # one sixty-fourth of it is for slates: 48 workers have one in the default 48 MiB
 
 
 class Word(enum.IntEnum):
@@ -88,6 +91,8 @@ class Geometry(NamedTuple):
     cells_at: int
     text_at: int
     text_bytes: int
+    slates_at: int
+    slates: int
     slots_at: int
     slots: int
 
@@ -101,7 +106,7 @@ class Header(NamedTuple):
     reservation_key: bytes
 
 
-FIELDS: Final = struct.Struct("<Q10QQ16s32s")
+FIELDS: Final = struct.Struct("<Q12QQ16s32s")
 CHECKSUM: Final = struct.Struct("<Q")
 
 
@@ -118,10 +123,23 @@ def plan(size_bytes: int) -> Geometry:
     cells_at = series_at + SERIES_ENTRY_BYTES * series
     text_at = cells_at + 8 * series
     text_bytes = (SERIES_BYTES - SERIES_ENTRY_BYTES - 8) * series
-    slots_at = round_up(text_at + text_bytes, GROUP * SLOT_BYTES)
+    slates_at = round_up(text_at + text_bytes, 8)
+    slates = min(WORKERS, size_bytes // SLATES_SHARE // SLATE_BYTES)
+    slots_at = round_up(slates_at + SLATE_BYTES * slates, GROUP * SLOT_BYTES)
     slots = (size_bytes - slots_at) // SLOT_BYTES // GROUP * GROUP
     return Geometry(
-        size_bytes, words_at, WORDS, series_at, series, cells_at, text_at, text_bytes, slots_at, slots
+        size_bytes,
+        words_at,
+        WORDS,
+        series_at,
+        series,
+        cells_at,
+        text_at,
+        text_bytes,
+        slates_at,
+        slates,
+        slots_at,
+        slots,
     )
 
 
@@ -150,4 +168,4 @@ def unpack(page: bytes) -> Header:
         raise SegmentError(f"it has layout {values[0]}, this version uses {LAYOUT_VERSION}")
     if CHECKSUM.unpack(checksum)[0] != xxhash.xxh3_64_intdigest(fields):
         raise SegmentError("its header is damaged")
-    return Header(Geometry(*values[1:11]), *values[11:])
+    return Header(Geometry(*values[1:13]), *values[13:])

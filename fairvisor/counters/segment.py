@@ -28,6 +28,7 @@ from fairvisor.counters import layout
 from fairvisor.counters._table import SLOT_BYTES, Table
 from fairvisor.counters.layout import MAGIC, PAGE_BYTES, Geometry, Header, Word
 from fairvisor.counters.series import Labels, Series
+from fairvisor.counters.slates import Slates
 from fairvisor.errors import SegmentError
 
 SHM_DIR: Final = Path("/dev/shm")  # noqa: S108 - where the C libraries of Linux keep POSIX shared memory
@@ -99,6 +100,7 @@ class Segment:
         )
         self._memory = memory
         self._series = Series(memory, geometry, self.table)
+        self.slates = Slates(memory, geometry)
         self.postponed: list[Callable[[int], None]] = []  # what this process has yet to write into its cells
 
     @classmethod
@@ -209,7 +211,7 @@ class Segment:
 
     def close(self) -> None:
         """Let go of the memory; it is unmapped when nobody holds `table` any more. The name stays."""
-        del self.table, self._series, self._memory
+        del self.table, self._series, self.slates, self._memory
 
     @classmethod
     def _build(
