@@ -1,14 +1,23 @@
 """Writes the pages of docs/ that are made from the code: the command line from --help, the settings from their
-declarations. `make docs` runs it; tests/test_docs.py fails when a page is out of step.
+declarations, the policy reference from the model of the bundle, the metrics from their families. `make docs` runs it;
+tests/test_docs.py fails when a page is out of step.
 """
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
+from typing import Any, Final
 
 import click
+from pydantic import BaseModel, TypeAdapter
 
+from fairvisor.bundle import fields, model
+from fairvisor.bundle.model_keys import Audience
+from fairvisor.bundle.model_limits import Streaming, TokenSource, Weights
+from fairvisor.bundle.schema import json_schema
 from fairvisor.cli.main import cli
+from fairvisor.metrics import families as metric
 from fairvisor.settings import declared
 
 HERE = Path(__file__).parent
@@ -59,9 +68,205 @@ def settings_page() -> str:
     )
 
 
+# The policy reference
+
+POLICY_INTRO: Final = """\
+A bundle is one JSON document that holds every policy of an edge. `fairvisor init` writes one to start from,
+`fairvisor validate` finds every error in one, `fairvisor explain` shows what one does with a request, and
+`fairvisor schema` prints its JSON Schema, which editors use to complete and check (name it in `$schema`).
+
+- A bundle with any error is refused whole, and the active one stays. Each error names its place, such as
+  `policies[0].spec.rules[1].algorithm_config.burst`.
+- An unknown field is an error inside selectors, kill switches and overrides, where a typo would let requests pass.
+  Elsewhere it is a warning that names the nearest known field, and under `validate --strict` it is an error too.
+- `$comment` and `$schema` are allowed in every object, with any value. `null` is allowed nowhere: leave the field out.
+- Amounts are JSON numbers, and exact: `0.1` is a tenth. Counters count in millionths.
+- Times are UTC, such as `"2026-11-02T12:00:00Z"`.
+"""
+
+# Each part of a bundle in the order of the page: its heading, its class, the page that explains it.
+PARTS: Final[tuple[tuple[str, type[BaseModel], str], ...]] = (
+    ("Bundle", model.Bundle, ""),
+    ("Policy", model.Policy, ""),
+    ("Spec", model.Spec, "several-limits.md"),
+    ("Selector", model.Selector, "matching.md"),
+    ("Rule", model.Rule, "matching.md"),
+    ("token_bucket", model.TokenBucket, "token-bucket.md"),
+    ("cost_based", model.CostBased, "budgets.md"),
+    ("Staged action", model.StagedAction, "budgets.md"),
+    ("token_bucket_llm", model.LlmTokens, "llm.md"),
+    ("Token source", TokenSource, "llm.md"),
+    ("Weights", Weights, "llm.md"),
+    ("Streaming", Streaming, ""),
+    ("Loop detection", model.LoopDetection, "loops.md"),
+    ("Circuit breaker", model.CircuitBreaker, "circuit-breaker.md"),
+    ("Kill switch", model.KillSwitch, "kill-switches.md"),
+    ("Override", model.Override, "kill-switches.md"),
+    ("Defaults", model.Defaults, ""),
+    ("JWT key", model.JwtKey, "identity.md"),
+)
+RULES: Final = ("TokenBucketRule", "CostBasedRule", "LlmTokensRule")  # shown as one part: Rule
+ALGORITHMS: Final = ("token_bucket", "cost_based", "token_bucket_llm")
+
+# How values of a kind are shown; kinds are told by the schema that every field of the kind has.
+KINDS: Final = tuple(
+    (TypeAdapter(kind).json_schema(), shown)
+    for kind, shown in (
+        (fields.Descriptor, "[descriptor](matching.md#descriptors)"),
+        (fields.CostSource, "`fixed`, `header:<name>` or `query:<name>`"),
+        (fields.InstantNs, "UTC time"),
+        (fields.Zone, "text"),
+        (fields.Path, "path, begins with `/`"),
+        (fields.Method, "method"),
+        (fields.Name, "1 to 128 printable ASCII characters"),
+        (fields.ScalarText, "text, number or boolean"),
+        (fields.Accepted, "value or array of values: text, number or boolean"),
+        (Audience, "text or array of texts"),
+        (fields.Version, "number above 0, at most 2^53"),
+        (fields.Text, "text, 1 to 256 characters"),
+    )
+)
+
+
+def policy_page() -> str:
+    """docs/policy.md: every part of a bundle with its fields."""
+    schema = json_schema()
+    parts = {**schema["$defs"], "Bundle": schema, "Rule": _one_rule(schema["$defs"])}
+    known = {kind.__name__ for _, kind, _ in PARTS}
+    assert known | {*RULES} == set(parts) | {"Rule"}, "every part of the schema has its place on the page"
+    sections = [_section(heading, kind, page, parts[kind.__name__]) for heading, kind, page in PARTS]
+    return "\n".join([f"# The policy bundle\n\n{MADE}", POLICY_INTRO, *sections])
+
+
+def _one_rule(parts: dict[str, Any]) -> dict[str, Any]:
+    """The three kinds of rules, which differ in their algorithm, as one part."""
+    properties = dict(parts[RULES[0]]["properties"])
+    properties["algorithm"] = {**properties["algorithm"], "enum": [*ALGORITHMS]}
+    links = ", ".join(f"[{name}](#{name})" for name in ALGORITHMS)
+    properties["algorithm_config"] = {**properties["algorithm_config"], "$ref": links}
+    return {"properties": properties, "description": model.Rule.__doc__}
+
+
+def _section(heading: str, kind: type[BaseModel], page: str, part: dict[str, Any]) -> str:
+    explained = f" Explained in [{page}]({page})." if page else ""
+    rows = [
+        f"| `{name}` | {_shown_type(field)} | {_shown_default(kind, name, field)} | {field['description']} |"
+        for name, field in part["properties"].items()
+        if name != "rps"  # another spelling of tokens_per_second
+    ]
+    description = part["description"]
+    table = ["| field | type | default | meaning |", "| --- | --- | --- | --- |", *rows]
+    return f"## {heading}\n\n{description}{explained}\n\n" + "\n".join(table) + "\n"
+
+
+def _shown_type(field: dict[str, Any]) -> str:
+    bare = {
+        name: value for name, value in field.items() if name not in ("description", "default", "minItems")
+    }
+    for schema, shown in KINDS:
+        if bare == schema:
+            return shown
+    if "$ref" in bare:
+        return _link(bare["$ref"])
+    if "oneOf" in bare:
+        return "[rule](#rule)"
+    if "enum" in bare or "const" in bare:
+        return ", ".join(f"`{value}`" for value in bare.get("enum", [bare.get("const")]))
+    if bare["type"] == "array":
+        return f"array of {_shown_type(bare['items'])}"
+    return _shown_plain_type(bare)
+
+
+def _shown_plain_type(bare: dict[str, Any]) -> str:
+    if bare["type"] in ("number", "integer"):
+        whole = "whole number" if bare["type"] == "integer" else "number"
+        return f"{whole}, {_number(bare['minimum'])} to {_number(bare['maximum'])}"
+    if bare["type"] == "boolean":
+        return "`true` or `false`"
+    if bare.get("additionalProperties") is True:
+        return "object"
+    if "propertyNames" in bare:
+        return "object: text to text"
+    return "object: descriptor to value or array of values"
+
+
+def _link(reference: str) -> str:
+    name = reference.rpartition("/")[2]
+    for heading, kind, _ in PARTS:
+        if kind.__name__ == name:
+            return f"[{heading.lower()}](#{heading.lower().replace(' ', '-')})"
+    return reference
+
+
+def _shown_default(kind: type[BaseModel], name: str, field: dict[str, Any]) -> str:
+    declared_as = kind.model_fields.get(name) or next(
+        (known for known in kind.model_fields.values() if known.alias == name), None
+    )
+    if declared_as is None or declared_as.is_required():
+        return "required"
+    default = field.get("default")
+    if default in (None, []) or isinstance(default, (dict, list)) or name == "burst_tokens":
+        return ""
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def _number(value: float) -> str:
+    return f"{Decimal(repr(value)):,f}"
+
+
+# The metrics
+
+METRICS_INTRO: Final = """\
+`GET /metrics` answers in the Prometheus text format, with the same numbers whichever worker is asked: they live in the
+segment, and survive restarts. No label takes a value from a client: no paths, no keys. A family with labels shows a
+series when something has happened.
+"""
+
+# What somebody should be told about, and what it means.
+ALARMS: Final = (
+    (metric.EVICTIONS, "> 0", "limits were forgotten early: the segment is too small"),
+    (metric.TABLE_FULL, "> 0", "limits could not be counted: the segment is too small"),
+    (metric.FAULTS, "= 1", "a file cannot be read or written; decisions go on"),
+    (metric.CIRCUIT_STATE, "= 1", "a circuit breaker is open"),
+    (metric.GLOBAL_SHADOW, "= 1", "nothing is enforced"),
+    (metric.SWITCH_OVERRIDE, "= 1", "kill switches are suspended"),
+    (metric.WORKER_RESTARTS, "rises", "workers die"),
+    (metric.BUNDLE_VERSION, "= 0", "there is no bundle"),
+)
+
+
+def metrics_page() -> str:
+    """docs/metrics.md: every metric family."""
+    alarms = [f"| `{family.name}` | {when} | {meaning} |" for family, when, meaning in ALARMS]
+    rows = [
+        f"| `{each.name}` | {each.kind} | {', '.join(f'`{label}`' for label in each.labels)} | {each.help} |"
+        for each in metric.FAMILIES
+    ]
+    return "\n".join(
+        [
+            f"# Metrics\n\n{MADE}",
+            METRICS_INTRO,
+            "## Worth an alarm\n",
+            "| metric | when | meaning |",
+            "| --- | --- | --- |",
+            *alarms,
+            "\n## All of them\n",
+            "| metric | kind | labels | meaning |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
 def pages() -> dict[str, str]:
     """Every made page by its file name in docs/."""
-    return {"cli.md": command_line_page(), "settings.md": settings_page()}
+    return {
+        "cli.md": command_line_page(),
+        "settings.md": settings_page(),
+        "policy.md": policy_page(),
+        "metrics.md": metrics_page(),
+    }
 
 
 if __name__ == "__main__":

@@ -1,16 +1,29 @@
-"""The documentation agrees with the code: made pages are in step, links lead somewhere, the version is one."""
+"""The documentation agrees with the code: made pages are in step, links lead somewhere, the version is one, and every
+setting, reason, header, field, descriptor and metric is described. What the examples show is run in test_pages.py."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
 import pytest
+from test_requests import SCRIPTS, Run
 
 from fairvisor import __version__
+from fairvisor.bundle.fields import FIXED_DESCRIPTORS, NAMED_DESCRIPTORS
+from fairvisor.bundle.schema import json_schema
+from fairvisor.counters.layout import plan
+from fairvisor.decision import HOPELESS, Reason
+from fairvisor.errors import RequestError
+from fairvisor.llm.dialect import Dialect, error_body
+from fairvisor.metrics.families import FAMILIES
+from fairvisor.response import unavailable_answer
+from fairvisor.settings import declared
 
 ROOT = Path(__file__).parent.parent
+UNDECIDED = {Reason.NO_BUNDLE_LOADED, Reason.ENGINE_ERROR}
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
@@ -24,7 +37,7 @@ def made_pages() -> dict[str, str]:
     return pages
 
 
-@pytest.mark.parametrize("name", ["cli.md", "settings.md"])
+@pytest.mark.parametrize("name", ["cli.md", "metrics.md", "policy.md", "settings.md"])
 def test_a_page_made_from_the_code_is_in_step(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == made_pages()[name], "run `make docs`"
 
@@ -57,3 +70,111 @@ def test_the_changelog_knows_the_version() -> None:
     assert re.search(
         rf"^## \[{re.escape(__version__)}\] - ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
     )
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The rows of all tables in a text by their first cell, without its code marks."""
+    cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    return {first.strip("`"): rest for first, *rest in cells}
+
+
+def test_every_setting_has_its_row() -> None:
+    assert set(rows(page("settings.md"))) == {each.variable for each in declared()}
+
+
+def test_every_field_of_the_bundle_has_its_row() -> None:
+    schema = json_schema()
+    parts = [schema, *schema["$defs"].values()]
+    fields = {field for part in parts for field in part["properties"]}
+    assert fields - set(rows(page("policy.md"))) == {"rps"}, "rps is told with tokens_per_second"
+
+
+def test_every_descriptor_has_its_row() -> None:
+    named = {f"{source}:<name>" for source in NAMED_DESCRIPTORS if source != "jwt"} | {"jwt:<claim>"}
+    descriptors = page("matching.md").partition("## Descriptors")[2].partition("###")[0]
+    assert {name.partition("`")[0] for name in rows(descriptors)} == {*FIXED_DESCRIPTORS, *named}
+
+
+def test_every_reason_has_its_row_with_what_the_answer_says() -> None:
+    expected = {
+        reason.value: [
+            str(unavailable_answer(reason).status) if reason in UNDECIDED else "429",
+            "no" if reason in HOPELESS else "yes",
+            "`" + json.loads(error_body(Dialect.OPENAI, reason, 1))["error"]["type"] + "`",
+        ]
+        for reason in Reason
+    }
+    table = page("reasons.md").partition("## For who")[0]
+    assert {name: [cells[0], cells[1], cells[3]] for name, cells in rows(table).items()} == expected
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_reason_says_what_to_do(reason: Reason) -> None:
+    section = (
+        page("reasons.md")
+        .partition(f"### `{reason.value}`\n")[2]
+        .partition("\n## ")[0]
+        .partition("\n### ")[0]
+    )
+    assert "- *Client:* " in section
+    assert "- *Operator:* " in section
+
+
+def statuses(of: type[RequestError]) -> set[int]:
+    return {of.status}.union(*(statuses(each) for each in of.__subclasses__()))
+
+
+def test_every_status_of_an_error_is_explained() -> None:
+    table = page("reasons.md").partition("## Answers that are not refusals")[2]
+    assert {int(status) for status in re.findall(r"^\| (\d{3}) \|", table, re.MULTILINE)} == statuses(
+        RequestError
+    )
+
+
+def test_every_header_of_an_answer_is_described(tmp_path: Path) -> None:
+    """Of every answer to the request files, which have a case for each; those of WSGI workers are the transport's."""
+    sent = {"X-Fairvisor-Throttle-Ms"}
+    for script in SCRIPTS:
+        if "service" in script.transports:
+            received = Run(script, "service", tmp_path).received
+            sent |= {name for answer in received for name, _ in answer.headers}
+    assert len(sent) > 20
+    described = page("headers.md").replace("-<n>-", "-1-")
+    numbered = {re.sub(r"-Descriptor-\d+-", "-Descriptor-1-", name) for name in sent}
+    assert {name for name in numbered if f"`{name}`" not in described} == set()
+
+
+def test_every_metric_family_has_its_row() -> None:
+    assert {family.name for family in FAMILIES} - set(rows(page("metrics.md"))) == set()
+
+
+def test_every_metric_that_a_page_names_exists() -> None:
+    """Alone, or with one of the suffixes of a histogram."""
+    known = {f"{family.name}{suffix}" for family in FAMILIES for suffix in ("", "_bucket", "_sum", "_count")}
+    named = {name for each in PAGES for name in re.findall(r"`(fairvisor_[a-z_]+)", each.read_text())}
+    assert named - known == set()
+
+
+def test_every_setting_that_a_page_names_exists() -> None:
+    known = {each.variable for each in declared()} | {
+        "FAIRVISOR_TEST_ALL",
+        "FAIRVISOR_WERROR",
+        "FAIRVISOR_SANITIZE",
+    }
+    named = {name for each in PAGES for name in re.findall(r"FAIRVISOR_[A-Z0-9_]+", each.read_text())}
+    assert named - known == set()
+
+
+def test_the_sizes_of_segments_are_right() -> None:
+    """To the two per cent that the page leaves out."""
+    sizes = rows(page("counters.md").partition("## How large")[2].partition("A *key*")[0])
+    assert len(sizes) == 4
+    for size, (slots, keys) in sizes.items():
+        number, unit = int(size.partition("`")[0][:-1]), {"m": 20, "g": 30}[size.partition("`")[0][-1]]
+        real = plan(number << unit).slots
+        assert abs(int(slots.replace(",", "")) - real) < 0.02 * real, size
+        assert abs(int(keys.replace(",", "")) - real / 2) < 0.02 * real / 2, size

@@ -379,7 +379,8 @@ class CircuitBreaker(Switched):
         default=Decimal(0), description="When it closes again. 0: when an operator resets it."
     )
     alert: bool = Field(
-        default=False, description="Whether opening is reported as an alert in the audit log."
+        default=False,
+        description="For older bundles: opening is always logged and counted, with or without it.",
     )
     scope: Literal["global", "policy", "key"] = Field(
         default="key",
