@@ -9,7 +9,7 @@ COPY setup.py setup.cfg pyproject.toml MANIFEST.in README.md LICENSE ./
 COPY fairvisor fairvisor
 # meinheld builds without its own greenlet only; the edge worker, the default, does not need it.
 RUN python -m venv /opt/fairvisor \
-    && MEINHELD_NOGREEN=1 /opt/fairvisor/bin/pip install --no-cache-dir '.[meinheld]'
+    && FAIRVISOR_COMPILE=1 MEINHELD_NOGREEN=1 /opt/fairvisor/bin/pip install --no-cache-dir '.[meinheld]'
 
 FROM python:3.12-slim-bookworm
 RUN useradd --system --uid 10001 --home-dir /var/lib/fairvisor --create-home --shell /usr/sbin/nologin fairvisor \

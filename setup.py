@@ -1,4 +1,9 @@
-"""Only the C extensions; everything else about the package stands in setup.cfg."""
+"""What is built to machine code; everything else about the package stands in setup.cfg.
+
+Two extensions are written in C. With FAIRVISOR_COMPILE=1, as in wheels, the image and `make`, the Python modules that
+every decision passes through are also compiled, by mypyc: the same source, about twice as fast. Without it they run as
+they are, which is what one wants while changing them.
+"""
 
 import os
 
@@ -12,15 +17,46 @@ if os.environ.get("FAIRVISOR_SANITIZE"):
 
 DEPENDS = {"fairvisor.counters._table": ["fairvisor/counters/_slots.h"], "fairvisor.http._head": []}
 
-setup(
-    ext_modules=[
-        Extension(
-            name,
-            [f"{name.replace('.', '/')}.c"],
-            depends=depends,
-            extra_compile_args=flags,
-            extra_link_args=[flag for flag in flags if flag.startswith("-fsanitize")],
-        )
-        for name, depends in DEPENDS.items()
-    ]
-)
+COMPILED = [
+    "fairvisor/clock.py",
+    "fairvisor/context.py",
+    "fairvisor/decision.py",
+    "fairvisor/descriptors.py",
+    "fairvisor/engine.py",
+    "fairvisor/http/gateways.py",
+    "fairvisor/http/request.py",
+    "fairvisor/http/service.py",
+    "fairvisor/http/wire.py",
+    "fairvisor/identity/addresses.py",
+    "fairvisor/identity/recent.py",
+    "fairvisor/identity/tokens.py",
+    "fairvisor/response.py",
+    "fairvisor/route.py",
+    "fairvisor/rules/breaker.py",
+    "fairvisor/rules/budget.py",
+    "fairvisor/rules/cost.py",
+    "fairvisor/rules/keys.py",
+    "fairvisor/rules/kill_switch.py",
+    "fairvisor/rules/llm_tokens.py",
+    "fairvisor/rules/loop.py",
+    "fairvisor/rules/token_bucket.py",
+]
+
+extensions = [
+    Extension(
+        name,
+        [f"{name.replace('.', '/')}.c"],
+        depends=depends,
+        extra_compile_args=flags,
+        extra_link_args=[flag for flag in flags if flag.startswith("-fsanitize")],
+    )
+    for name, depends in DEPENDS.items()
+]
+if os.environ.get("FAIRVISOR_COMPILE"):
+    from mypyc.build import mypycify
+
+    # The types are checked by `make lint`; here the build's own environment lacks the packages we import.
+    options = ["--config-file=", "--ignore-missing-imports", "--python-version=3.10"]
+    extensions += mypycify([*options, *COMPILED], opt_level="2", debug_level="0", group_name="fairvisor")
+
+setup(ext_modules=extensions)

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,8 +34,18 @@ def missing(item: pytest.Item) -> list[str]:
     return [name for name in dict.fromkeys(needed) if not is_installed(name)]
 
 
+def stale_modules() -> list[str]:
+    """Compiled modules that are older than their source: what would be tested is not what stands there."""
+    package = Path(__file__).parents[1] / "fairvisor"
+    pairs = ((path, path.with_name(path.name.partition(".")[0] + ".py")) for path in package.rglob("*.so"))
+    return [source.name for path, source in pairs if source.exists() and source.stat().st_mtime > path.stat().st_mtime]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = {}
+    stale = stale_modules()
+    if stale:
+        pytest.exit(f"compiled before their last change: {', '.join(stale)}; run `make test`, or remove the .so files", 3)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
