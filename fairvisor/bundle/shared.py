@@ -199,7 +199,10 @@ class SharedBundle:
 
     def original(self) -> bytes:
         """The bytes as they were offered, with the signature line if there was one."""
-        return zlib.decompress(self._view[self._original_at :])
+        try:
+            return zlib.decompress(self._view[self._original_at :])
+        except zlib.error as error:
+            raise SegmentError(f"{self.name} is damaged: {error}") from None
 
     def exists(self) -> bool:
         """Whether the object still has its name."""

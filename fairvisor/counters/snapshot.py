@@ -29,7 +29,7 @@ from fairvisor.errors import SegmentError
 MAGIC: Final = b"fvSnap\r\n"
 FORMAT: Final = 1  # raise with any change to what stands in a snapshot
 HEADER: Final = struct.Struct("<8sQQ16sQQQ32sHQ")
-BLOCK: Final = struct.Struct("<4xIQQ")
+BLOCK: Final = struct.Struct("<IQQ")
 WORDS_BLOCK, SERIES_BLOCK, RECORDS_BLOCK, END_BLOCK = range(4)
 
 SLICE_SLOTS: Final = 1 << 13  # 256 KiB of slots: some 50 microseconds

@@ -8,7 +8,6 @@ import signal
 import subprocess
 from pathlib import Path
 
-import pytest
 from edge_server import Edge, StartEdge, ask, bundle_of, remove_shared_memory, token_bucket, wait_until
 
 from fairvisor.clock import read_now

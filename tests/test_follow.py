@@ -1,0 +1,448 @@
+"""Publishing and following in one process, step by step, without threads: what is switched, kept, freed and told."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairvisor.bundle import shared
+from fairvisor.bundle.shared import SharedBundle, object_name
+from fairvisor.bundle.slices import Compiled, in_use, take_apart
+from fairvisor.clock import NS_PER_S, Now
+from fairvisor.counters.layout import Word
+from fairvisor.counters.segment import SHM_DIR, Segment
+from fairvisor.errors import BundleInvalid, BundleRefused, SegmentError
+from fairvisor.follow import TRY_AGAIN_NS, ActiveBundle, Follower
+from fairvisor.identity import Identity, Refresher
+from fairvisor.processes import identity, pid_of
+from fairvisor.reload import Publisher, forget
+from fairvisor.settings import Settings
+from fairvisor.state import StateDirectory
+
+
+def policy(name: str, burst: int = 5, **spec: Any) -> dict[str, Any]:
+    rule = {
+        "name": "bucket",
+        "limit_keys": [],
+        "algorithm": "token_bucket",
+        "algorithm_config": {"tokens_per_second": 1, "burst": burst},
+    }
+    return {"id": name, "spec": {"selector": {"pathPrefix": f"/{name}"}, "rules": [rule], **spec}}
+
+
+def bundle(version: int, *policies: dict[str, Any], **more: Any) -> bytes:
+    return json.dumps({"bundle_version": version, "policies": list(policies), **more}).encode()
+
+
+def stops(value: str) -> dict[str, str]:
+    return {"scope_key": "header:x", "scope_value": value}
+
+
+SECRETS = {"S": "a secret of this many bytes, at least"}
+
+
+class Instance:
+    """One instance with one worker; time stands still unless it is moved."""
+
+    def __init__(self, name: str, place: Path) -> None:
+        self.elapsed_ns = 0
+        self.place = place
+        environ = {
+            "FAIRVISOR_INSTANCE": name,
+            "FAIRVISOR_STATE_DIR": str(place / "state"),
+            "FAIRVISOR_CONFIG_FILE": str(place / "policy.json"),
+        }
+        settings = Settings.load(environ, {})
+        self.segment = Segment.open(f"fairvisor-{name}", 1 << 20)
+        self.publisher = Publisher(settings, self.segment, SECRETS, serving=False, clock=self.now)
+        self.active = ActiveBundle(self.publisher.notes)
+        self.entry = self.publisher.registry.claim(identity(os.getpid()))
+        self.refresher = Refresher(Identity.from_settings(settings, environ=SECRETS))
+        self.follower = Follower(
+            settings, self.segment, self.active, self.refresher, SECRETS, self.entry, clock=self.now
+        )
+        self._await = self.publisher._await
+        self.publisher._await = self._follow  # type: ignore[method-assign]
+
+    def now(self) -> Now:
+        return Now(1_000 * NS_PER_S + self.elapsed_ns, 1_800_000_000 * NS_PER_S + self.elapsed_ns)
+
+    def _follow(self, generation: int) -> tuple[int, ...]:
+        """The worker switches while the publisher waits for it."""
+        self.follower.step(paced=False)
+        return self._await(generation)
+
+    @property
+    def compiled(self) -> Compiled:
+        assert self.follower._compiled is not None
+        return self.follower._compiled
+
+    def policies(self) -> dict[str, object]:
+        return {made.id: made for made, _ in self.compiled.policies.values()}
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[Instance]:
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    yield Instance(name, tmp_path)
+    gc.unfreeze()
+    for path in SHM_DIR.glob(f"fairvisor-{name}*"):
+        path.unlink()
+
+
+class TestSwitching:
+    def test_a_worker_decides_by_what_was_published_and_records_it(self, instance: Instance) -> None:
+        published = instance.publisher.publish(bundle(1, policy("a")))
+        assert (published.generation, published.version, published.lagging) == (1, 1, ())
+        current = instance.active.current
+        assert current is not None
+        assert (current.generation, current.bundle.version, current.about.policies) == (1, 1, 1)
+        assert current.bundle.sha256 == current.about.sha256 == published.sha256
+        (worker,) = instance.publisher.registry.workers()
+        assert (pid_of(worker.process), worker.generation) == (os.getpid(), 1)
+
+    def test_a_policy_whose_bytes_did_not_change_keeps_its_compiled_form(self, instance: Instance) -> None:
+        instance.publisher.publish(
+            bundle(1, policy("a"), policy("b"), kill_switches=[stops("x"), stops("y")])
+        )
+        before, switches = instance.policies(), dict(instance.compiled.kill_switches)
+        instance.publisher.publish(
+            bundle(2, policy("b"), policy("a", burst=6), policy("c"), kill_switches=[stops("y")])
+        )
+        after = instance.policies()
+        assert after["b"] is before["b"]
+        assert after["a"] is not before["a"]
+        assert set(after) == {"a", "b", "c"}
+        ((kept, _),) = instance.compiled.kill_switches.values()
+        assert any(kept is switch for switch, _ in switches.values())
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            {"defaults": {"mode": "shadow"}},
+            {"defaults": {"model_aliases": {"fast": "gpt-4o-mini"}}},
+            {"global_shadow": {"enabled": True, "reason": "trial", "expires_at": "2099-01-01T00:00:00Z"}},
+        ],
+    )
+    def test_what_a_policy_is_compiled_with_changes_all_of_them(
+        self, instance: Instance, more: dict[str, Any]
+    ) -> None:
+        instance.publisher.publish(bundle(1, policy("a")))
+        before = instance.policies()["a"]
+        instance.publisher.publish(bundle(2, policy("a"), **more))
+        assert instance.policies()["a"] is not before
+
+    def test_spaces_and_the_order_of_policies_change_nothing(self, instance: Instance) -> None:
+        instance.publisher.publish(bundle(1, policy("a"), policy("b")))
+        before = instance.policies()
+        document = json.loads(bundle(2, policy("b"), policy("a")))
+        instance.publisher.publish(json.dumps(document, indent=4).encode())
+        assert instance.policies() == before
+
+    def test_a_request_that_began_before_keeps_its_whole_bundle(self, instance: Instance) -> None:
+        instance.publisher.publish(bundle(1, policy("a")))
+        request = instance.active.current
+        assert request is not None
+        instance.follower._free = lambda old: None  # type: ignore[method-assign]
+        old = instance.compiled
+        instance.publisher.publish(
+            bundle(2, policy("b"), jwt_keys=[{"secret_env": "S", "algorithm": "HS256"}])
+        )
+        current = instance.active.current
+        assert current is not None
+        assert current.identity is not request.identity
+        assert current.identity.verified
+        assert not request.identity.verified
+        assert [found.id for found in request.bundle.routes.plan("GET", "", "/a").policies] == ["a"]
+        assert in_use(old)
+        del request
+        assert not in_use(old)
+
+    def test_the_same_keys_keep_the_identity_and_what_it_has_read(self, instance: Instance) -> None:
+        instance.publisher.publish(bundle(1, policy("a")))
+        before = instance.refresher.identity
+        instance.publisher.publish(bundle(2, policy("b")))
+        assert instance.refresher.identity is before
+
+    def test_a_bundle_that_was_replaced_leaves_nothing_to_the_collector(self, instance: Instance) -> None:
+        """The collector does not look at what was frozen, so whatever is in a cycle would stay for ever."""
+        many = [policy(f"p{index}", loop_detection={"enabled": True, "window_seconds": 9,
+                "threshold_identical_requests": 2}) for index in range(50)]  # fmt: skip
+        instance.publisher.publish(bundle(1, *many, kill_switches=[stops(str(index)) for index in range(50)]))
+        instance.follower._free = lambda old: None  # type: ignore[method-assign]
+        old = instance.compiled
+        instance.publisher.publish(bundle(2, policy("b")))
+        gc.unfreeze()
+        gc.collect()
+        for _ in take_apart(old):
+            pass
+        assert old.policies == {}
+        del old
+        assert gc.collect() == 0
+
+    def test_generations_that_came_too_fast_are_passed_over(self, instance: Instance) -> None:
+        instance.publisher._await = lambda generation: ()  # type: ignore[method-assign]
+        for version in range(1, 6):
+            instance.publisher.publish(bundle(version, policy("a", burst=version)))
+        instance.follower.step(paced=False)
+        assert instance.active.current is not None
+        assert instance.active.current.generation == 5
+
+    def test_an_object_that_is_not_there_is_looked_for_again(self, instance: Instance) -> None:
+        instance.publisher.publish(bundle(1, policy("a")))
+        instance.segment.table.word_set(Word.BUNDLE_GENERATION, 2)
+        instance.follower.step(paced=False)
+        assert instance.active.current is not None
+        assert instance.active.current.generation == 1
+        os.link(
+            SHM_DIR / object_name(instance.segment.name, 1), SHM_DIR / object_name(instance.segment.name, 2)
+        )
+        instance.follower.step(paced=False)
+        assert instance.active.current.generation == 1
+        instance.elapsed_ns += TRY_AGAIN_NS
+        instance.follower.step(paced=False)
+        assert instance.active.current.generation == 2
+
+    def test_slices_pause_and_a_stop_gives_up(self, instance: Instance) -> None:
+        instance.publisher.publish(bundle(1, policy("a")))
+        instance.publisher._await = lambda generation: ()  # type: ignore[method-assign]
+        instance.publisher.publish(bundle(2, *(policy(f"p{index}") for index in range(10))))
+        pauses: list[float] = []
+        tick = instance.now
+
+        def slow() -> Now:
+            instance.elapsed_ns += 100_000
+            return tick()
+
+        instance.follower._clock = slow
+        instance.follower._stopped.wait = lambda pause: bool(pauses.append(pause))  # type: ignore[assignment, func-returns-value, method-assign]
+        instance.follower.step()
+        assert instance.active.current is not None
+        assert instance.active.current.generation == 2
+        assert 2 <= len(pauses) <= 12
+        instance.publisher.publish(bundle(3, *(policy(f"q{index}") for index in range(10))))
+        instance.follower._stopped.wait = lambda pause: True  # type: ignore[assignment, method-assign]
+        instance.follower.step()
+        assert instance.active.current.generation == 2
+
+
+class TestPublishing:
+    def test_unchanged_bytes_are_no_new_generation(self, instance: Instance) -> None:
+        instance.publisher.publish(bundle(1, policy("a")))
+        published = instance.publisher.publish(bundle(1, policy("a")))
+        assert (published.changed, published.generation) == (False, 1)
+
+    @pytest.mark.parametrize(
+        ("data", "code"),
+        [
+            (bundle(1, policy("b")), "version_not_monotonic"),
+            (bundle(2, policy("b"), expires_at="2020-01-01T00:00:00Z"), "bundle_expired"),
+        ],
+    )
+    def test_a_refusal_changes_nothing_and_is_told(self, instance: Instance, data: bytes, code: str) -> None:
+        instance.publisher.publish(bundle(1, policy("a")))
+        with pytest.raises(BundleRefused) as refused:
+            instance.publisher.publish(data, source="somebody")
+        assert refused.value.code == code
+        assert instance.publisher.generation == 1
+        assert instance.active.reason.startswith(f"somebody: {code}: ")
+        left = {path.name for path in SHM_DIR.glob(f"{instance.segment.name}*")}
+        assert not [name for name in left if "offer" in name]
+        instance.publisher.publish(bundle(3, policy("b")))
+        assert instance.active.reason == ""
+
+    def test_an_object_holds_what_was_offered(self, instance: Instance) -> None:
+        data = bundle(1, policy("a"), **{"$comment": "as it is"})
+        instance.publisher.publish(data)
+        current = instance.publisher.current()
+        assert current is not None
+        assert current.original() == data
+        assert len(list(current.policies())) == 1
+        current.close()
+
+    def test_only_the_active_object_stays(self, instance: Instance) -> None:
+        for version in (1, 2, 3):
+            instance.publisher.publish(bundle(version, policy("a", burst=version)))
+        names = [path.name for path in SHM_DIR.glob(f"{instance.segment.name}+*")]
+        assert names == [object_name(instance.segment.name, 3)]
+
+    def test_a_damaged_object_is_never_compiled(self, instance: Instance) -> None:
+        instance.publisher.publish(bundle(1, policy("a")))
+        path = SHM_DIR / object_name(instance.segment.name, 1)
+        data = path.read_bytes()
+        for position in range(8, len(data) - 1, 23):
+            path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+            with pytest.raises(SegmentError):
+                read_all(SharedBundle.open(path.name))
+        path.chmod(0o644)
+        with pytest.raises(SegmentError, match="0600"):
+            SharedBundle.open(path.name)
+
+    def test_a_new_bundle_replaces_one_that_cannot_be_read(self, instance: Instance) -> None:
+        instance.publisher.publish(bundle(1, policy("a")))
+        (SHM_DIR / object_name(instance.segment.name, 1)).write_bytes(b"damaged")
+        assert instance.publisher.publish(bundle(2, policy("b"))).generation == 2
+
+    def test_the_lock_of_another_publisher_is_waited_for(
+        self, instance: Instance, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def later(pause: float) -> None:
+            instance.elapsed_ns += 10 * NS_PER_S
+
+        monkeypatch.setattr(instance.publisher._pause, "wait", later)
+        with (
+            instance.publisher._lock(),
+            pytest.raises(BundleRefused, match="busy"),
+        ):
+            instance.publisher.publish(bundle(1, policy("a")))
+
+    def test_too_large_a_bundle_is_refused_before_it_is_read(
+        self, instance: Instance, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fairvisor.reload.MAX_BUNDLE_BYTES", 100)
+        with pytest.raises(BundleInvalid, match="64 MiB"):
+            instance.publisher.publish(bundle(1, policy("a")))
+
+    def test_no_room_in_shared_memory_changes_nothing(
+        self, instance: Instance, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        instance.publisher.publish(bundle(1, policy("a")))
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(shared.os, "posix_fallocate", full)
+        with pytest.raises(BundleRefused, match="no_room: .*No space left"):
+            instance.publisher.publish(bundle(2, policy("b")))
+        assert instance.publisher.generation == 1
+
+
+def read_all(bundle: SharedBundle) -> None:
+    """Everything that a worker and the admin listener read."""
+    bundle.head()
+    for part in (*bundle.policies(), *bundle.kill_switches()):
+        bundle.read(part)
+    bundle.original()
+
+
+class TestStart:
+    """Which bundle wins when a master starts."""
+
+    @pytest.fixture
+    def write(self, instance: Instance) -> Callable[[bytes], object]:
+        return (instance.place / "policy.json").write_bytes
+
+    def test_without_anything_the_edge_says_why_it_is_not_ready(self, instance: Instance) -> None:
+        instance.publisher.start()
+        assert instance.publisher.generation == 0
+        assert "No such file" in instance.active.reason
+        assert set(instance.publisher.notes.faults()) == {"bundle_file"}
+
+    @pytest.mark.parametrize(
+        ("last", "file", "wins"),
+        [
+            (bundle(1, policy("a")), bundle(2, policy("b")), 2),
+            (bundle(3, policy("a")), bundle(2, policy("b")), 3),
+            (bundle(3, policy("a")), b"{", 3),
+            (bundle(3, policy("a"), expires_at="2020-01-01T00:00:00Z"), b"{", 3),
+            (bundle(3, policy("a")), bundle(4, policy("b"), expires_at="2020-01-01T00:00:00Z"), 3),
+            (b"{", bundle(2, policy("b")), 2),
+        ],
+    )
+    def test_the_greater_version_wins(
+        self, instance: Instance, write: Callable[[bytes], object], last: bytes, file: bytes, wins: int
+    ) -> None:
+        instance.publisher.state.write(instance.publisher.state.bundle, [last])
+        write(file)
+        instance.publisher.start()
+        assert instance.active.current is not None
+        assert instance.active.current.about.version == wins
+
+    def test_of_equal_versions_the_file_wins(
+        self, instance: Instance, write: Callable[[bytes], object]
+    ) -> None:
+        instance.publisher.state.write(instance.publisher.state.bundle, [bundle(3, policy("a"))])
+        write(bundle(3, policy("b")))
+        instance.publisher.start()
+        assert set(instance.policies()) == {"b"}
+
+    def test_a_lower_file_is_reported_and_taken_only_when_that_was_asked_for(
+        self, instance: Instance, write: Callable[[bytes], object]
+    ) -> None:
+        instance.publisher.state.write(instance.publisher.state.bundle, [bundle(3, policy("a"))])
+        write(bundle(2, policy("b")))
+        instance.publisher.start()
+        assert "is lower than that of the last good bundle, 3" in instance.active.reason
+        instance.publisher.start(accept_older=True)
+        assert set(instance.policies()) == {"b"}
+        assert instance.active.reason == ""
+
+    def test_what_is_in_shared_memory_is_newer_than_its_copy(
+        self, instance: Instance, write: Callable[[bytes], object]
+    ) -> None:
+        write(bundle(1, policy("a")))
+        instance.publisher.publish(bundle(5, policy("c")))
+        instance.publisher.state.write(instance.publisher.state.bundle, [bundle(3, policy("b"))])
+        instance.publisher.start()
+        assert instance.publisher.generation == 1
+        assert set(instance.policies()) == {"c"}
+
+
+class TestDurability:
+    def test_the_copy_is_what_was_offered(self, instance: Instance) -> None:
+        data = bundle(1, policy("a"))
+        assert instance.publisher.publish(data).durable
+        assert instance.publisher.state.bundle.read_bytes() == data
+
+    def test_a_directory_that_cannot_be_written_is_a_fault_that_heals(self, instance: Instance) -> None:
+        (instance.place / "state").write_text("in the way")
+        assert not instance.publisher.publish(bundle(1, policy("a"))).durable
+        assert "cannot be written" in instance.publisher.notes.faults()["state_dir"].text
+        (instance.place / "state").unlink()
+        assert instance.publisher.make_durable()
+        assert instance.publisher.notes.faults() == {}
+        assert instance.publisher.state.bundle.exists()
+
+    def test_a_copy_that_was_removed_is_written_again(self, instance: Instance) -> None:
+        instance.publisher.publish(bundle(1, policy("a")))
+        instance.publisher.state.bundle.unlink()
+        assert instance.publisher.make_durable()
+        assert instance.publisher.state.bundle.exists()
+
+    def test_half_a_file_is_never_left(self, instance: Instance) -> None:
+        state = instance.publisher.state
+        state.write(state.snapshot, [b"whole"])
+
+        def broken() -> Iterator[bytes]:
+            yield b"half"
+            raise OSError(5, "Input/output error")
+
+        with pytest.raises(OSError, match="Input"):
+            state.write(state.snapshot, broken())
+        assert [path.name for path in state.directory.iterdir()] == [state.snapshot.name]
+        assert state.snapshot.read_bytes() == b"whole"
+
+
+class TestForgetting:
+    def test_a_running_instance_is_not_forgotten(self, instance: Instance) -> None:
+        with pytest.raises(SegmentError, match=f"process {os.getpid()}"):
+            forget(instance.segment.name, instance.publisher.state, with_bundle=False)
+
+    @pytest.mark.parametrize("with_bundle", [False, True])
+    def test_counters_go_and_the_bundle_only_when_asked(self, instance: Instance, with_bundle: bool) -> None:
+        instance.publisher.publish(bundle(1, policy("a")))
+        state: StateDirectory = instance.publisher.state
+        state.write(state.snapshot, [b"counters"])
+        assert instance.entry is not None
+        instance.publisher.registry.release(instance.entry)
+        forget(instance.segment.name, state, with_bundle=with_bundle)
+        assert list(SHM_DIR.glob(f"{instance.segment.name}*")) == []
+        assert not state.snapshot.exists()
+        assert state.bundle.exists() is not with_bundle
