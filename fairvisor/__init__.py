@@ -21,6 +21,7 @@ Before the first request:
 
     cli/            the commands, one module each
     replay/         access logs, decided as they would have been
+    applog.py       where log lines go, and how they look
     settings.py     every FAIRVISOR_* variable, declared once
     master.py       the process that starts, reloads and replaces the workers
     bundle/         the policy bundle: load, validate, compile
@@ -30,6 +31,7 @@ Before the first request:
     snapshots.py    what outlives a reboot, written and found again
     beside.py       the threads beside the requests of a worker
     reporter.py     the thread that writes the audit log
+    top_keys.py     who is rejected most
     linefile.py     a log that several processes append whole lines to
     state.py        files that outlive the machine's memory
     notes.py        what went wrong, for every process to read

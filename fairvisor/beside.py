@@ -21,6 +21,7 @@ from fairvisor.reload import Publisher
 from fairvisor.reporter import Reporter
 from fairvisor.settings import Settings
 from fairvisor.snapshots import Snapshots
+from fairvisor.top_keys import TopKeys
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ class Beside:
             _log.error("there is no entry left for this worker: reloads will not wait for it")
         self._refresher = Refresher(who)
         self._follower = Follower(settings, segment, self.active, self._refresher, environ, entry)
-        self._reporter = Reporter(settings, segment, self.active)
+        self.top_keys = TopKeys(segment.slates, entry)
+        self._reporter = Reporter(settings, segment, self.active, also=(self.top_keys.write,))
         self.audit = self._reporter.audit
         snapshots = Snapshots(segment.name, self.publisher.state)
         self._leader = Leader(segment, self.publisher, snapshots, lambda: self._follower.shared)

@@ -36,12 +36,20 @@ class Reporter:
     """Flushes `audit` from `start` to `stop`."""
 
     def __init__(
-        self, settings: Settings, segment: Segment, active: ActiveBundle, clock: Callable[[], Now] = read_now
+        self,
+        settings: Settings,
+        segment: Segment,
+        active: ActiveBundle,
+        clock: Callable[[], Now] = read_now,
+        *,
+        also: tuple[Callable[[Now], None], ...] = (),
     ) -> None:
+        """`also`: what else is to be written once a second."""
         # per process
         self._segment = segment
         self._active = active
         self._clock = clock
+        self._also = also
         self._stopped = threading.Event()
         self._pause = threading.Event()  # never set
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
@@ -72,6 +80,8 @@ class Reporter:
         if now.mono_ns - self._written_ns >= WRITE_NS:
             self._written_ns = now.mono_ns
             self._segment.write_postponed(now.wall_ns // NS_PER_S)
+            for write in self._also:
+                write(now)
         self._tell_bundle(now)
         if now.mono_ns >= self._wait_until_ns:
             self._flush(now)

@@ -38,6 +38,7 @@ from fairvisor.metrics.families import SETTLEMENTS
 from fairvisor.response import Answer, Renderer, error_answer, unavailable_answer
 from fairvisor.rules.llm_tokens import settle
 from fairvisor.settings import Settings
+from fairvisor.top_keys import TopKeys
 
 _TIMED_ONE_IN: Final = (
     8  # decisions whose duration is counted: a second look at the clock costs as much as a limit
@@ -65,8 +66,10 @@ class Service:
         active: ActiveBundle,
         read_now: Callable[[], Now],
         audit: Audit | None = None,
+        top_keys: TopKeys | None = None,
     ) -> None:
-        """`audit`: where enforcement actions are logged; without one they are only counted."""
+        """`audit`: where enforcement actions are logged, `top_keys`: where who is rejected is counted; without them
+        they are only counted."""
         # per process
         self._identity = identity
         self._active = active
@@ -83,6 +86,7 @@ class Service:
         self._debug = DebugSessions(settings.debug_session_secret)
         self._complaints = Complaints()
         self._audit = audit
+        self._noted_by = tuple(each.note for each in (audit, top_keys) if each is not None)
         self._is_timed = cycle((False,) * (_TIMED_ONE_IN - 1) + (True,)).__next__
         self._took = Latency(segment).observe
         self._tokens = TokenMeter(segment)
@@ -166,8 +170,9 @@ class Service:
             method, host, target, headers, peer.address, active.identity, now, request.body, request_id
         )
         decision = decide(bundle, self._counters, context, now)
-        if decision.remarked and self._audit is not None:
-            self._audit.note(decision, context)
+        if decision.remarked:
+            for note in self._noted_by:
+                note(decision, context)
         answer = self._render(
             decision, context, endpoint.allow_status or self._allow_status, endpoint.carrier
         )

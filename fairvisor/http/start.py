@@ -55,4 +55,4 @@ def make_service(settings: Settings, segment: Segment, beside: Beside, *, can_wa
             "the bundle throttles, and this worker class cannot hold an answer: it tells the delay in "
             "X-Fairvisor-Throttle-Ms instead (FAIRVISOR_WORKER_CLASS=edge can)"
         )
-    return Service(settings, segment, beside.identity, beside.active, read_now, beside.audit)
+    return Service(settings, segment, beside.identity, beside.active, read_now, beside.audit, beside.top_keys)
