@@ -7,6 +7,7 @@ only on the bundle, and keeps no state of its own: that is in `counters`. It kno
     keys.py           for whom a rule counts: match, limit keys, what happens when one is missing
     cost.py           what a request costs
     windows.py        calendar windows
+    standing.py       what a counter holds for somebody, for operators
     token_bucket.py   rate with burst (GCRA)
     budget.py         total per window, with warn, throttle and reject stages
     llm_tokens.py     tokens per minute and day: reserve, then settle

@@ -66,8 +66,15 @@ class Breaker:
         self._minute = -1
         self._minute_keys = (0, 0)
 
+    @property
+    def key_name(self) -> str:
+        """The descriptor that it is scoped by; "" when it is the same for everybody."""
+        return self._name if self._key is not None else ""
+
     def _identity(self, context: Context) -> str:
-        value = self._key(context) if self._key is not None else None
+        return self._identity_of(self._key(context) if self._key is not None else None)
+
+    def _identity_of(self, value: str | None) -> str:
         return f"{self._prefix}{len(value)}:{value}" if value else self._prefix + "-:"
 
     def _minutes(self, context: Context, minute: int) -> tuple[int, int]:
@@ -114,6 +121,27 @@ class Breaker:
             counters.delete(previous, now.mono_ns)
             return key, opened
         return key, False
+
+    def opened_ns(self, counters: Counters, value: str | None, now: Now) -> int:
+        """When it opened for this value of `key_name` (wall clock); 0 when it is closed."""
+        opened_ns = counters.peek_total(hash64(self._identity_of(value) + "open", self._seed), now.mono_ns)
+        over = 0 < self._auto_reset_ns <= now.wall_ns - opened_ns
+        return 0 if over else opened_ns
+
+    def trip(self, counters: Counters, value: str | None, now: Now) -> bool:
+        """Open it by hand for this value of `key_name`; False: it was open."""
+        return self._open(counters, self._identity_of(value), now)
+
+    def reset(self, counters: Counters, value: str | None, now: Now) -> bool:
+        """Close it by hand, and forget what was spent; False: it was closed."""
+        was_open = self.opened_ns(counters, value, now) > 0
+        identity = self._identity_of(value)
+        minute = now.mono_ns // MINUTE_NS
+        for record in ("open", str(minute), str(minute - 1)):
+            counters.delete(hash64(identity + record, self._seed), now.mono_ns)
+        if self._key is None:  # of others nobody knows here whether they are open
+            self.tally.set(CIRCUIT_STATE, 0)
+        return was_open
 
     def _open(self, counters: Counters, identity: str, now: Now) -> bool:
         """Open, unless another request of this moment did."""

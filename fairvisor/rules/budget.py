@@ -16,6 +16,7 @@ from fairvisor.decision import Action, Marked, Quota, Reason, Refusal, Verdict
 from fairvisor.metrics import TABLE_FULL, Tally
 from fairvisor.rules.cost import Cost
 from fairvisor.rules.keys import Described, Scope, hash64
+from fairvisor.rules.standing import Standing
 from fairvisor.rules.token_bucket import FULL_WAIT_NS
 from fairvisor.rules.windows import Window, Windows
 
@@ -101,6 +102,14 @@ class Budget:
     def describe(self, context: Context) -> Described:
         """For whom it counts this request."""
         return self.scope.describe(context)
+
+    def standings(self, counters: Counters, values: str, now: Now) -> tuple[Standing, ...]:
+        """What is left of the current window of these values (`Scope.spell`)."""
+        window = self._windows.at(now.wall_ns // NS_PER_S)
+        key = hash64(f"{self.scope.identity}{window.start_s}:{values}", self._seed)
+        quota = Quota(self.tally.rule, self._limit_u, window.end_s - window.start_s)
+        remaining_u = max(0, self._limit_u - counters.peek_total(key, now.mono_ns))
+        return (Standing("window", key, quota, remaining_u, window.end_s * NS_PER_S - now.wall_ns),)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Take the cost off the window's total."""

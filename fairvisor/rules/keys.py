@@ -8,7 +8,7 @@ The counter's key is the seeded xxh3 hash of the identity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
@@ -46,7 +46,7 @@ def joined(parts: Iterable[str]) -> str:
 class Scope:
     """Which requests a rule runs for, and under which values it counts them."""
 
-    __slots__ = ("_matchers", "_names", "_on_missing", "_readers", "identity", "values")
+    __slots__ = ("_matchers", "_on_missing", "_readers", "identity", "names", "values")
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Scope:
         on_missing: str,
     ) -> None:
         self.identity = identity
-        self._names = tuple(name for name, _ in keys)
+        self.names = tuple(name for name, _ in keys)
         self._readers = tuple(reader for _, reader in keys)
         self._matchers = matchers
         self._on_missing = on_missing
@@ -85,6 +85,15 @@ class Scope:
                 return None
         return text or _NOBODY
 
+    def spell(self, values: Sequence[str | None]) -> str | None:
+        """The text that `values` gives for a request with these values of `names`; None: the rule does not run."""
+        shared = self._on_missing == "shared"
+        if not all(values) and not shared:
+            return None
+        if len(values) == 1 and not shared:
+            return values[0]
+        return "".join([f"{len(value)}:{value}" if value else _SHARED for value in values]) or _NOBODY
+
     def absent(self, limit: Limit, context: Context) -> Refusal | None:
         """What `values` giving nothing means: nothing when `match` differs, else what `on_missing` says; counted."""
         if not self.applies(context):
@@ -98,7 +107,7 @@ class Scope:
 
     def describe(self, context: Context) -> Described:
         """The limit keys with the values this request has, for people."""
-        return tuple((name, read(context)) for name, read in zip(self._names, self._readers, strict=True))
+        return tuple((name, read(context)) for name, read in zip(self.names, self._readers, strict=True))
 
     def applies(self, context: Context) -> bool:
         """Whether `match` is satisfied."""

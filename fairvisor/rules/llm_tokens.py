@@ -26,6 +26,7 @@ from fairvisor.llm.usage import Usage, Weights, weigh
 from fairvisor.metrics import ESTIMATE_MISSING, TABLE_FULL, TOKENS_RESERVED, Tally
 from fairvisor.rules.cost import read_amount
 from fairvisor.rules.keys import MISSING_WAIT_NS, Described, Scope, hash64
+from fairvisor.rules.standing import Standing
 from fairvisor.rules.token_bucket import FULL_WAIT_NS, ticks_per_millionth
 
 DAY_NS: Final = 86_400 * NS_PER_S
@@ -184,6 +185,18 @@ class LlmTokens:
     def describe(self, context: Context) -> Described:
         """For whom it counts this request."""
         return self.scope.describe(context)
+
+    def standings(self, counters: Counters, values: str, now: Now) -> tuple[Standing, ...]:
+        """The minute's bucket and, where there is one, the day's total of these values (`Scope.spell`)."""
+        key = hash64(self.scope.identity + values, self._seed)
+        remaining_u, reset_ns = counters.peek_bucket(key, now.mono_ns, self._burst_u, self._per)
+        minute = Standing("minute", key, self.quota, remaining_u, reset_ns)
+        if self._day_quota is None:
+            return (minute,)
+        day, into_ns = divmod(now.wall_ns, DAY_NS)
+        day_key = hash64(f"day{day}:{self.scope.identity}{values}", self._seed)
+        left_u = max(0, self._day_u - counters.peek_total(day_key, now.mono_ns))
+        return (minute, Standing("day", day_key, self._day_quota, left_u, DAY_NS - into_ns))
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Give the whole reservation back."""

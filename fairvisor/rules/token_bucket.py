@@ -18,7 +18,8 @@ from fairvisor.counters import ALLOWED, REFUSED, Counters
 from fairvisor.decision import Quota, Reason, Refusal, Verdict
 from fairvisor.metrics import TABLE_FULL, Tally
 from fairvisor.rules.cost import Cost
-from fairvisor.rules.keys import Described, Scope
+from fairvisor.rules.keys import Described, Scope, hash64
+from fairvisor.rules.standing import Standing
 
 TICKS_PER_NS: Final = 1 << 28
 FULL_WAIT_NS: Final = 1_000_000_000  # Retry-After when the table had no room and FAIRVISOR_TABLE_FULL=reject
@@ -88,6 +89,12 @@ class TokenBucket:
     def describe(self, context: Context) -> Described:
         """For whom it counts this request."""
         return self.scope.describe(context)
+
+    def standings(self, counters: Counters, values: str, now: Now) -> tuple[Standing, ...]:
+        """The bucket of these values (`Scope.spell`)."""
+        key = hash64(self.scope.identity + values, self._seed)
+        remaining_u, reset_ns = counters.peek_bucket(key, now.mono_ns, self._burst_u, self._per)
+        return (Standing("bucket", key, self.quota, remaining_u, reset_ns),)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Put the cost back into the bucket."""
