@@ -1,0 +1,25 @@
+"""Through every gateway a limit of 5,000 admits 5,000 of 20,000 concurrent requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import repeat
+
+import pytest
+from crowd import statuses
+from edge_server import Edge
+from gateway_servers import KINDS, StartGateway
+
+CONNECTIONS = 32
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.needs(kind.program)) for name, kind in KINDS.items()]
+)
+def test_exactly_the_burst_passes(
+    name: str, start_edge: Callable[..., Edge], start_gateway: StartGateway
+) -> None:
+    edge = start_edge("crowd")
+    gateway = start_gateway(name, edge.bind[1])
+    request = b"GET /a HTTP/1.1\r\nHost: api.example.com\r\nX-API-Key: crowd\r\n\r\n"
+    assert statuses(gateway.address, repeat(request, 20_000), CONNECTIONS) == {200: 5000, 429: 15_000}
