@@ -1,8 +1,8 @@
 """Requests per second of one worker on one core, as a share of nginx answering 204 on the same core.
 
-    python perf/decisions.py [--seconds 4] [--rounds 3] [--connections 32] [--only NAME] [--format table|json]
+    python perf/decisions.py [--seconds 4] [--rounds 3] [--connections 32] [--only NAME] [--format table|json] [--save FILE]
 
-The server runs on core 0 and wrk on core 1. Contenders take turns, round after round, so that a drift of the machine
+`--save` also writes the numbers of every round, with date, machine and versions, as JSON. The server runs on core 0 and wrk on core 1. Contenders take turns, round after round, so that a drift of the machine
 meets all of them; a share is computed within a round and its median is reported. `--connections 1` gives latencies.
 """
 
@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import re
 import statistics
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from contextlib import ExitStack
+from importlib import metadata
+from pathlib import Path
 from typing import NamedTuple
 
 from contenders import LOAD_CORE, Contender, line_up, running, scratch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from fairvisor import engine
 
 
 class Measured(NamedTuple):
@@ -80,6 +86,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--only", help="a contender's name (nginx always runs)")
     parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--save", type=Path, help="a file for every round's numbers")
     options = parser.parse_args()
     console = Console(stderr=True)
     with scratch() as folder, ExitStack() as stack:
@@ -95,7 +102,25 @@ def main() -> None:
         runs: dict[str, list[Measured]] = {contender.name: [] for contender, _ in contenders}
         for contender, port in track(turns, "measuring", console=console):
             runs[contender.name].append(measure(contender, port, options.seconds, options.connections))
+    if options.save:
+        record = {"machine": machine(), "options": f"{options.seconds} s, {options.connections} connections"}
+        record |= {"rounds": {name: [run._asdict() for run in each] for name, each in runs.items()}}
+        options.save.write_text(json.dumps(record, indent=2) + "\n")
     report(runs, options.format)
+
+
+def machine() -> dict[str, str]:
+    """What was measured, where and when."""
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    nginx = subprocess.run(["/usr/sbin/nginx", "-v"], capture_output=True, text=True, check=True).stderr
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": processor[1] if processor else platform.machine(),
+        "kernel": platform.release(),
+        "python": sys.version,
+        "nginx": nginx.strip(),
+        "compiled": str(not engine.__file__.endswith(".py")),
+    } | {name: metadata.version(name) for name in ("uvloop", "httptools", "gunicorn")}
 
 
 def report(runs: dict[str, list[Measured]], form: str) -> None:
