@@ -1,9 +1,12 @@
 """Requests per second of one worker on one core, as a share of nginx answering 204 on the same core.
 
-    python perf/decisions.py [--seconds 4] [--rounds 3] [--connections 32] [--only NAME] [--format table|json] [--save FILE]
+    python perf/decisions.py [--seconds 4] [--rounds 3] [--connections 32] [--only NAME]
+                             [--format table|json] [--save FILE]
 
-`--save` also writes the numbers of every round, with date, machine and versions, as JSON. The server runs on core 0 and wrk on core 1. Contenders take turns, round after round, so that a drift of the machine
-meets all of them; a share is computed within a round and its median is reported. `--connections 1` gives latencies.
+The server runs on core 0 and wrk on core 1. Contenders take turns, round after round, so that a drift of the machine
+meets all of them; a share is computed within a round and its median is reported. `--connections 1` gives latencies,
+`--save` also writes the numbers of every round, with date, machine and versions, as JSON. Run it with the Python and the
+installation that you would serve with: compiled (FAIRVISOR_COMPILE=1), on a machine that does nothing else.
 """
 
 from __future__ import annotations
