@@ -1,16 +1,20 @@
 """A log that several processes append whole lines to, and that outlives rotation, full disks and lost directories.
 
-Lines are written many at once, with O_APPEND: the kernel keeps concurrent writes to a file apart. Before each write the
-path is looked at: a file that was renamed, removed or replaced is opened anew, so rotation needs no signal. A write
-that ends in the middle of a line (full disk) is told from what follows by an empty line's worth of newline. Errors are
-the caller's: it keeps its lines and tries again. This module knows nothing of what the lines say.
+Lines are written many at once, with O_APPEND and under a lock (flock), so writers never mix. Before each write the path
+is looked at: a file that was renamed, removed or replaced is opened anew, so rotation needs no signal. A line that was
+cut short (full disk) is ended before anything else is written. Errors are the caller's: it keeps its lines and tries
+again. This module knows nothing of what the lines say.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +22,8 @@ STDOUT: Final = 1
 _MODE: Final = 0o640
 _PIPE_BYTES: Final = 4096  # what a pipe takes without mixing writers (PIPE_BUF of Linux, pipe(7))
 _NEWLINE: Final = b"\n"
+_LOCK_TRIES: Final = 100
+_LOCK_PAUSE_S: Final = 0.005
 
 
 class LineFile:
@@ -27,16 +33,20 @@ class LineFile:
         self._path = path
         self._fd = -1 if path is not None else STDOUT
         self._identity = (0, 0)
+        self._pause = threading.Event()  # never set
 
     def append(self, lines: Sequence[bytes]) -> None:
         """Write these lines, each ending in a newline. Raises PartlyWritten when that did not succeed for all."""
         done = 0
         try:
             fd = self._open()
-            regular = stat.S_ISREG(os.fstat(fd).st_mode)
-            while done < len(lines):
-                chunk = lines[done:] if regular else _fitting(lines[done:])
-                done += self._write(fd, chunk, regular)
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                with self._locked(fd):
+                    while done < len(lines):
+                        done += _write(fd, lines[done:], torn=not _ends_in_newline(fd))
+            else:
+                while done < len(lines):
+                    done += _write(fd, _fitting(lines[done:]))
         except OSError as error:
             raise PartlyWritten(done, error) from error
 
@@ -46,16 +56,21 @@ class LineFile:
             os.close(self._fd)
             self._fd = -1
 
-    def _write(self, fd: int, lines: Sequence[bytes], regular: bool) -> int:
-        """One write; how many lines are there in whole."""
-        torn = regular and not _ends_in_newline(fd)
-        data = b"".join([_NEWLINE, *lines] if torn else lines)
-        left = os.write(fd, data) - torn
-        for number, line in enumerate(lines):
-            left -= len(line)
-            if left < 0:
-                return number
-        return len(lines)
+    @contextmanager
+    def _locked(self, fd: int) -> Iterator[None]:
+        """While nobody else writes. Does not wait long: the other one may be stopped. Raises BlockingIOError."""
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                self._pause.wait(_LOCK_PAUSE_S)
+        else:
+            raise BlockingIOError(errno.EAGAIN, "another process keeps it locked", str(self._path))
+        try:
+            yield
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
     def _open(self) -> int:
         """The descriptor of what is at the path now."""
@@ -80,6 +95,16 @@ class PartlyWritten(OSError):
     def __init__(self, lines: int, cause: OSError) -> None:
         super().__init__(cause.errno, cause.strerror, cause.filename)
         self.lines = lines
+
+
+def _write(fd: int, lines: Sequence[bytes], *, torn: bool = False) -> int:
+    """One write; how many lines are there in whole. `torn`: end somebody's line first."""
+    left = os.write(fd, b"".join([_NEWLINE, *lines] if torn else lines)) - torn
+    for number, line in enumerate(lines):
+        left -= len(line)
+        if left < 0:
+            return number
+    return len(lines)
 
 
 def _ends_in_newline(fd: int) -> bool:

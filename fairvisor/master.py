@@ -7,14 +7,15 @@ worker, after the fork. This module knows gunicorn's hooks; it knows nothing of 
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
+import socket
 from collections.abc import Mapping
 from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
 
+from fairvisor.applog import Log, configure
 from fairvisor.beside import Beside
 from fairvisor.clock import read_now
 from fairvisor.counters.layout import Word
@@ -22,12 +23,15 @@ from fairvisor.counters.segment import Segment
 from fairvisor.errors import SegmentError, SettingsError
 from fairvisor.http.accept import Board
 from fairvisor.http.service import Service
+from fairvisor.http.side import serve_in_thread
 from fairvisor.http.start import make_beside, make_service, open_segment, segment_name
-from fairvisor.http.worker import EdgeWorker
+from fairvisor.http.worker import EdgeWorker, limits_of
 from fairvisor.http.wsgi import Application
+from fairvisor.metrics import Counter
+from fairvisor.metrics.families import WORKER_RESTARTS
 from fairvisor.processes import start_time
 from fairvisor.reload import Publisher
-from fairvisor.settings import Settings, environment
+from fairvisor.settings import Bind, Settings, environment
 from fairvisor.snapshots import Snapshots
 
 EDGE: Final = "edge"
@@ -39,6 +43,8 @@ _WORKER_TIMEOUT_S: Final = 30
 _BACKLOG: Final = 2048
 _SOCKET_UMASK: Final = 0o117  # whoever can connect to a unix socket is trusted: owner and group
 
+_GREEN: Final = ("gevent", "eventlet", "ggevent")
+
 _DESCRIPTORS_BESIDE_CONNECTIONS: Final = 64
 
 
@@ -47,7 +53,7 @@ def serve(settings: Settings, *, accept_older: bool = False) -> None:
 
     `accept_older`: take the bundle file even if its version is lower than that of the last good bundle.
     """
-    _log_to_stderr(settings.log_level)
+    configure(settings)
     _allow_descriptors(settings.max_connections)
     replaces = environment().get("GUNICORN_PID", "")
     refuse_second(segment_name(settings.instance), replaces)
@@ -67,7 +73,9 @@ class Master(BaseApplication):  # type: ignore[misc]
         self.settings = settings
         self.segment = segment
         self.publisher = publisher
-        self.beside: Beside | None = None  # in a worker
+        # in a worker
+        self.beside: Beside | None = None
+        self.side_sockets: list[socket.socket] = []
         self.board = Board()
         super().__init__()
 
@@ -75,7 +83,7 @@ class Master(BaseApplication):  # type: ignore[misc]
         """Everything gunicorn is told. Its own files and variables are not read: there is one list of settings."""
         settings = self.settings
         choices: Mapping[str, Any] = {
-            "bind": [str(bind) for bind in settings.bind],
+            "bind": [str(bind) for bind in (*settings.bind, *side_binds(settings))],
             "workers": settings.worker_processes or available_processors(),
             "worker_class": worker_class(settings.worker_class),
             "proc_name": f"fairvisor-{settings.instance}",
@@ -84,6 +92,7 @@ class Master(BaseApplication):  # type: ignore[misc]
             "backlog": _BACKLOG,
             "umask": _SOCKET_UMASK,
             "loglevel": settings.log_level,
+            "logger_class": Log,
             "control_socket_disable": True,
             "child_exit": _child_exit,
             "post_fork": _post_fork,
@@ -100,12 +109,28 @@ class Master(BaseApplication):  # type: ignore[misc]
         waits = settings.worker_class == EDGE
         self.beside = make_beside(settings, self.segment)
         service = make_service(settings, self.segment, self.beside, can_wait=waits)
-        return service if waits else Application(service, read_now)
+        if waits:
+            return service
+        if self.side_sockets:
+            serve_in_thread(self.side_sockets, service.health, limits_of(settings), read_now)
+        return Application(service, read_now)
 
     def reload(self) -> None:
         """SIGHUP: read the bundle file again, then restart the workers."""
         super().reload()
         self.publisher.read_file()
+
+
+def side_binds(settings: Settings) -> tuple[Bind, ...]:
+    """Where to listen beside decisions. Raises SettingsError where the worker class leaves no thread for it."""
+    if settings.health_bind is None:
+        return ()
+    if settings.worker_class.startswith(_GREEN):
+        raise SettingsError(
+            f"FAIRVISOR_HEALTH_BIND: {settings.health_bind} is wrong: not with FAIRVISOR_WORKER_CLASS="
+            f"{settings.worker_class}, which has no threads"
+        )
+    return (settings.health_bind,)
 
 
 def worker_class(name: str) -> type | str:
@@ -163,22 +188,11 @@ def _allow_descriptors(connections: int) -> None:
         )
 
 
-def _log_to_stderr(level: str) -> None:
-    """Let the lines of the start go somewhere, before gunicorn's log exists."""
-    package = logging.getLogger("fairvisor")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s [%(process)d] [%(levelname)s] %(message)s"))
-    package.handlers = [handler]
-    package.setLevel(level.upper())
-    package.propagate = False
-
-
 def _post_fork(server: Any, worker: Any) -> None:
-    """Let the package's own log lines go where gunicorn's go."""
-    package = logging.getLogger("fairvisor")
-    package.handlers = worker.log.error_log.handlers
-    package.setLevel(worker.log.error_log.level)
-    package.propagate = False
+    """Part the sockets: those for decisions, which the worker knows, and the one beside them."""
+    own = len(worker.app.settings.bind)
+    worker.sockets, side = worker.sockets[:own], worker.sockets[own:]
+    worker.app.side_sockets = [listener.sock for listener in side]
 
 
 def _worker_exit(server: Any, worker: Any) -> None:
@@ -198,3 +212,5 @@ def _child_exit(server: Any, worker: Any) -> None:
     """A worker is gone, by itself or killed: its seat is free."""
     if isinstance(worker, EdgeWorker):
         worker.board.give_back(worker.seat)
+    if server.LISTENERS and len(server.WORKERS) < server.num_workers:  # neither a stop nor one too many
+        Counter(worker.app.segment, WORKER_RESTARTS).add()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 from collections.abc import Iterator
@@ -125,11 +126,22 @@ def test_several_processes_never_mix_their_lines(tmp_path: Path) -> None:
             log = LineFile(path)
             line = (str(child) * 200 + "\n").encode()
             for _ in range(50):
-                log.append([line] * 40)
+                log.append([line] * 400)
             os._exit(0)
         children.append(pid)
     for pid in children:
         assert os.waitpid(pid, 0)[1] == 0
-    lines = path.read_bytes().splitlines()
-    assert len(lines) == 4 * 50 * 40
+    lines = path.read_bytes().split(b"\n")[:-1]
+    assert len(lines) == 4 * 50 * 400
     assert set(lines) == {(str(child) * 200).encode() for child in range(4)}
+
+
+def test_a_writer_that_was_stopped_holds_others_up_for_a_moment_only(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("ab") as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        with pytest.raises(PartlyWritten, match="locked") as caught:
+            LineFile(path).append([b"one\n"])
+    assert caught.value.lines == 0
+    LineFile(path).append([b"one\n"])
+    assert path.read_bytes() == b"one\n"

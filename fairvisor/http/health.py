@@ -32,9 +32,7 @@ class Health:
     def __init__(self, segment: Segment, active: ActiveBundle) -> None:
         self._active = active
         self._registry = Registry(segment.table)
-        self._exposition = Exposition(
-            segment, Sources(self._active_bundle, active.notes.faults, self._crowd)
-        )
+        self._exposition = Exposition(segment, Sources(self._active_bundle, active.notes.faults, self._crowd))
         self._complaints = Complaints()
         self.pages = {
             "/livez": Page(self._livez, READING),

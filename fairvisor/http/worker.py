@@ -21,12 +21,18 @@ from fairvisor.clock import read_now
 from fairvisor.http.accept import Acceptor, Board
 from fairvisor.http.connection import Connection
 from fairvisor.http.hub import Hub, Limits
+from fairvisor.http.side import SideListener
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import THROTTLES_NOT_HELD
 from fairvisor.settings import Settings
 
 _HEARTBEAT_S: Final = 1.0
 _STOP_POLL_S: Final = 0.02
+
+
+def limits_of(settings: Settings) -> Limits:
+    """What the settings say a worker bears."""
+    return Limits(settings.header_timeout_ms, settings.idle_timeout_ms, settings.max_waiting)
 
 
 class EdgeWorker(Worker):  # type: ignore[misc]
@@ -62,7 +68,7 @@ class EdgeWorker(Worker):  # type: ignore[misc]
 
     async def _serve(self) -> None:
         settings = self.settings
-        limits = Limits(settings.header_timeout_ms, settings.idle_timeout_ms, settings.max_waiting)
+        limits = limits_of(settings)
         self.stop_asked = asyncio.Event()
         hub = self.hub = Hub(self.wsgi, limits, read_now)
         hub.loop = self.loop
@@ -78,10 +84,16 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         gc.collect()
         gc.freeze()  # what is loaded now never dies: keep the collector from walking it
         acceptor.start()
+        side = None
+        if self.app.side_sockets:
+            side = SideListener(self.loop, self.app.side_sockets, self.wsgi.health, limits, read_now)
+            side.start()
         self._tick()
         self._beat()
         await self.stop_asked.wait()
         acceptor.stop()
+        if side is not None:
+            side.stop()
         await acceptor.settle()
         await self._finish(hub)
 

@@ -8,6 +8,7 @@ by the first request of each process, so that it does not matter when the server
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterable
 from functools import cache
 from http import HTTPStatus
@@ -15,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from fairvisor.clock import Now, read_now
-from fairvisor.errors import BodyTooLarge, RequestError
+from fairvisor.errors import BodyTooLarge, RequestError, SettingsError
 from fairvisor.http.hub import Answering, BodyRule
 from fairvisor.http.request import Request
 from fairvisor.http.start import make_beside, make_service, open_segment
@@ -57,9 +58,14 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
 @cache
 def _of_this_process() -> Application:
     settings = Settings.load(environment(), {})
+    if settings.health_bind is not None:
+        raise SettingsError(
+            f"FAIRVISOR_HEALTH_BIND: {settings.health_bind} is wrong: only fairvisor serve listens there"
+        )
     segment = open_segment(settings)
     beside = make_beside(settings, segment)
     beside.publisher.start()
+    atexit.register(beside.stop)
     return Application(make_service(settings, segment, beside, can_wait=False), read_now)
 
 

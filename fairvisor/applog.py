@@ -1,0 +1,102 @@
+"""Where log lines go, and how they look: for people, or as JSON, one object a line.
+
+The only place that configures logging. Everything goes to standard error, gunicorn's own lines too; allowed requests
+are never logged. Whatever a line says, the values of secret settings are taken out of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from typing import Any, Final
+
+import orjson
+from gunicorn.glogging import Logger as GunicornLogger
+
+from fairvisor.settings import Settings, declared
+
+SHOWN_INSTEAD: Final = "(a secret)"
+_LEAST_SECRET: Final = 4  # characters; shorter ones would be found in any text
+_LOGGERS: Final = ("fairvisor", "gunicorn.error")
+
+
+class Console(logging.Formatter):
+    """`2026-11-22T11:34:47.504Z [4711] [INFO] the message`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s [%(process)d] [%(levelname)s] %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return _time(record)
+
+
+class Json(logging.Formatter):
+    """`{"time": ..., "level": ..., "logger": ..., "pid": ..., "message": ...}`, and `exception` where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "pid": record.process,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(_readable(line)).decode()
+
+
+class Discreet(logging.Formatter):
+    """Another formatter's lines without the secrets."""
+
+    def __init__(self, formatter: logging.Formatter, secrets: Iterable[str]) -> None:
+        super().__init__()
+        self._formatter = formatter
+        forms = {form for secret in secrets for form in (secret, orjson.dumps(secret).decode()[1:-1])}
+        self._secrets = sorted(forms, key=len, reverse=True)  # as they are, and as JSON escapes them
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = self._formatter.format(record)
+        for secret in self._secrets:
+            text = text.replace(secret, SHOWN_INSTEAD)
+        return text
+
+
+class Log(GunicornLogger):  # type: ignore[misc]
+    """gunicorn's logger, which leaves to `configure` where lines go."""
+
+    def _set_handler(self, *_: Any, **__: Any) -> None:
+        """Nothing: the handlers are there."""
+
+
+def configure(settings: Settings) -> None:
+    """Send every line of this process and its children to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        Discreet(Json() if settings.log_format == "json" else Console(), secrets_of(settings))
+    )
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(settings.log_level.upper())
+        logger.propagate = False
+
+
+def secrets_of(settings: Settings) -> frozenset[str]:
+    """The values that no line may show."""
+    values = (getattr(settings, setting.name) for setting in declared() if setting.secret)
+    return frozenset(value for value in values if isinstance(value, str) and len(value) >= _LEAST_SECRET)
+
+
+def _readable(line: dict[str, object]) -> dict[str, object]:
+    """Text that JSON can hold: a message may quote bytes of a request as lone surrogates."""
+    return {
+        name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+        for name, value in line.items()
+    }
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, timezone.utc)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z"
