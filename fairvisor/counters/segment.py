@@ -34,6 +34,7 @@ from fairvisor.errors import SegmentError
 SHM_DIR: Final = Path("/dev/shm")  # noqa: S108 - where the C libraries of Linux keep POSIX shared memory
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 MIB: Final = 1 << 20
+_COUNTED_AT_ONCE: Final = 1 << 14  # slots: some 160 microseconds
 
 
 class Origin(enum.Enum):
@@ -195,12 +196,19 @@ class Segment:
             self.postponed.pop()(wall_s)
 
     def statistics(self, now_ns: int) -> Statistics:
-        """Counts every slot, which takes about 10 ms a million: for a page or a scrape, not for a request."""
+        """Counts every slot, which takes about 10 ms a million, in steps that other threads can run between."""
         table = self.table
+        starts = range(0, table.slots, _COUNTED_AT_ONCE)
+        steps = [table.census(start, _COUNTED_AT_ONCE, now_ns) for start in starts]
+        free, held, times, totals, expired = (sum(part) for part in zip(*steps, strict=True))
         return Statistics(
             self.geometry.size_bytes,
             table.slots,
-            *table.census(0, table.slots, now_ns),
+            free,
+            held,
+            times,
+            totals,
+            expired,
             table.word_get(Word.EVICTIONS),
             table.word_get(Word.FULL),
             table.word_get(Word.NONCE),
