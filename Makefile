@@ -18,7 +18,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint check format docs clean
+.PHONY: help run test lint mutants check format docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ lint: $(DEV_STAMP) ## format, lint, types, and the C source with warnings as err
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	FAIRVISOR_WERROR=1 $(BIN)/python setup.py -q build_ext --force --build-temp $(VENV)/werror --build-lib $(VENV)/werror
+
+mutants: $(DEV_STAMP) ## break every promise in turn, in a copy: a test must notice (some minutes; WORDS="kill_switch" chooses)
+	$(BIN)/python tests/mutants $(WORDS)
 
 check: lint test ## all that CI asks (the tests also hold the documentation to the code)
 

@@ -15,9 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 TEST_ALL = "FAIRVISOR_TEST_ALL"
 LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
+
+settings.register_profile("fairvisor", deadline=None)  # no test depends on how fast the machine is
+settings.load_profile("fairvisor")
 
 # Debian keeps servers where the PATH of an ordinary user does not look.
 os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
@@ -45,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = {}
     stale = stale_modules()
     if stale:
-        pytest.exit(f"compiled before their last change: {', '.join(stale)}; run `make test`, or remove the .so files", 3)
+        pytest.exit(f"older than their source: {', '.join(stale)}; run `make test`, or remove the .so files", 3)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -30,6 +30,11 @@ def test_a_budget_admits_what_it_holds_and_refusals_charge_nothing() -> None:
     assert edge.ask(headers={"c": "0.000001"}).status == 429
 
 
+def test_a_cost_that_is_not_told_is_the_default() -> None:
+    edge = Edge(policy("p", budget("b", amount=10, cost_key="query:c", default_cost=3, fixed_cost=9)))
+    assert [edge.ask(path=path).remaining for path in ("/", "/?c=2", "/?c=x")] == [7, 5, 2]
+
+
 def test_a_tenth_ten_times_is_one() -> None:
     assert Edge(policy("p", budget("b", amount=1, fixed_cost=0.1))).admits() == 10
 

@@ -190,7 +190,8 @@ def test_global_shadow_softens_every_policy_until_it_expires() -> None:
 
 
 def test_global_shadow_that_is_not_enabled_softens_nothing() -> None:
-    assert Edge(policy("p", bucket("r", **ONE)), global_shadow={"enabled": False}).admits() == 1
+    for shadow in ({"enabled": False}, {"enabled": False, "expires_at": instant(60)}):
+        assert Edge(policy("p", bucket("r", **ONE)), global_shadow=shadow).admits() == 1
 
 
 def test_shadow_loops_and_breakers_only_report() -> None:

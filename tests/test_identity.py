@@ -56,6 +56,10 @@ def test_the_keys_of_the_bundle_verify() -> None:
     assert sum(who.refused_tokens.values()) == 2
 
 
+def test_a_secret_with_a_kid_verifies_only_tokens_that_name_it() -> None:
+    assert identity((HS_KEY,)).claims(signed({"sub": "ann"}, "HS256", kid="s2"), NOW) is None
+
+
 def test_the_bundle_may_name_the_kid_of_a_jwk() -> None:
     who = identity((JwtKey(jwk=public_jwk("RSA", alg="PS256"), kid="k1"),))
     assert who.claims(signed({"sub": "ann"}, "PS256", kid="k1"), NOW) is not None

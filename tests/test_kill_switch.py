@@ -133,5 +133,5 @@ def test_an_override_lifts_all_switches_until_it_expires() -> None:
     lifted = edge(switch("header:x-key", "bad"), kill_switch_override=override)
     assert lifted.ask(key="bad", at=59).status == 204
     assert lifted.ask(key="bad", at=60).status == 429
-    off = edge(switch("header:x-key", "bad"), kill_switch_override={"enabled": False})
-    assert off.ask(key="bad").status == 429
+    for disabled in ({"enabled": False}, {"enabled": False, "expires_at": instant(60)}):
+        assert edge(switch("header:x-key", "bad"), kill_switch_override=disabled).ask(key="bad").status == 429

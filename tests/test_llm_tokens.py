@@ -168,23 +168,23 @@ def test_no_key_is_taken_for_the_day_of_another() -> None:
 
 
 def test_tokens_are_taken_from_both_limits_or_from_neither() -> None:
-    edge = hinted(tpm=1000, tokens_per_day=1200)
+    edge = hinted(tpm=1000, tokens_per_day=1500)
     assert ask(edge, 890, 10).status == 204
     assert ask(edge, 90, 20).reason == "tpm_exceeded"
-    assert ask(edge, 290, 20, at=60).reason == "tpd_exceeded", "90 and 20 were not taken from the day"
-    assert ask(edge, 290, 10).remaining == 0, "290 and 20 were not taken from the minute"
+    assert ask(edge, 690, 10, at=60).reason == "tpd_exceeded", "90 and 20 were not taken from the day"
+    assert ask(edge, 590, 10).status == 204, "690 and 10 were not taken from the minute"
+    assert ask(edge, 1, 1, at=120).reason == "tpd_exceeded"
 
 
 def test_a_later_refusal_gives_both_back() -> None:
-    late = bucket("late", burst=1, rate=0.001)
-    edge = Edge(
-        policy("p", tokens("t", tpm=1000, tokens_per_day=1200, token_source=HINT), late), options=TRUSTED
-    )
+    rule = tokens("t", tpm=1000, tokens_per_day=1200, token_source=HINT)
+    edge = Edge(policy("p", rule, bucket("late", burst=1, rate=0.001)), options=TRUSTED)
     assert ask(edge, 100, 100).status == 204
     assert ask(edge, 100, 100).rule == "p/late"
-    edge.reload(policy("p", tokens("t", tpm=1000, tokens_per_day=1200, token_source=HINT)))
-    assert ask(edge, 790, 10).remaining == 0
-    assert ask(edge, 190, 10, at=60).headers["RateLimit-Remaining"] == "0"
+    edge.reload(policy("p", rule))
+    assert ask(edge, 790, 10).status == 204, "all that was left of the minute"
+    assert ask(edge, 190, 10, at=60).status == 204, "all that was left of the day"
+    assert ask(edge, 1, 1).reason == "tpd_exceeded"
 
 
 def test_settling_gives_the_difference_back() -> None:
@@ -256,12 +256,12 @@ def test_settling_does_not_ask_the_bundle() -> None:
 
 
 def test_weights_price_kinds_of_tokens() -> None:
-    weights = {"input": 1, "cached_input": 0.1, "cache_write": 1.25, "output": 5, "reasoning": 10}
+    weights = {"input": 0.5, "cached_input": 0.1, "cache_write": 1.25, "output": 5, "reasoning": 10}
     edge = hinted(tpm=10_000, weights=weights)
     reply = ask(edge, 100, 100)
-    assert reply.remaining == 10_000 - 100 - 500
-    edge.settle(reply.reservation, Usage(input=50, cached_input=50, cache_write=4, output=80, reasoning=20))
-    assert ask(edge, 1, 1).remaining == 10_000 - 50 - 5 - 5 - 400 - 200 - 6
+    assert reply.remaining == 10_000 - 50 - 500
+    edge.settle(reply.reservation, Usage(input=60, cached_input=50, cache_write=4, output=80, reasoning=20))
+    assert ask(edge, 2, 1).remaining == 10_000 - 30 - 5 - 5 - 400 - 200 - 6
 
 
 def test_default_completion_fits_in_weighted_tokens() -> None:
@@ -279,6 +279,19 @@ def test_models_may_have_limits_of_their_own() -> None:
     assert ask(edge, 1, 1, key="a", body={"model": "gpt-4o-2024-08-06"}).status == 429
     assert ask(edge, 900, 100, key="a", body={"model": "o3"}).rule == "p/o3"
     assert ask(edge, 900, 100, key="b", body={"model": "gpt-4o"}).status == 204
+
+
+def test_aliases_of_a_model_are_that_model() -> None:
+    rule = tokens("t", tpm=1000, match={"llm:model": "gpt-4o"}, token_source=HINT)
+    edge = Edge(
+        policy("p", rule),
+        options=TRUSTED,
+        defaults={"model_aliases": {"Fast": "OpenAI/GPT-4o", "quick": "fast"}},
+    )
+    assert [ask(edge, 1, 1, body={"model": name}).rule for name in ("fast", "azure/FAST", "quick")] == 3 * [
+        "p/t"
+    ]
+    assert ask(edge, 1, 1, body={"model": "faster"}).rule is None
 
 
 def test_no_reservation_where_no_tokens_are_limited() -> None:
