@@ -114,6 +114,7 @@ def edge(folder: Path, port: int, name: str, bundle: dict[str, Any], **more: Any
         "FAIRVISOR_BIND": f"127.0.0.1:{port}",
         "FAIRVISOR_WORKER_PROCESSES": "1",
         "FAIRVISOR_INSTANCE": f"perf-{port}",
+        "FAIRVISOR_STATE_DIR": str(folder),
         "FAIRVISOR_LOG_LEVEL": "error",
     } | more.get("environ", {})
     headers = REQUEST | more.get("headers", {})

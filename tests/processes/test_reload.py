@@ -199,6 +199,7 @@ def test_a_bundle_that_is_refused_changes_nothing_and_says_why(start_edge: Start
 
 def test_a_stopped_worker_makes_a_push_answer_after_five_seconds_with_who_lags(start_edge: StartEdge) -> None:
     edge = start_edge(marked(1), workers=2)
+    wait_until(lambda: len(publisher(edge).registry.workers()) == 2)
     stopped, _ = edge.workers()
     os.kill(stopped, signal.SIGSTOP)
     assert push(edge, marked(2)).lagging == (stopped,)
