@@ -33,7 +33,7 @@ local REFUSAL = {
 }
 
 local function is_dropped(name)
-    if DROPPED[name] then
+    if DROPPED[name] or name:find("_", 1, true) then  -- a WSGI server may take an underscore for a dash
         return true
     end
     for _, prefix in ipairs(DROPPED_PREFIXES) do
