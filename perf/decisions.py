@@ -5,8 +5,8 @@
 
 The server runs on core 0 and wrk on core 1. Contenders take turns, round after round, so that a drift of the machine
 meets all of them; a share is computed within a round and its median is reported. `--connections 1` gives latencies,
-`--save` also writes the numbers of every round, with date, machine and versions, as JSON. Run it with the Python and the
-installation that you would serve with: compiled (FAIRVISOR_COMPILE=1), on a machine that does nothing else.
+`--save` also writes the numbers of every round, with date, machine and versions, as JSON. Run it with the Python and
+the installation that you would serve with: compiled (FAIRVISOR_COMPILE=1), on a machine that does nothing else.
 """
 
 from __future__ import annotations
