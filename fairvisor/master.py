@@ -7,6 +7,7 @@ worker, after the fork. This module knows gunicorn's hooks; it knows nothing of 
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import socket
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
 
+from fairvisor import notes
 from fairvisor.applog import Log, configure
 from fairvisor.beside import Beside
 from fairvisor.clock import read_now
@@ -22,6 +24,8 @@ from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.errors import SegmentError, SettingsError
 from fairvisor.http.accept import Board
+from fairvisor.http.admin import Admin
+from fairvisor.http.admin_listener import AdminServer, AdminSocket
 from fairvisor.http.service import Service
 from fairvisor.http.side import serve_in_thread
 from fairvisor.http.start import make_beside, make_service, open_segment, segment_name
@@ -47,6 +51,8 @@ _GREEN: Final = ("gevent", "eventlet", "ggevent")
 
 _DESCRIPTORS_BESIDE_CONNECTIONS: Final = 64
 
+_log = logging.getLogger(__name__)
+
 
 def serve(settings: Settings, *, accept_older: bool = False) -> None:
     """Serve until stopped; does not return. Raises SettingsError or SegmentError when it cannot start.
@@ -63,7 +69,9 @@ def serve(settings: Settings, *, accept_older: bool = False) -> None:
     if not replaces:
         publisher.notes.drop_all()
     publisher.start(accept_older=accept_older)
-    Master(settings, segment, publisher).run()
+    master = Master(settings, segment, publisher)
+    master.open_admin()
+    master.run()
 
 
 class Master(BaseApplication):  # type: ignore[misc]
@@ -73,8 +81,10 @@ class Master(BaseApplication):  # type: ignore[misc]
         self.settings = settings
         self.segment = segment
         self.publisher = publisher
+        self.admin: AdminSocket | None = None
         # in a worker
         self.beside: Beside | None = None
+        self.admin_server: AdminServer | None = None
         self.side_sockets: list[socket.socket] = []
         self.board = Board()
         super().__init__()
@@ -109,15 +119,43 @@ class Master(BaseApplication):  # type: ignore[misc]
         waits = settings.worker_class == EDGE
         self.beside = make_beside(settings, self.segment)
         service = make_service(settings, self.segment, self.beside, can_wait=waits)
+        self._serve_admin(self.beside)
         if waits:
             return service
         if self.side_sockets:
             serve_in_thread(self.side_sockets, service.health, limits_of(settings), read_now)
         return Application(service, read_now)
 
+    def open_admin(self) -> None:
+        """Open the operators' listener, or open it again when its file is gone. Decisions go on without it."""
+        bind, publisher = self.settings.admin_address, self.publisher
+        if bind is None or (self.admin is not None and self.admin.is_there):
+            return
+        try:
+            opened = AdminSocket(bind)
+        except OSError as error:
+            why = f"the admin listener {bind} cannot be opened: {error.strerror}; HUP tries again"
+            if publisher.notes.put(notes.ADMIN, why, read_now()):
+                _log.error("%s", why)
+            return
+        if self.admin is not None:
+            self.admin.socket.close()
+        self.admin = opened
+        publisher.healed(notes.ADMIN)
+
+    def _serve_admin(self, beside: Beside) -> None:
+        """Answer operators, in a worker."""
+        if self.admin is None:
+            return
+        settings = self.settings
+        api = Admin(settings.instance, self.segment, beside.publisher, beside.active, beside.audit)
+        self.admin_server = AdminServer(self.admin.socket, api, settings.admin_token, read_now)
+        self.admin_server.start()
+
     def reload(self) -> None:
         """SIGHUP: read the bundle file again, then restart the workers."""
         super().reload()
+        self.open_admin()
         self.publisher.read_file()
 
 
@@ -197,7 +235,9 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 def _worker_exit(server: Any, worker: Any) -> None:
     """A worker is about to end. gunicorn also calls this in the master, for a worker that it could not signal."""
-    beside = worker.app.beside
+    admin_server, beside = worker.app.admin_server, worker.app.beside
+    if admin_server is not None:
+        admin_server.stop()
     if beside is not None:
         beside.stop()
 
@@ -205,6 +245,8 @@ def _worker_exit(server: Any, worker: Any) -> None:
 def _on_exit(server: Any) -> None:
     """Every worker is gone: what they counted last is saved as well."""
     master = server.app
+    if master.admin is not None:
+        master.admin.close()
     Snapshots(master.segment.name, master.publisher.state).save(master.segment)
 
 

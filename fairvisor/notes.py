@@ -21,6 +21,7 @@ STATE_DIR: Final = "state_dir"
 BUNDLE_FILE: Final = "bundle_file"
 SNAPSHOT: Final = "snapshot"
 AUDIT_LOG: Final = "audit_log"
+ADMIN: Final = "admin"
 RELOAD: Final = "reload"  # not a fault of the moment: why the last attempt to change the bundle failed
 
 _log = logging.getLogger(__name__)
@@ -38,12 +39,15 @@ class Notes:
     """The notes of one instance, by its segment's name."""
 
     def __init__(self, segment_name: str) -> None:
+        self._unstored: dict[
+            str, tuple[str, str]
+        ] = {}  # what found no room, so that it is said once all the same
         self._prefix = f"{segment_name}+note-"  # no instance has a plus sign in its name
 
     def put(self, name: str, text: str, now: Now, about: str = "") -> bool:
         """Say this under `name`; False when it is said already. A fault that goes on keeps the time it began."""
         old = self.get(name)
-        if old is not None and (old.text, old.about) == (text, about):
+        if (text, about) in ((old.text, old.about) if old is not None else None, self._unstored.get(name)):
             return False
         since_ns = now.wall_ns if old is None or name == RELOAD else old.since_ns
         new = SHM_DIR / f"{self._prefix}{name}.{os.getpid()}"
@@ -52,12 +56,15 @@ class Notes:
             with os.fdopen(fd, "wb") as file:
                 file.write(orjson.dumps({"text": text, "since_ns": since_ns, "about": about}))
             new.rename(SHM_DIR / (self._prefix + name))
+            self._unstored.pop(name, None)
         except OSError as error:
+            self._unstored[name] = (text, about)
             _log.warning("cannot leave a note in %s: %s", SHM_DIR, error)
         return True
 
     def drop(self, name: str) -> bool:
         """It is so no more; False when it was not said."""
+        self._unstored.pop(name, None)
         try:
             (SHM_DIR / (self._prefix + name)).unlink()
         except FileNotFoundError:

@@ -45,8 +45,6 @@ _NOT_YET: Final = tuple(
         "HEARTBEAT_INTERVAL",
         "EVENT_FLUSH_INTERVAL",
         "BACKEND_URL",
-        "ADMIN_BIND",
-        "ADMIN_TOKEN",
     )
 )
 
@@ -65,6 +63,10 @@ class Bind(NamedTuple):
         if self.descriptor >= 0:
             return f"fd://{self.descriptor}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+IN_STATE_DIR: Final = Bind()  # for the admin listener: a socket in the state directory
+TOKEN_LENGTH: Final = 32  # of an admin token, at least
 
 
 class Declared(NamedTuple):
@@ -177,6 +179,21 @@ def _bind(value: str) -> Bind:
     return Bind(host=match[1] or match[2] or "0.0.0.0", port=int(match[3]))
 
 
+def _admin_bind(value: str) -> Bind | None:
+    if value.lower() == "none":
+        return None
+    bind = IN_STATE_DIR if value.lower() == "auto" else _bind(value)
+    if bind.descriptor >= 0:
+        raise ValueError("allowed are auto, none, unix:/path, host:port and [IPv6 address]:port")
+    return bind
+
+
+def _admin_token(value: str) -> str:
+    if len(value) < TOKEN_LENGTH:
+        raise ValueError(f"allowed are {TOKEN_LENGTH} characters or more")
+    return value
+
+
 def _binds(value: str) -> tuple[Bind, ...]:
     return tuple(_bind(text.strip()) for text in value.split(","))
 
@@ -202,6 +219,15 @@ class Settings:
         "",
         _bind,
         "Where /livez, /readyz and /metrics are, and nothing else; unset: beside the decisions.",
+    )
+    admin_bind: Bind | None = _setting(
+        "auto",
+        _admin_bind,
+        "Where operators ask and act: auto (a unix socket in the state directory), none, unix:/path, or host:port, "
+        "which needs an admin token.",
+    )
+    admin_token: str | None = _setting(
+        "", _admin_token, "What operators must send over TCP: 32 characters or more.", secret=True
     )
     worker_processes: int | None = _setting(
         "auto", _processes, "Worker processes; auto: one for each processor this process may use."
@@ -299,6 +325,13 @@ class Settings:
     )
 
     @property
+    def admin_address(self) -> Bind | None:
+        """Where the admin listener is; None: nowhere."""
+        if self.admin_bind == IN_STATE_DIR:
+            return Bind(path=str(self.state_dir / f"{self.instance}.admin"))
+        return self.admin_bind
+
+    @property
     def audit_path(self) -> Path | None:
         """Where audit lines are appended; None: standard output."""
         if self.audit_log == "-":
@@ -319,7 +352,11 @@ class Settings:
         values = {setting.name: _value(setting, environ, flags) for setting in declared()}
         if not values["instance"]:
             values["instance"] = _instance_of(values["bind"][0])
-        return cls(**values)
+        settings = cls(**values)
+        admin = settings.admin_address
+        if admin and not admin.path and not settings.admin_token:
+            raise SettingsError(f"FAIRVISOR_ADMIN_BIND: {admin} is wrong: TCP needs FAIRVISOR_ADMIN_TOKEN")
+        return settings
 
 
 def environment() -> Mapping[str, str]:

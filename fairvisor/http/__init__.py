@@ -14,5 +14,7 @@ request.py      a request, and who sent it
 gateways.py     which headers describe the original request, by gateway
 service.py      request -> answer: decisions, health, usage
 debug.py           sessions that explain decisions
+admin.py        what operators may ask and do
+admin_listener.py  their own socket and threads
 complaints.py      what goes wrong, told without flooding the log
 """

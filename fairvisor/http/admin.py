@@ -83,7 +83,8 @@ class Admin:
             return _invalid(error)
         except BundleRefused as error:
             status = HTTPStatus.SERVICE_UNAVAILABLE if error.code in _NOT_NOW else HTTPStatus.CONFLICT
-            return json_answer(status, {"error": {"code": error.code, "message": str(error)}})
+            message = str(error).removeprefix(f"{error.code}: ")
+            return json_answer(status, {"error": {"code": error.code, "message": message}})
         except RequestError as error:
             return error_answer(error)
         except FairvisorError as error:

@@ -204,7 +204,7 @@ FAULTS: Final = Family(
     "1 while something beside the decisions does not work; decisions go on.",
     ("part",),
     "gauge",
-    ("state_dir", "snapshot", "bundle_file", "audit_log"),
+    ("state_dir", "snapshot", "bundle_file", "audit_log", "admin"),
 )
 WORKERS: Final = Family("fairvisor_workers", "Workers that take connections.", kind="gauge")
 CONNECTIONS: Final = Family("fairvisor_connections", "Open connections of all workers.", kind="gauge")

@@ -1,0 +1,254 @@
+"""The operators' listener: a socket that the master opens, served by a thread in every worker.
+
+By default it is a unix socket that only the user of the edge can connect to (0600); over TCP a token is asked for. It
+has nothing to do with the loop that answers requests, so it works with every worker class, and a push that takes
+seconds holds nobody up. Requests are read by the standard library's HTTP server, one thread for each connection, a few
+at most; what they mean is `admin.py`'s business.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import BaseServer, ThreadingMixIn
+from typing import Any, Final, Protocol, cast
+
+from fairvisor.bundle.syntax import MAX_BUNDLE_BYTES
+from fairvisor.clock import Now
+from fairvisor.errors import BodyTooLarge, Forbidden, RequestError
+from fairvisor.http.request import Peer, Request
+from fairvisor.response import Answer, error_answer, json_answer
+from fairvisor.settings import Bind
+
+MAX_CONNECTIONS: Final = 16  # per worker
+TIMEOUT_S: Final = 60.0  # a connection that is silent for so long is closed
+LINGER_S: Final = 1.0  # how long a client that was refused may go on sending
+STOPPED_WITHIN_S: Final = 6.0  # a push that is under way is answered after 5 s
+_POLL_S: Final = 0.25
+_READ_BYTES: Final = 1 << 16  # of a body at a time: other threads run in between
+_BACKLOG: Final = 64
+_BUSY: Final = "admin-request-"  # begins the names of threads that answer
+
+_log = logging.getLogger(__name__)
+
+
+class Answering(Protocol):
+    """What the listener needs of the API."""
+
+    def answer(self, request: Request, now: Now, /) -> Answer: ...
+
+
+class AdminSocket:
+    """The listening socket, held by the master and inherited by its workers. Raises OSError when it cannot be had."""
+
+    def __init__(self, bind: Bind) -> None:
+        self.bind = bind
+        self._path = Path(bind.path) if bind.path else None
+        self.socket = _bind_tcp(bind) if self._path is None else _bind_unix(self._path)
+        self._identity = _identity(self._path)
+        self.socket.listen(_BACKLOG)
+        self.socket.setblocking(False)  # every worker is woken, and one of them gets the connection
+
+    @property
+    def is_there(self) -> bool:
+        """Whether clients find it: a unix socket may have been removed, or replaced by that of a newer master."""
+        return self._identity == _identity(self._path)
+
+    def close(self) -> None:
+        """Let go of it; the file goes too, unless it is another master's by now."""
+        self.socket.close()
+        if self._path is not None and self.is_there:
+            self._path.unlink(missing_ok=True)
+
+
+def _identity(path: Path | None) -> tuple[int, int]:
+    """Which file is at a path: device and inode; zeros where there is none."""
+    try:
+        status = path.stat() if path is not None else None
+    except OSError:
+        status = None
+    return (status.st_dev, status.st_ino) if status is not None else (0, 0)
+
+
+def _bind_tcp(bind: Bind) -> socket.socket:
+    family = socket.AF_INET6 if ":" in bind.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # during an upgrade there are two masters
+    listener.bind((bind.host, bind.port))
+    return listener
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """Bound beside its place and renamed, so that clients find the old socket or the new one."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise FileExistsError(0, "it exists and is not a socket", str(path))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    os.fchmod(listener.fileno(), 0o600)  # the file takes it over: it is open to others at no moment
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.unlink(missing_ok=True)
+    with short_path(new) as address:
+        listener.bind(address)
+    new.rename(path)
+    return listener
+
+
+@contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """The address of a unix socket, however long its path is: an address holds no more than 107 bytes (unix(7))."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+class AdminServer(ThreadingMixIn, BaseServer):
+    """Serves a listening socket from `start` to `stop`, with `api`, in threads of this process."""
+
+    daemon_threads = True
+
+    def __init__(
+        self, listener: socket.socket, api: Answering, token: str | None, read_now: Callable[[], Now]
+    ) -> None:
+        """`token` is what clients must send over TCP; on a unix socket its permissions decide."""
+        super().__init__(("", 0), _Exchange)
+        self.api = api
+        self.token = b"" if listener.family == socket.AF_UNIX else (token or "").encode()
+        self.guarded = listener.family != socket.AF_UNIX
+        self.read_now = read_now
+        self._listener = listener
+        self._seats = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._thread = threading.Thread(target=self.serve_forever, args=(_POLL_S,), name="admin", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more connections, and let the requests that are under way end."""
+        self.shutdown()
+        for thread in self._busy():
+            thread.join(STOPPED_WITHIN_S)
+
+    def _busy(self) -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name.startswith(_BUSY)]
+
+    # socketserver calls these
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        client, address = self._listener.accept()
+        client.setblocking(True)
+        return client, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return self._seats.acquire(blocking=False)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        threading.current_thread().name = f"{_BUSY}{threading.get_ident()}"
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._seats.release()
+
+    def shutdown_request(self, request: Any) -> None:
+        """Closing with unread input would reset the connection and could destroy the answer on its way."""
+        client = cast(socket.socket, request)
+        with suppress(OSError):
+            client.shutdown(socket.SHUT_WR)
+            client.settimeout(LINGER_S)
+            for _ in range(MAX_BUNDLE_BYTES // _READ_BYTES):
+                if not client.recv(_READ_BYTES):
+                    break
+        client.close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        _log.debug("an operator's connection broke", exc_info=True)
+
+
+class _Exchange(BaseHTTPRequestHandler):
+    """One connection, which is for one request: so a worker that stops waits for no idle one."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = TIMEOUT_S
+    server: AdminServer
+
+    def do_GET(self) -> None:
+        """Answer one request, whatever its method."""
+        server = self.server
+        try:
+            self._authorize()
+            request = Request(self.command, self.path, {}, Peer("", trusted=True), self._body())
+            answer = server.api.answer(request, server.read_now())
+        except RequestError as error:
+            answer = error_answer(error)
+        except Exception:  # a fault of ours: an operator must learn of it, the worker must not die of it
+            _log.exception("an operator's request failed: %s %s", self.command, self.path)
+            answer = json_answer(
+                HTTPStatus.INTERNAL_SERVER_ERROR, {"error": {"message": "it failed; see the log"}}
+            )
+        self._send(answer)
+
+    do_PUT = do_POST = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = do_GET
+
+    def _authorize(self) -> None:
+        if not self.server.guarded:
+            return
+        kind, _, token = self.headers.get("Authorization", "").partition(" ")
+        given = token.strip().encode("utf-8", "surrogateescape")
+        expected = self.server.token
+        if not expected or kind.lower() != "bearer" or not hmac.compare_digest(given, expected):
+            raise Forbidden("the token in Authorization: Bearer is missing or wrong (FAIRVISOR_ADMIN_TOKEN)")
+
+    def _body(self) -> bytes | None:
+        if "Transfer-Encoding" in self.headers:
+            raise RequestError("the body must come with a Content-Length, not in chunks")
+        length = self.headers.get("Content-Length", "0").strip()
+        if not (length.isascii() and length.isdigit()):
+            raise RequestError(f"the Content-Length {length[:40]!r} is not a number")
+        if len(length) > 12 or int(length) > MAX_BUNDLE_BYTES:
+            raise BodyTooLarge(f"the body exceeds {MAX_BUNDLE_BYTES} bytes")
+        left = int(length)
+        pieces = []
+        while left:
+            piece = self.rfile.read(min(left, _READ_BYTES))
+            if not piece:
+                raise RequestError("the body ended early")
+            pieces.append(piece)
+            left -= len(piece)
+        return b"".join(pieces) if pieces else None
+
+    def _send(self, answer: Answer) -> None:
+        self.close_connection = True
+        self.send_response_only(answer.status)
+        self.send_header("Date", self.date_time_string())
+        for line in answer.head.splitlines():
+            name, _, value = line.partition(": ")
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the standard library says to malformed HTTP, in our form."""
+        error = {"message": message or HTTPStatus(code).phrase, "type": "invalid_request_error", "code": code}
+        self._send(json_answer(code, {"error": error}))
+
+    def log_message(self, format: str, *args: Any) -> None:  # the parent's name for it
+        _log.debug(format, *args)
