@@ -30,7 +30,8 @@ _UNREAD: Final = _Unread()
 
 
 class Context:
-    """The original request. `target` is path and query as sent; `body` is None when the gateway supplied none.
+    """The original request. `target` is path and query as sent; `body` is None when the gateway supplied none, and
+    `cut_bytes` how much of it is missing at its end.
 
     `request_id` is the gateway's own id of the request, "" where it is not to be believed.
     """
@@ -43,6 +44,7 @@ class Context:
         "_query",
         "body",
         "claims_read",
+        "cut_bytes",
         "headers",
         "host",
         "identity",
@@ -65,6 +67,7 @@ class Context:
         now: Now,
         body: bytes | None = None,
         request_id: str = "",
+        cut_bytes: int = 0,
     ) -> None:
         self.method = method
         self.host = host
@@ -76,6 +79,7 @@ class Context:
         self.now = now
         self.body = body
         self.request_id = request_id
+        self.cut_bytes = cut_bytes
         self._client: Client | None = None
         self.claims_read: Claims | None = None  # what `claims` gave: descriptors look here first
         self._claims_asked = False
@@ -125,7 +129,7 @@ class Context:
         """The LLM request in the body; None when no readable body was supplied."""
         llm = self._llm
         if isinstance(llm, _Unread):
-            llm = self._llm = read_request(self.path, self.body)
+            llm = self._llm = read_request(self.path, self.body, self.cut_bytes)
         return llm
 
 

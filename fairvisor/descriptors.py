@@ -17,6 +17,9 @@ from fairvisor.route import normal_route, read_path
 Descriptor = Callable[[Context], str | None]
 Matcher = Callable[[Context], bool]
 
+UNREAD_MODEL: Final = "unread"
+"""`llm:model` of a body that was cut before it named its model: it counts, and matches every model."""
+
 
 def compile_descriptor(name: str, model_aliases: Mapping[str, str]) -> Descriptor:
     """The reader of a descriptor whose name the bundle's validation has accepted."""
@@ -51,6 +54,8 @@ def compile_match(name: str, values: Iterable[str], model_aliases: Mapping[str, 
     if name in ("ip:address", "ip:addr"):
         return lambda context: context.client.key in accepted or context.client.text in accepted
     read = compile_descriptor(name, model_aliases)
+    if name == "llm:model":
+        accepted |= {UNREAD_MODEL}
     return lambda context: read(context) in accepted
 
 
@@ -92,7 +97,11 @@ def _claim(name: str) -> Descriptor:
 
 def _model(context: Context, aliases: Mapping[str, str]) -> str | None:
     llm = context.llm
-    return canonical_model(llm.model, aliases) if llm is not None and llm.model else None
+    if llm is None:
+        return None
+    if llm.model:
+        return canonical_model(llm.model, aliases)
+    return UNREAD_MODEL if llm.cut_bytes else None
 
 
 def _user_agent(context: Context) -> str:

@@ -24,7 +24,7 @@ from fairvisor.counters.layout import Word
 from fairvisor.counters.registry import Registry
 from fairvisor.counters.segment import Segment
 from fairvisor.engine import Bundle
-from fairvisor.errors import BundleInvalid, SegmentError
+from fairvisor.errors import BundleInvalid, EstimatorUnavailable, SegmentError
 from fairvisor.identity import Identity, Refresher
 from fairvisor.notes import RELOAD, Notes
 from fairvisor.settings import Settings
@@ -154,7 +154,7 @@ class Follower:
             self._switch(generation, paced)
         except FileNotFoundError:
             self._put_off(f"the object of generation {generation} is not there", now)
-        except (SegmentError, BundleInvalid) as error:
+        except (SegmentError, BundleInvalid, EstimatorUnavailable) as error:
             self._put_off(str(error), now)
 
     def _put_off(self, why: str, now: Now) -> None:

@@ -15,14 +15,17 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.util import load_class
+from gunicorn.workers.base import Worker
 
 from fairvisor import notes
 from fairvisor.applog import Log, configure
 from fairvisor.beside import Beside
+from fairvisor.bundle.load import parse, verify_signature
 from fairvisor.clock import read_now
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
-from fairvisor.errors import SegmentError, SettingsError
+from fairvisor.errors import BundleInvalid, SegmentError, SettingsError
 from fairvisor.http.accept import Board
 from fairvisor.http.admin import Admin
 from fairvisor.http.admin_listener import AdminServer, AdminSocket
@@ -60,6 +63,7 @@ def serve(settings: Settings, *, accept_older: bool = False) -> None:
     `accept_older`: take the bundle file even if its version is lower than that of the last good bundle.
     """
     configure(settings)
+    worker_class(settings.worker_class)
     _allow_descriptors(settings.max_connections)
     replaces = environment().get("GUNICORN_PID", "")
     refuse_second(segment_name(settings.instance), replaces)
@@ -68,7 +72,10 @@ def serve(settings: Settings, *, accept_older: bool = False) -> None:
     publisher = Publisher(settings, segment, environment(), serving=False)
     if not replaces:
         publisher.notes.drop_all()
+    before = publisher.generation
     publisher.start(accept_older=accept_older)
+    if publisher.generation == before:
+        warn_again(publisher, environment())
     master = Master(settings, segment, publisher)
     master.open_admin()
     master.run()
@@ -159,6 +166,22 @@ class Master(BaseApplication):  # type: ignore[misc]
         self.publisher.read_file()
 
 
+def warn_again(publisher: Publisher, environ: Mapping[str, str]) -> None:
+    """Log what is odd about the active bundle under the settings of this start: it was published under others."""
+    active = publisher.current()
+    if active is None:
+        return
+    version, data = active.about.version, verify_signature(active.original(), None)
+    active.close()
+    try:
+        warnings = parse(data, wall_ns=read_now().wall_ns, environ=environ).warnings
+    except BundleInvalid as invalid:
+        _log.error("the active bundle %s is not valid under these settings: %s", version, invalid)
+        return
+    for warning in warnings:
+        _log.warning("bundle %s: %s", version, warning)
+
+
 def side_binds(settings: Settings) -> tuple[Bind, ...]:
     """Where to listen beside decisions. Raises SettingsError where the worker class leaves no thread for it."""
     if settings.health_bind is None:
@@ -171,11 +194,29 @@ def side_binds(settings: Settings) -> tuple[Bind, ...]:
     return (settings.health_bind,)
 
 
-def worker_class(name: str) -> type | str:
-    """The gunicorn worker class of a setting."""
+def worker_class(name: str) -> type[Worker]:
+    """The gunicorn worker class of a setting. Raises SettingsError when there is none, or it cannot be imported."""
     if name == EDGE:
         return EdgeWorker
-    return MEINHELD if name == "meinheld" else name
+    try:
+        found = load_class(MEINHELD if name == "meinheld" else name)
+    except Exception as error:  # whatever importing somebody else's module raises
+        raise _no_worker_class(name, _last_line(error)) from None
+    if not (isinstance(found, type) and issubclass(found, Worker)):
+        raise _no_worker_class(name, "it is not a gunicorn worker class")
+    return found
+
+
+def _no_worker_class(name: str, why: str) -> SettingsError:
+    return SettingsError(
+        f"FAIRVISOR_WORKER_CLASS: {name!r} is wrong: allowed are edge, meinheld (where it is installed) and what "
+        f"gunicorn can load ({why})"
+    )
+
+
+def _last_line(error: Exception) -> str:
+    """What an exception says, without the traceback that gunicorn puts into its message."""
+    return str(error).rstrip("]\n ").rpartition("\n")[2]
 
 
 def available_processors() -> int:

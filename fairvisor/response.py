@@ -2,12 +2,15 @@
 
 An `Answer` carries its headers as ready lines; the transport adds the status line, Date, Connection and
 Content-Length. Amounts are rounded down and times up, so that what a client reads is never more generous than what is
-enforced. RateLimit fields follow draft-ietf-httpapi-ratelimit-headers-11 (strings of RFC 9651) and the older triplet.
+enforced. RateLimit fields follow draft-ietf-httpapi-ratelimit-headers-11 (strings of RFC 9651) and the older triplet;
+what the SDKs of LLM providers read is added in their spelling (developers.openai.com, "Rate limits in headers";
+docs.claude.com, "Rate limits: Response headers").
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import Final
 
 import orjson
@@ -16,8 +19,9 @@ from fairvisor.clock import NS_PER_S
 from fairvisor.context import Context
 from fairvisor.decision import HOPELESS, NEVER_NS, UNIT_U, Decision, Quota, Reason, Verdict
 from fairvisor.errors import RequestError
-from fairvisor.llm.dialect import dialect_of, error_body
+from fairvisor.llm.dialect import Dialect, dialect_of, error_body
 from fairvisor.rules.keys import hash64, joined
+from fairvisor.rules.llm_tokens import LlmTokens
 
 NO_END_S: Final = 60  # Retry-After where nothing says when a retry could help
 UNAVAILABLE_RETRY_S: Final = 1
@@ -59,14 +63,16 @@ def unavailable_answer(reason: Reason, path: str = "") -> Answer:
 
 
 class Renderer:
-    """Turns decisions into answers. `form` is FAIRVISOR_RATELIMIT_HEADERS: both, draft, legacy or off."""
+    """Turns decisions into answers. `form` is FAIRVISOR_RATELIMIT_HEADERS: both, draft, legacy or off; `llm_headers`
+    adds what clients of LLM providers know to answers about tokens (FAIRVISOR_LLM_HEADERS)."""
 
-    __slots__ = ("_draft", "_legacy")
+    __slots__ = ("_draft", "_legacy", "_llm")
 
-    def __init__(self, form: str = "both") -> None:
+    def __init__(self, form: str = "both", llm_headers: bool = False) -> None:
         assert form in HEAD_FORMS, "the settings accept no other"
         self._draft = form in ("both", "draft")
         self._legacy = form in ("both", "legacy")
+        self._llm = llm_headers
 
     def answer(
         self, decision: Decision, context: Context, allow_status: int, carrier: bool = False
@@ -77,6 +83,8 @@ class Renderer:
             return Answer(allow_status, self._passed(decision), b"", decision.delay_ms)
         if verdict.reason is None:
             head = self._limit_head(verdict)
+            if self._llm:
+                head += token_head(verdict, context)
             if decision.marked or decision.reservation:
                 head += self._passed(decision)
             return Answer(allow_status, head, b"", decision.delay_ms)
@@ -88,7 +96,7 @@ class Renderer:
             return ""
         parts = quota.rendered or self._render(quota)
         remaining = verdict.remaining_u // UNIT_U
-        reset = -(-verdict.reset_ns // NS_PER_S) if verdict.reset_ns >= 0 else quota.window_s
+        reset = reset_s(verdict, quota)
         if self._draft and self._legacy:
             return f"{parts[0]}{remaining};t={reset}{parts[1]}{remaining}{parts[2]}{reset}\r\n"
         if self._draft:
@@ -122,6 +130,8 @@ class Renderer:
     def _refused(self, verdict: Verdict, reason: Reason, context: Context, carrier: bool) -> Answer:
         retry_s = retry_after(verdict, reason, context)
         head = f"{JSON}{self._limit_head(verdict)}X-Fairvisor-Reason: {reason.value}\r\nRetry-After: {retry_s}\r\n"
+        if self._llm:
+            head += token_head(verdict, context)
         if reason in HOPELESS or verdict.reset_ns == NEVER_NS:
             head += "X-Should-Retry: false\r\n"
         if verdict.loop_count:
@@ -131,6 +141,44 @@ class Renderer:
             head += f"X-Fairvisor-Status: 429\r\nX-Fairvisor-Body: {body.decode('ascii')}\r\n"
             return Answer(403, head, body)
         return Answer(429, head, body)
+
+
+def reset_s(verdict: Verdict, quota: Quota) -> int:
+    """Seconds until the limit is full again, its window ends, or a refused request fits."""
+    return -(-verdict.reset_ns // NS_PER_S) if verdict.reset_ns >= 0 else quota.window_s
+
+
+def token_head(verdict: Verdict, context: Context) -> str:
+    """What is left of a limit on tokens, as the provider whose API is called would say it; "" for other limits."""
+    quota = verdict.quota
+    if quota is None or not isinstance(verdict.limit, LlmTokens):
+        return ""
+    dialect = dialect_of(context.path)
+    amount, remaining = quota.amount_u // UNIT_U, verdict.remaining_u // UNIT_U
+    seconds = reset_s(verdict, quota)
+    if dialect is Dialect.OPENAI:
+        name = "x-ratelimit-{}-tokens"
+        reset = go_duration(seconds)
+    elif dialect is Dialect.ANTHROPIC:
+        name = "anthropic-ratelimit-tokens-{}"
+        reset = rfc3339(-(-context.now.wall_ns // NS_PER_S) + seconds)
+    else:  # Gemini's answers tell no remaining amounts
+        return ""
+    values = (("limit", amount), ("remaining", remaining), ("reset", reset))
+    return "".join(f"{name.format(what)}: {value}\r\n" for what, value in values)
+
+
+def go_duration(seconds: int) -> str:
+    """Seconds as Go writes a duration, which is how OpenAI tells a reset: `1s`, `6m0s`, `1h0m0s`."""
+    minutes, rest = divmod(seconds, 60)
+    if not minutes:
+        return f"{rest}s"
+    return f"{minutes // 60}h{minutes % 60}m{rest}s" if minutes >= 60 else f"{minutes}m{rest}s"
+
+
+def rfc3339(wall_s: int) -> str:
+    """A moment in seconds since the Unix epoch as text (RFC 3339), in UTC."""
+    return datetime.fromtimestamp(wall_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _warning(verdict: Verdict) -> str:

@@ -267,7 +267,11 @@ class Settings:
     ratelimit_headers: str = _setting(
         "both", _one_of("both", "draft", "legacy", "off"), "Which RateLimit headers answers carry."
     )
-    llm_headers: bool = _setting("false", _yes_or_no, "Add x-ratelimit-* headers to answers of LLM limits.")
+    llm_headers: bool = _setting(
+        "false",
+        _yes_or_no,
+        "Tell what is left of LLM token limits in the headers of OpenAI and Anthropic too.",
+    )
     trusted_peers: tuple[Network, ...] = _setting(
         _PRIVATE_NETWORKS, _networks, "Who may describe a request; others get 403, unix sockets never do."
     )

@@ -180,6 +180,7 @@ class Edge:
         *policies: Json,
         options: Options | None = None,
         form: str = "both",
+        llm_headers: bool = False,
         environ: Mapping[str, str] | None = None,
         full: bool = False,
         **more: Any,
@@ -188,7 +189,7 @@ class Edge:
         self.counters: Counters = Full(self.segment.table) if full else self.segment.table
         self.identity = identity_of(tuple((environ or {}).items()))
         self.options = options or Options()
-        self.renderer = Renderer(form)
+        self.renderer = Renderer(form, llm_headers)
         self.at: float = 0
         self.load(bundle(*policies, **more))
 
@@ -212,6 +213,7 @@ class Edge:
         client: str = CLIENT,
         body: bytes | Json | None = None,
         request_id: str = "",
+        cut_bytes: int = 0,
         carrier: bool = False,
     ) -> Reply:
         """Ask for one request; `key` is its X-Key header."""
@@ -224,7 +226,7 @@ class Edge:
             raw["x-key"] = key.encode()
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         now = moment(self.at)
-        context = Context(method, host, path, raw, client, self.identity, now, data, request_id)
+        context = Context(method, host, path, raw, client, self.identity, now, data, request_id, cut_bytes)
         decision = decide(self.bundle, self.counters, context, now)
         return Reply(decision, context, self.renderer.answer(decision, context, 204, carrier))
 

@@ -130,8 +130,9 @@ class ServiceTransport:
         if strict and body is not None and len(body) > limit:
             answer = service.refusal(BodyTooLarge(f"the body exceeds {limit} bytes"))
         else:
+            cut_bytes = max(0, len(body or b"") - limit) if limit else 0
             body = None if body is None or not limit else body[:limit]
-            request = Request(method, target, headers, service.peer(peer), body)
+            request = Request(method, target, headers, service.peer(peer), body, cut_bytes)
             answer = service.answer(request, self._world.now())
         shown = b"" if method == "HEAD" else answer.body
         return Received(answer.status, split_head(answer.head), shown, answer.delay_ms)

@@ -7,7 +7,6 @@ import base64
 import gc
 import hashlib
 import hmac
-import importlib.util
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +20,7 @@ from fairvisor.bundle import syntax
 from fairvisor.bundle.load import Parsed, check_successor, parse, parse_policy, verify_signature
 from fairvisor.bundle.model import CostBased, LlmTokens, Policy, TokenBucket
 from fairvisor.clock import NS_PER_S
-from fairvisor.errors import BundleInvalid, BundleRefused
+from fairvisor.errors import BundleInvalid, BundleRefused, EstimatorUnavailable
 
 WALL_NS = 1_800_000_000 * NS_PER_S  # 2027-01-15T08:00:00Z
 RULE: dict[str, Any] = {
@@ -248,18 +247,25 @@ def test_a_bundle_over_the_limit_is_not_read(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_tiktoken_is_an_error_only_where_it_is_not_installed(
+def test_an_estimator_that_cannot_be_loaded_is_an_error_of_its_rules(
     installed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    asked = []
+
+    def load_estimator(name: str) -> None:
+        asked.append(name)
+        if not installed:
+            raise EstimatorUnavailable("it is not there")
+
+    monkeypatch.setattr("fairvisor.bundle.load.load_estimator", load_estimator)
     wanted = with_config("token_bucket_llm", tokens_per_minute=5, token_source={"estimator": "tiktoken"})
+    again = {**wanted, "id": "again"}
+    place = "spec.rules[0].algorithm_config.token_source.estimator: it is not there"
     if installed:
-        assert load(wanted).warnings == ()
+        assert load(wanted, again).warnings == ()
     else:
-        assert errors_of(wanted) == [
-            "policies[0].spec.rules[0].algorithm_config.token_source.estimator: "
-            '"tiktoken" needs the package tiktoken, which is not installed'
-        ]
+        assert errors_of(wanted, again) == [f"policies[0].{place}", f"policies[1].{place}"]
+    assert asked == ["tiktoken"], "it is tried once for all rules"
 
 
 @pytest.mark.parametrize("variable", ["FAIRVISOR_JWKS_FILE", "FAIRVISOR_JWKS_URL"])

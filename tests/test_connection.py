@@ -571,13 +571,38 @@ def test_a_strict_endpoint_takes_exactly_its_limit(client: Setup) -> None:
 
 
 def test_a_body_that_is_late_is_done_without(client: Setup) -> None:
-    client.send(post("/", "Content-Length: 10", body=b"abc"))
+    client.send(post("/", "Content-Length: 10"))
     assert client.later(BODY_WAIT_S / 2) == b""
     answer = client.later(BODY_WAIT_S / 2)
     assert answered(answer) == ["/"]
     assert b"Connection: close\r\n" in answer
     assert client.service.requests[0].body is None
     assert client.transport.half_closed
+
+
+@pytest.mark.parametrize(
+    ("length", "sent", "kept", "missing"),
+    [
+        ("Content-Length: 10", b"abc", b"abc", 7),
+        (f"Content-Length: {BODY_LIMIT + 50}", b"a" * (BODY_LIMIT + 10), b"a" * BODY_LIMIT, 50),
+        ("Transfer-Encoding: chunked", b"3\r\nabc\r\n", b"abc", 1),
+    ],
+)
+def test_a_body_that_is_late_counts_as_far_as_it_came(
+    client: Setup, length: str, sent: bytes, kept: bytes, missing: int
+) -> None:
+    client.send(post("/", length, body=sent))
+    assert answered(client.later(BODY_WAIT_S)) == ["/"]
+    request = client.service.requests[0]
+    assert (request.body, request.cut_bytes) == (kept, missing)
+
+
+@pytest.mark.parametrize("size", [BODY_LIMIT - 1, BODY_LIMIT, BODY_LIMIT + 1])
+def test_a_body_says_how_much_of_it_was_cut(client: Setup, size: int) -> None:
+    client.send(post("/", f"Content-Length: {size}", body=b"a" * size))
+    client.send(post("/", "Transfer-Encoding: chunked", body=b"%x\r\n%s\r\n0\r\n\r\n" % (size, b"a" * size)))
+    found = [(len(request.body or b""), request.cut_bytes) for request in client.service.requests]
+    assert found == [(min(size, BODY_LIMIT), max(0, size - BODY_LIMIT))] * 2
 
 
 def test_a_strict_endpoint_cannot_do_without(client: Setup) -> None:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.sync import SyncWorker
 
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
-from fairvisor.errors import SegmentError
+from fairvisor.errors import SegmentError, SettingsError
 from fairvisor.http.start import segment_name
 from fairvisor.http.worker import EdgeWorker
 from fairvisor.master import available_processors, claim, start_time, worker_class
@@ -31,8 +33,31 @@ def test_auto_is_the_processors_this_process_may_use() -> None:
 
 def test_worker_classes_by_name() -> None:
     assert worker_class("edge") is EdgeWorker
-    assert worker_class("meinheld") == "meinheld.gmeinheld.MeinheldWorker"
-    assert worker_class("sync") == "sync"
+    assert worker_class("sync") is SyncWorker
+    assert worker_class("gthread") is ThreadWorker
+
+
+@pytest.mark.needs("meinheld")
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="meinheld does not import there")
+def test_meinheld_is_a_worker_class() -> None:
+    assert worker_class("meinheld").__module__ == "meinheld.gmeinheld"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("nonsense", "nonsense"),
+        ("no.such.Worker", "No module named 'no'"),
+        ("json.JSONDecoder", "not a gunicorn"),
+    ],
+)
+def test_another_worker_class_is_one_line(name: str, why: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        worker_class(name)
+    message = str(caught.value)
+    assert message.startswith(f"FAIRVISOR_WORKER_CLASS: {name!r} is wrong: allowed are edge, meinheld")
+    assert why in message
+    assert "\n" not in message
 
 
 def test_start_times_tell_processes_apart() -> None:

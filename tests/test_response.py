@@ -13,7 +13,7 @@ from edge import Edge, Json, Reply, bucket, budget, policy, tokens
 from fairvisor.context import Context
 from fairvisor.decision import Reason
 from fairvisor.errors import BodyTooLarge, RequestError
-from fairvisor.response import Renderer, error_answer, json_answer, unavailable_answer
+from fairvisor.response import Renderer, error_answer, go_duration, json_answer, unavailable_answer
 
 TRIPLET = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 DRAFT = ("RateLimit", "RateLimit-Policy")
@@ -49,6 +49,57 @@ def test_rule_names_are_escaped_as_structured_strings() -> None:
     reply = Edge(policy("p", bucket('a "quoted\\ name'))).ask()
     assert reply.headers["RateLimit"].startswith('"a \\"quoted\\\\ name";r=')
     assert reply.headers["RateLimit-Policy"].startswith('"a \\"quoted\\\\ name";q=')
+
+
+ASKED: Json = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 95}
+OPENAI = "/v1/chat/completions"
+ANTHROPIC = "/v1/messages"
+
+
+def token_headers(reply: Reply) -> dict[str, str]:
+    return {name: value for name, value in reply.headers.items() if name.islower()}
+
+
+def test_tokens_left_in_the_words_of_openai() -> None:
+    edge = Edge(policy("p", tokens("t", tpm=600)), llm_headers=True)
+    assert token_headers(edge.ask("POST", OPENAI, body=ASKED)) == {
+        "x-ratelimit-limit-tokens": "600",
+        "x-ratelimit-remaining-tokens": "500",
+        "x-ratelimit-reset-tokens": "10s",
+    }
+    refused = edge.ask("POST", OPENAI, body={**ASKED, "max_tokens": 595})
+    assert refused.reason == "tpm_exceeded"
+    assert token_headers(refused)["x-ratelimit-reset-tokens"] == "10s"
+
+
+def test_tokens_left_in_the_words_of_anthropic() -> None:
+    edge = Edge(policy("p", tokens("t", tpm=600)), llm_headers=True)
+    assert token_headers(edge.ask("POST", ANTHROPIC, body=ASKED, at=0.5)) == {
+        "anthropic-ratelimit-tokens-limit": "600",
+        "anthropic-ratelimit-tokens-remaining": "500",
+        "anthropic-ratelimit-tokens-reset": "2026-03-02T00:00:11Z",
+    }
+
+
+def test_only_token_limits_tell_tokens_and_only_where_they_are_asked_to() -> None:
+    limit, other = policy("p", tokens("t", tpm=600)), policy("q", bucket("r", burst=1))
+    assert token_headers(Edge(limit).ask("POST", OPENAI, body=ASKED)) == {}
+    edge = Edge(limit, other, llm_headers=True)
+    assert token_headers(edge.ask("POST", OPENAI, body=ASKED)) == {}, "the other limit is tighter"
+    assert token_headers(edge.ask("POST", OPENAI, body=ASKED)) == {}
+    gemini = Edge(limit, llm_headers=True).ask("POST", "/v1beta/models/m:generateContent", body=ASKED)
+    assert token_headers(gemini) == {}
+    never = Edge(limit, llm_headers=True).ask("POST", OPENAI, body={**ASKED, "max_tokens": 9000})
+    assert never.reason == "max_tokens_per_request_exceeded"
+    assert token_headers(never) == {}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59, "59s"), (60, "1m0s"), (360, "6m0s"), (3600, "1h0m0s"), (86_399, "23h59m59s")],
+)
+def test_durations_are_written_as_go_writes_them(seconds: int, text: str) -> None:
+    assert go_duration(seconds) == text
 
 
 @pytest.mark.parametrize("status", [200, 204])

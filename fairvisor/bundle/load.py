@@ -13,7 +13,6 @@ import binascii
 import gc
 import hashlib
 import hmac
-import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,8 @@ from fairvisor.bundle.model_limits import FALLBACK_NAME
 from fairvisor.bundle.problems import read_part
 from fairvisor.bundle.syntax import read_document
 from fairvisor.clock import NS_PER_S
-from fairvisor.errors import BundleInvalid, BundleRefused, Problem
+from fairvisor.errors import BundleInvalid, BundleRefused, EstimatorUnavailable, Problem
+from fairvisor.llm.estimate import load_estimator
 
 _SIGNATURE_LINE = re.compile(rb"[A-Za-z0-9+/]{43}=[ \t]*\r?\n")
 
@@ -138,6 +138,7 @@ def _read_bundle(
     defaults = bundle.defaults if bundle is not None else Defaults()
     policies: list[Policy] = []
     taken: dict[str, int] = {}
+    estimators = Estimators()
     for index, raw in enumerate(listed):
         path = f"policies[{index}]"
         policy, wrong, unknown = read_part(Policy, raw, path, {}, strict)
@@ -151,7 +152,7 @@ def _read_bundle(
                     Problem(f"{path}.id", f'"{policy_id}" is taken by policies[{taken[policy_id]}]')
                 )
         if policy is not None:
-            errors += _missing_packages(policy, path)
+            errors += _missing_estimators(policy, path, estimators)
             policies.append(policy.resolved(defaults))
     if bundle is None or errors:
         return None, errors, warnings
@@ -178,13 +179,25 @@ def _repeated_names(raw: dict[str, Any], path: str) -> Iterator[Problem]:
             yield Problem(f"{path}.spec.{place}.name", f'"{name}" is taken by {taken[name]}')
 
 
-def _missing_packages(policy: Policy, path: str) -> Iterator[Problem]:
+class Estimators(dict[str, str]):
+    """Why an estimator cannot be used, "" when it can: each is loaded once, since that may take seconds."""
+
+    def __missing__(self, name: str) -> str:
+        self[name] = ""
+        try:
+            load_estimator(name)
+        except EstimatorUnavailable as error:
+            self[name] = str(error)
+        return self[name]
+
+
+def _missing_estimators(policy: Policy, path: str, estimators: Estimators) -> Iterator[Problem]:
     for place, rule in policy.spec.placed_rules():
         config = rule.algorithm_config
-        wanted = config.token_source.estimator if isinstance(config, LlmTokens) else ""
-        if wanted == "tiktoken" and importlib.util.find_spec("tiktoken") is None:
-            where = f"{path}.spec.{place}.algorithm_config.token_source.estimator"
-            yield Problem(where, '"tiktoken" needs the package tiktoken, which is not installed')
+        if isinstance(config, LlmTokens) and config.token_source.estimator != "header_hint":
+            why = estimators[config.token_source.estimator]
+            if why:
+                yield Problem(f"{path}.spec.{place}.algorithm_config.token_source.estimator", why)
 
 
 def _merged(syntax_errors: tuple[Problem, ...], errors: list[Problem]) -> tuple[Problem, ...]:

@@ -54,12 +54,12 @@ class JwtKey(Strictly):
         default=(), description="What `aud` of the token must have, one of them. Absent: anything."
     )
     kid: Text | None = Field(default=None, description="With `secret_env`: the key id that tokens name.")
-    algorithm: Literal["HS256", "HS384", "HS512"] | None = Field(
-        default=None, description="With `secret_env`: the only algorithm. Absent: any of the three."
-    )
     jwk: dict[str, Any] | None = Field(
         default=None,
         description="A public JSON Web Key (RFC 7517). This or `secret_env` is required, not both.",
+    )
+    algorithm: Literal["HS256", "HS384", "HS512"] | None = Field(
+        default=None, description="With `secret_env`: the only algorithm. Absent: any of the three."
     )
     secret_env: Text | None = Field(
         default=None,
@@ -84,6 +84,13 @@ class JwtKey(Strictly):
         except UnusableKey as error:
             raise fault(f"is not a usable key: {error}") from None
         return jwk
+
+    @field_validator("algorithm")
+    @classmethod
+    def _of_a_secret(cls, algorithm: str | None, info: ValidationInfo) -> str | None:
+        if algorithm is not None and info.data.get("jwk") is not None:
+            raise fault("belongs to secret_env: a jwk says its algorithm itself, in alg")
+        return algorithm
 
     @field_validator("secret_env")
     @classmethod

@@ -55,6 +55,7 @@ def explain(
     """
     settings, parsed = Settings.load(environment(), {}), read_bundle(file)
     identity = Identity.from_settings(settings, parsed.model.jwt_keys, environment())
+    data = None if body is None else read_file(body)
     context = Context(
         method.upper(),
         normal_host(host) if host else "",
@@ -63,12 +64,15 @@ def explain(
         GATEWAY,
         identity,
         read_now(),
-        None if body is None else read_file(body)[: settings.max_body],
+        None if data is None else data[: settings.max_body],
+        cut_bytes=max(0, len(data or b"") - settings.max_body),
     )
     traced = trace(parsed, settings, context)
     if traced.selects_by_host and not host:
         raise click.UsageError("--host is needed: the bundle selects by host")
-    answer = Renderer(settings.ratelimit_headers).answer(traced.decision, context, settings.allow_status)
+    answer = Renderer(settings.ratelimit_headers, settings.llm_headers).answer(
+        traced.decision, context, settings.allow_status
+    )
     warnings = (*parsed.warnings, *unreachable(parsed.model, identity.sources()))
     report = {
         "request": {"method": context.method, "host": context.host, "path": context.path},

@@ -45,6 +45,12 @@ class Arriving:
         self.size_bytes = 0
         self.timer: asyncio.TimerHandle | None = None
 
+    def missing(self) -> int:
+        """How much of a body that has not ended is neither here nor counted, in bytes; at least 1."""
+        declared = self.headers.get("content-length", b"")
+        whole = max(int(declared) if declared.isdigit() else 0, self.size_bytes + 1)
+        return whole - min(self.size_bytes, self.limit_bytes)
+
 
 class Connection(asyncio.Protocol):
     """A connection of a worker's hub."""
@@ -323,17 +329,20 @@ class Connection(asyncio.Protocol):
         self._pairs = []  # trailers
         method = self._parser.get_method().decode("ascii")
         body = b"".join(arriving.chunks) if arriving.limit_bytes else None
-        request = Request(method, arriving.target, arriving.headers, self._peer, body)
+        cut_bytes = max(0, arriving.size_bytes - arriving.limit_bytes) if arriving.limit_bytes else 0
+        request = Request(method, arriving.target, arriving.headers, self._peer, body, cut_bytes)
         self._send(self._answer(request, self._read_now()), arriving.headers, method)
 
     def _answer_without_body(self, arriving: Arriving) -> None:
-        """Answer as if there were no body. What may still come of it makes this the last answer."""
+        """Answer with what there is of the body, if anything. What may still come makes this the last answer."""
         self._forget_body()
         self._unread = True
         method = self._parser.get_method().decode("ascii")
-        answer = self._answer(
-            Request(method, arriving.target, arriving.headers, self._peer), self._read_now()
+        body = b"".join(arriving.chunks) or None
+        request = Request(
+            method, arriving.target, arriving.headers, self._peer, body, arriving.missing() if body else 0
         )
+        answer = self._answer(request, self._read_now())
         self._put(answer, CLOSE, last=True, head_only=method == "HEAD")
 
     def _send(self, answer: Sendable, headers: dict[str, bytes], method: str) -> None:

@@ -18,6 +18,8 @@ from fairvisor.errors import RequestError
 from fairvisor.http.request import Request
 
 ENVOY_PREFIXES: Final = ("/v1/ext-authz/", "/v1/decision/")
+# Envoy sets it when it sends a body: "true" for one that it has cut at max_request_bytes (allow_partial_message).
+PARTIAL_HEADER: Final = "x-envoy-auth-partial-body"
 
 # Methods and hosts repeat from request to request, so their readings are kept. A client can make up new ones: a full
 # map is emptied and starts again.

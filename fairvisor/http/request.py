@@ -21,10 +21,11 @@ class Request:
     """A request. `target` is the request target as sent, read as Latin-1 so that every byte keeps its identity.
 
     Header names are lower-case text, values the bytes that arrived, repeated lines joined with ", " (RFC 9110 5.3).
-    `body` is None when none was sent or none came in time, and cut where the endpoint reads no further.
+    `body` is None when none was sent or none came in time, and cut where the endpoint reads no further; `cut_bytes` is
+    how much is missing of it then.
     """
 
-    __slots__ = ("body", "headers", "method", "peer", "target")
+    __slots__ = ("body", "cut_bytes", "headers", "method", "peer", "target")
 
     def __init__(
         self,
@@ -33,9 +34,11 @@ class Request:
         headers: dict[str, bytes],
         peer: Peer,
         body: bytes | None = None,
+        cut_bytes: int = 0,
     ) -> None:
         self.method = method
         self.target = target
         self.headers = headers
         self.peer = peer
         self.body = body
+        self.cut_bytes = cut_bytes

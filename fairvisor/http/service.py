@@ -25,7 +25,7 @@ from fairvisor.errors import Conflict, Forbidden, Gone, RequestError
 from fairvisor.follow import ActiveBundle
 from fairvisor.http.complaints import Complaints
 from fairvisor.http.debug import DebugSessions, explanation
-from fairvisor.http.gateways import ENVOY_PREFIXES, Endpoint, decision_endpoints
+from fairvisor.http.gateways import ENVOY_PREFIXES, PARTIAL_HEADER, Endpoint, decision_endpoints
 from fairvisor.http.health import Health
 from fairvisor.http.hub import BodyRule
 from fairvisor.http.pages import NO_BODY, Page, Sliced, open_page, page_at, path_of
@@ -79,7 +79,7 @@ class Service:
         self._endpoints = decision_endpoints(settings.request_id)
         self.health = Health(segment, active)
         self._pages = self._make_pages(with_health=settings.health_bind is None)
-        self._render = Renderer(settings.ratelimit_headers).answer
+        self._render = Renderer(settings.ratelimit_headers, settings.llm_headers).answer
         self._allow_status = settings.allow_status
         self._max_body = BodyRule(settings.max_body)
         self._token = settings.decision_token.encode() if settings.decision_token else b""
@@ -167,7 +167,16 @@ class Service:
             headers.get("x-fairvisor-request-id", b"").decode("latin-1") if endpoint.request_ids else ""
         )
         context = Context(
-            method, host, target, headers, peer.address, active.identity, now, request.body, request_id
+            method,
+            host,
+            target,
+            headers,
+            peer.address,
+            active.identity,
+            now,
+            request.body,
+            request_id,
+            request.cut_bytes or (1 if headers.get(PARTIAL_HEADER) == b"true" else 0),
         )
         decision = decide(bundle, self._counters, context, now)
         if decision.remarked:

@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import os
 import signal
+import sys
 from typing import Any, Final
 
 import uvloop
@@ -28,6 +29,11 @@ from fairvisor.settings import Settings
 
 _HEARTBEAT_S: Final = 1.0
 _STOP_POLL_S: Final = 0.02
+_STOPS: Final = (signal.SIGTERM, signal.SIGQUIT)
+
+
+def _stop_at_once(number: int, frame: object) -> None:
+    sys.exit(0)
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -54,7 +60,11 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         """Only what must work when the loop is stuck; the loop handles the rest."""
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGWINCH, signal.SIG_IGN)
+        for number in _STOPS:  # until the loop is there
+            signal.signal(number, _stop_at_once)
+        # The terminal sends Ctrl-C to everybody: what follows from it is the master's decision, told with SIGQUIT.
+        for number in (signal.SIGWINCH, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         faulthandler.enable()  # the master ends a worker without heartbeat by SIGABRT: show where it hung
 
     def run(self) -> None:
@@ -65,6 +75,8 @@ class EdgeWorker(Worker):  # type: ignore[misc]
             self.loop.run_until_complete(self._serve())
         finally:
             self.loop.close()
+            for number in _STOPS:  # it has stopped: being told so once more must not look like a violent end
+                signal.signal(number, signal.SIG_IGN)
 
     async def _serve(self) -> None:
         settings = self.settings
@@ -78,7 +90,7 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         )
         hub.on_close = acceptor.closed
         hub.on_no_seat = Counter(self.app.segment, THROTTLES_NOT_HELD).add
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for number in _STOPS:
             self.loop.add_signal_handler(number, self._asked_to_stop, number)
         self.loop.add_signal_handler(signal.SIGUSR1, self.log.reopen_files)
         gc.collect()

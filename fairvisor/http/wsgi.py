@@ -27,6 +27,8 @@ Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 _CONTENT_HEADERS: Final = {"CONTENT_TYPE": "content-type", "CONTENT_LENGTH": "content-length"}
+_PIECE_BYTES: Final = 64 * 1024
+_MOST_COUNTED_BYTES: Final = 64 * 1024 * 1024
 _PATH_SAFE: Final = "/!$&'()*+,;=:@~%"
 
 
@@ -42,11 +44,11 @@ class Application:
         service = self._service
         target = _target(environ)
         try:
-            body = _body(environ, service.body_rule(target))
+            body, cut_bytes = _body(environ, service.body_rule(target))
         except RequestError as error:
             return _send(service.refusal(error), environ, start_response)
         peer = service.peer(environ.get("REMOTE_ADDR") or "")
-        request = Request(environ["REQUEST_METHOD"], target, _headers(environ), peer, body)
+        request = Request(environ["REQUEST_METHOD"], target, _headers(environ), peer, body, cut_bytes)
         return _send(service.answer(request, self._read_now()), environ, start_response)
 
 
@@ -93,21 +95,35 @@ def _headers(environ: Environ) -> dict[str, bytes]:
     return headers
 
 
-def _body(environ: Environ, rule: BodyRule) -> bytes | None:
-    """What is read of the body; None when the endpoint reads none or none was sent."""
+def _body(environ: Environ, rule: BodyRule) -> tuple[bytes | None, int]:
+    """What is read of the body, and how many bytes are missing of it; None when the endpoint reads none or none was
+    sent."""
     length = environ.get("CONTENT_LENGTH") or ""
     chunked = not length and "chunked" in environ.get("HTTP_TRANSFER_ENCODING", "").lower()
     declared = (
         int(length) if length.isascii() and length.isdigit() else rule.limit_bytes + 1 if chunked else 0
     )
     if not declared or not rule.limit_bytes:
-        return None
-    body: bytes = environ["wsgi.input"].read(min(declared, rule.limit_bytes + 1))
-    if len(body) > rule.limit_bytes:
-        if rule.strict:
-            raise BodyTooLarge(f"the body exceeds {rule.limit_bytes} bytes")
-        body = body[: rule.limit_bytes]
-    return body
+        return None, 0
+    source = environ["wsgi.input"]
+    body: bytes = source.read(min(declared, rule.limit_bytes + 1))
+    missing = len(body) - rule.limit_bytes
+    if missing <= 0:
+        return body, 0
+    if rule.strict:
+        raise BodyTooLarge(f"the body exceeds {rule.limit_bytes} bytes")
+    return body[: rule.limit_bytes], missing + _count_rest(source) if chunked else declared - rule.limit_bytes
+
+
+def _count_rest(source: Any) -> int:
+    """How much more there is of a body that did not say, up to the largest that any setting reads."""
+    counted = 0
+    while counted < _MOST_COUNTED_BYTES:
+        size = len(source.read(_PIECE_BYTES))
+        if not size:
+            break
+        counted += size
+    return counted
 
 
 def _send(answer: Sendable, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

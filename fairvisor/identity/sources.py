@@ -195,8 +195,7 @@ class Identity:
 def _key(jwt_key: JwtKey, environ: Mapping[str, str]) -> TokenKey:
     """The key that a bundle's entry describes; UnusableKey says why it cannot be used."""
     if jwt_key.jwk is not None:
-        overrides = {"kid": jwt_key.kid, "alg": jwt_key.algorithm}
-        jwk = jwt_key.jwk | {name: value for name, value in overrides.items() if value is not None}
+        jwk = jwt_key.jwk if jwt_key.kid is None else jwt_key.jwk | {"kid": jwt_key.kid}
         return key_from_jwk(jwk, jwt_key.issuer, jwt_key.audience)
     name = jwt_key.secret_env or ""
     secret = environ.get(name)

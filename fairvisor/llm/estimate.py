@@ -14,6 +14,7 @@ simple_word, on UTF-8:
   - white space belongs to what follows; every 4 spaces in a row (indentation) are 1;
   - a letter beyond ASCII in two bytes (accents, Cyrillic, Greek, Arabic...) is a letter and 1/3 more;
   - a character in three bytes (CJK, Hangul, Thai, Devanagari...) is 1, in four (emoji) 2;
+  - of a body that was cut, 4 bytes that nobody has read are 1;
   - a message is 4, a token id in an array 1, and an image, file or sound 765 (1024 x 1024 pixels at OpenAI's prices).
 """
 
@@ -30,6 +31,7 @@ from fairvisor.errors import EstimatorUnavailable
 from fairvisor.llm.request import LlmRequest
 
 MESSAGE_TOKENS: Final = 4
+CUT_BYTES_PER_TOKEN: Final = 4
 MEDIA_TOKENS: Final = 765
 TIKTOKEN_ENCODING: Final = "o200k_base"
 """OpenAI's vocabulary since GPT-4o; older and other models' counts differ by some per cent."""
@@ -114,7 +116,7 @@ def simple_word(request: LlmRequest) -> int:
     schemas = _schemas(request.document)
     if schemas:
         tokens += count_tokens(schemas)
-    return tokens or 1
+    return tokens + _unread_tokens(request) or 1
 
 
 def count_tokens(text: bytes) -> int:
@@ -158,7 +160,8 @@ class TiktokenEstimator:
             tokens += len(
                 self._encoding.encode_ordinary(text[start : min(start + _PIECE_CHARS, _EXACT_CHARS)])
             )
-        return tokens + count_tokens(text[_EXACT_CHARS:].encode(errors="surrogatepass")) or 1
+        tokens += count_tokens(text[_EXACT_CHARS:].encode(errors="surrogatepass"))
+        return tokens + _unread_tokens(request) or 1
 
 
 ESTIMATORS: Final[Mapping[str, Callable[[LlmRequest], int]]] = {"simple_word": simple_word}
@@ -180,6 +183,11 @@ def _load_encoding() -> Encoding:
             "without network access, put the file into the directory that TIKTOKEN_CACHE_DIR names"
         ) from error
     return encoding
+
+
+def _unread_tokens(request: LlmRequest) -> int:
+    """What is reserved for the part of the body that was cut off."""
+    return -(-request.cut_bytes // CUT_BYTES_PER_TOKEN)
 
 
 def _gather(document: Mapping[str, object]) -> tuple[list[str], int]:

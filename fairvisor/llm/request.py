@@ -4,6 +4,9 @@ Reads the JSON bodies of OpenAI (chat/completions, completions, responses, embed
 (Azure, Mistral, vLLM...), of Anthropic messages, Gemini generateContent and Bedrock. Where the provider takes the
 model from the path (Azure deployments, Gemini, Vertex, Bedrock), the path wins over the body, as it does there.
 
+Of a body that was cut, what its beginning says counts (`cut.py`); what it would have said further on is not known, and
+must not let it escape: `cut_bytes` lets estimates and descriptors know.
+
 The body is the client's: a value that is no positive whole number (bool, string, NaN, negative, beyond 1e12) counts as
 not sent, and a body that is no JSON object is no LLM request. This module must not know limits, estimates or aliases.
 """
@@ -16,6 +19,8 @@ from typing import Final
 from urllib.parse import unquote
 
 import orjson
+
+from fairvisor.llm.cut import mend
 
 MAX_NUMBER: Final = 10**12
 """Token counts above this are nonsense and ignored (the largest context windows have some 1e7)."""
@@ -50,26 +55,40 @@ class LlmRequest:
 
     `document` is the whole JSON object, `model` the name as sent ("" if none), `completion_cap` the completion tokens
     per choice the client allows (None: not said; 0: embeddings and the like have none), `choices` how many completions
-    it wants, `stream` whether it asked for a stream.
+    it wants, `stream` whether it asked for a stream. `cut_bytes` is how much of the body nobody has read.
     """
 
-    __slots__ = ("choices", "completion_cap", "document", "model", "stream")
+    __slots__ = ("choices", "completion_cap", "cut_bytes", "document", "model", "stream")
 
     def __init__(
-        self, document: dict[str, object], model: str, completion_cap: int | None, choices: int, stream: bool
+        self,
+        document: dict[str, object],
+        model: str,
+        completion_cap: int | None,
+        choices: int,
+        stream: bool,
+        cut_bytes: int = 0,
     ) -> None:
         self.document = document
         self.model = model
         self.completion_cap = completion_cap
         self.choices = choices
         self.stream = stream
+        self.cut_bytes = cut_bytes
 
 
-def read_request(path: str, body: bytes | None) -> LlmRequest | None:
-    """The LLM request in `body`, sent to `path` (normalised, without query); None: no body, or no JSON object."""
+def read_request(path: str, body: bytes | None, cut_bytes: int = 0) -> LlmRequest | None:
+    """The LLM request in `body`, sent to `path` (normalised, without query); None: no body, or no JSON object.
+
+    `cut_bytes` is how much is missing at the end of `body`.
+    """
     if not body:
         return None
-    document = _parse(body)
+    if cut_bytes:
+        document, unread = _parse_cut(body)
+        cut_bytes += unread
+    else:
+        document = _parse(body)
     if not isinstance(document, dict):
         return None
     config = _config(document)
@@ -84,6 +103,7 @@ def read_request(path: str, body: bytes | None) -> LlmRequest | None:
         0 if _NO_COMPLETION.search(path) else cap or None,
         choices * _prompts(document),
         document.get("stream") is True or _STREAM_IN_PATH.search(path) is not None,
+        cut_bytes,
     )
 
 
@@ -110,6 +130,18 @@ def _parse(body: bytes) -> object:
         return json.loads(body)
     except (ValueError, RecursionError):
         return None
+
+
+def _parse_cut(body: bytes) -> tuple[object, int]:
+    """What the beginning of a JSON object says, and how many of its bytes were not read; None: it begins none.
+
+    One that says nothing that can be read is an empty object: it may be an LLM request all the same.
+    """
+    mended = mend(body)
+    if mended is None:
+        return None, 0
+    document = _parse(mended.text)
+    return (document, mended.unread_bytes) if isinstance(document, dict) else ({}, len(body))
 
 
 def _config(document: dict[str, object]) -> dict[str, object] | None:

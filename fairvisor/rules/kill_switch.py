@@ -10,17 +10,19 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from itertools import chain
 from typing import Any, Final
 
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.decision import Reason, Refusal, Verdict
-from fairvisor.descriptors import Descriptor
+from fairvisor.descriptors import UNREAD_MODEL, Descriptor
 from fairvisor.metrics import Counter, Tally
 from fairvisor.rules.keys import Described
 
 ANY: Final = "*"
+MODEL: Final = "llm:model"
 PATH: Final = "request:path"  # the one descriptor that may be read in several ways
 MAX_WAIT_NS: Final = 3600 * NS_PER_S
 
@@ -136,6 +138,8 @@ class KillSwitches:
                 by_value = self._values[scope_key]
                 for spelling in readings if scope_key == PATH else (value,):
                     yield from by_value.get(spelling, ())
+                if scope_key == MODEL and value == UNREAD_MODEL:  # it may be any of them
+                    yield from chain.from_iterable(by_value.values())
                 yield from by_value.get(ANY, ())
         if self._networks:
             address = context.client.ip

@@ -385,3 +385,32 @@ def test_any_wsgi_server_can_serve_the_application(start_edge: StartEdge) -> Non
         token_bucket(2), command=[sys.executable, "-m", "gunicorn", "fairvisor.http.wsgi:application"]
     )
     assert [edge.status(ask()) for _ in range(3)] == [204, 204, 429]
+
+
+def test_an_interrupt_from_the_terminal_is_a_clean_stop(start_edge: StartEdge) -> None:
+    """Ctrl-C goes to every process at once; the master then stops the workers."""
+    edge = start_edge(token_bucket(5), workers=2)
+    wait_until(lambda: len(edge.workers()) == 2)
+    for pid in [*edge.workers(), edge.process.pid]:
+        os.kill(pid, signal.SIGINT)
+    assert edge.end() == 0
+    assert "was sent" not in edge.log.read_text()
+
+
+def test_a_worker_class_that_is_not_there_is_one_line(start_edge: StartEdge) -> None:
+    edge = start_edge(token_bucket(5), ready=False, FAIRVISOR_WORKER_CLASS="nonsense")
+    assert edge.end() == 1
+    (line,) = edge.log.read_text().splitlines()
+    assert line.startswith("Error: FAIRVISOR_WORKER_CLASS: 'nonsense' is wrong: ")
+
+
+def test_every_start_says_that_claims_are_read_unverified(start_edge: StartEdge) -> None:
+    """Also with a bundle that is active already: the settings of the start decide."""
+    bundle = token_bucket(5, limit_keys=["jwt:sub"])
+    edge = start_edge(bundle)
+    said = "limit_keys[0]: jwt:sub is read unverified"
+    assert edge.log.read_text().count(said) == 1
+    edge.signal(signal.SIGTERM)
+    assert edge.end() == 0
+    edge.start_again()
+    assert edge.log.read_text().count(said) == 2
