@@ -33,8 +33,8 @@ POLL_S: Final = 0.01
 SLICE_NS: Final = 400_000  # requests wait at most this long for a slice of compiling to end
 PAUSE_S: Final = 0.000_2
 HEARTBEAT_NS: Final = NS_PER_S // 4
+STOP_S: Final = 0.5  # how long a worker that ends waits for a thread
 TRY_AGAIN_NS: Final = NS_PER_S // 4  # with an object that is not there or damaged
-FREE_AFTER_TRIES: Final = 200  # pauses of POLL_S for the decisions that still use the old bundle
 
 # How long a thread that wants to run waits for one that computes. Python's 5 ms would be what a request waits.
 SWITCH_INTERVAL_S: Final = 0.000_5
@@ -125,6 +125,7 @@ class Follower:
         # what changes
         self.shared: SharedBundle | None = None  # the object of the active generation, mapped
         self._compiled: Compiled | None = None
+        self._replaced: list[Compiled] = []  # to be freed when nobody uses them any more
         self._generation = 0
         self._failed = ""
         self._try_again_ns = 0
@@ -137,8 +138,10 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
-        """End soon; a switch that is under way is given up."""
+        """End; a switch that is under way is given up. The worker's entry in the registry is free afterwards."""
         self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_S)
 
     def step(self, *, paced: bool = True) -> None:
         """Switch if the generation moved. `paced`: compile in slices, with pauses in which requests run."""
@@ -149,6 +152,7 @@ class Follower:
                 self._registry.beat(self._entry, now.mono_ns)
         generation = self._segment.table.word_get(Word.BUNDLE_GENERATION)
         if generation == self._generation or (self._failed and now.mono_ns < self._try_again_ns):
+            self._free()
             return
         try:
             self._switch(generation, paced)
@@ -182,16 +186,15 @@ class Follower:
         if before is not None:
             before.close()
         if old is not None:
-            self._free(old)
+            self._replaced.append(old)
         _log.debug("deciding by generation %d", generation)
 
-    def _free(self, old: Compiled) -> None:
-        """Free the bundle before, in slices too, when the last decision that began with it has ended."""
-        for _ in range(FREE_AFTER_TRIES):
+    def _free(self) -> None:
+        """Free bundles that were replaced, in slices too, when the last decision that began with one has ended."""
+        for old in tuple(self._replaced):
             if not in_use(old):
+                self._replaced.remove(old)
                 self._drive(take_apart(old), paced=True)
-                return
-            self._stopped.wait(POLL_S)
 
     def _drive(self, steps: Generator[None, None, ResultT], paced: bool) -> ResultT | None:
         """Run steps to their end, pausing between slices. None: stopped before."""

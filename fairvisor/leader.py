@@ -23,7 +23,7 @@ from fairvisor.clock import NS_PER_S, Now, read_now
 from fairvisor.counters._table import Table
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
-from fairvisor.follow import PAUSE_S, SLICE_NS
+from fairvisor.follow import PAUSE_S, SLICE_NS, STOP_S
 from fairvisor.reload import Publisher
 from fairvisor.snapshots import Snapshots
 
@@ -148,8 +148,10 @@ class Leader:
         self._thread.start()
 
     def stop(self) -> None:
-        """Give the lease back, soon."""
+        """Give the lease back, unless a slow file keeps us: then it runs out."""
         self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_S)
 
     def step(self) -> None:
         """Renew the lease and do what is due, if we lead."""

@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import orjson
@@ -48,7 +49,7 @@ _VALIDATED_WITHIN_S: Final = 60
 _LOCKED_WITHIN_NS: Final = 30 * NS_PER_S
 _POLL_S: Final = 0.004
 
-_CHILD: Final = [sys.executable, "-c", "from fairvisor.bundle.offer import main; main()"]
+_CHILD: Final = "from fairvisor.bundle.offer import main; main()"
 
 _log = logging.getLogger(__name__)
 
@@ -202,7 +203,17 @@ class Publisher:
             _log.error("the bundle stays as it is: %s", why)
 
     def make_durable(self) -> bool:
-        """Keep a copy of the active bundle in the state directory, unless it stands there already; does it?"""
+        """Keep a copy of the active bundle in the state directory, unless it stands there already; does it?
+
+        False as well while a bundle is being published: that writes the copy itself.
+        """
+        try:
+            with self._lock(0):
+                return self._make_durable()
+        except BundleRefused:
+            return False
+
+    def _make_durable(self) -> bool:
         table = self._segment.table
         generation = self.generation
         try:
@@ -243,7 +254,7 @@ class Publisher:
                 raise BundleRefused("no_room", "the bundle vanished from shared memory")
             about, generation = active.about, active.generation
             active.close()
-            durable = self.make_durable()
+            durable = self._make_durable()
         lagging = self._await(generation) if changed else ()
         published = Published(
             generation, about.version, about.sha256, changed, durable, lagging, about.warnings
@@ -293,11 +304,11 @@ class Publisher:
         return ()
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock(self, within_ns: int = _LOCKED_WITHIN_NS) -> Iterator[None]:
         """The right to publish: a lock on the segment's memory object, which the kernel lets go of if we die."""
         fd = os.open(SHM_DIR / self._segment.name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            end_ns = self._clock().mono_ns + _LOCKED_WITHIN_NS
+            end_ns = self._clock().mono_ns + within_ns
             while not _try_lock(fd):
                 if self._clock().mono_ns >= end_ns:
                     raise BundleRefused("busy", "another bundle is being published")
@@ -347,7 +358,7 @@ def _in_a_process(data: bytes, order: Order, environ: Mapping[str, str]) -> dict
     found = os.pathsep.join(path or os.getcwd() for path in sys.path)
     try:
         done = subprocess.run(  # noqa: S603 - our own program, and nothing of the bundle on its command line
-            _CHILD,
+            [_interpreter(), "-c", _CHILD],
             input=orjson.dumps(order._asdict()) + b"\n" + data,
             capture_output=True,
             check=True,
@@ -361,6 +372,13 @@ def _in_a_process(data: bytes, order: Order, environ: Mapping[str, str]) -> dict
     except (OSError, subprocess.TimeoutExpired, orjson.JSONDecodeError) as error:
         raise BundleRefused("not_validated", f"the process that validates it failed: {error}") from None
     return outcome
+
+
+def _interpreter() -> str:
+    """The Python that runs us, also where a server embeds it and is the executable itself."""
+    if "python" in Path(sys.executable).name:
+        return sys.executable
+    return str(Path(sys.prefix) / "bin" / "python3")
 
 
 def _report(published: Published, about: About) -> None:

@@ -8,7 +8,9 @@ This module does not know what is in them.
 
 from __future__ import annotations
 
+import glob
 import os
+import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Final
 
 _BUNDLE: Final = "bundle"
 _SNAPSHOT: Final = "snapshot"
+_NEW: Final = ".new"
+_UNFINISHED_S: Final = 600  # no write takes that long
 
 
 class StateDirectory:
@@ -29,13 +33,14 @@ class StateDirectory:
     def write(self, place: Path, pieces: Iterable[bytes]) -> None:
         """Replace the file at `place`, durably. Nothing of it is left when `pieces` raises."""
         _make_directory(self.directory)
-        new = place.with_name(f"{place.name}.{os.getpid()}.new")
+        new = place.with_name(f"{place.name}.{secrets.token_hex(4)}{_NEW}")
         try:
             fd = os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             with os.fdopen(fd, "wb", buffering=0) as file:
                 for piece in pieces:
                     _write_all(file.fileno(), piece)
                 os.fsync(file.fileno())
+                _remove_unfinished(place, os.fstat(file.fileno()).st_mtime)
             new.rename(place)
         finally:
             with suppress(OSError):
@@ -50,6 +55,14 @@ class StateDirectory:
                 path.unlink()
                 removed.append(path)
         return removed
+
+
+def _remove_unfinished(place: Path, now_s: float) -> None:
+    """What writers left that were killed; `now_s` is the time of the file system."""
+    for path in place.parent.glob(f"{glob.escape(place.name)}.*{_NEW}"):
+        with suppress(OSError):
+            if now_s - path.stat().st_mtime > _UNFINISHED_S:
+                path.unlink()
 
 
 def _make_directory(directory: Path) -> None:

@@ -150,7 +150,7 @@ class TestSwitching:
         instance.publisher.publish(bundle(1, policy("a")))
         request = instance.active.current
         assert request is not None
-        instance.follower._free = lambda old: None  # type: ignore[method-assign]
+        instance.follower._free = lambda: None  # type: ignore[method-assign]
         old = instance.compiled
         instance.publisher.publish(
             bundle(2, policy("b"), jwt_keys=[{"secret_env": "S", "algorithm": "HS256"}])
@@ -176,7 +176,7 @@ class TestSwitching:
         many = [policy(f"p{index}", loop_detection={"enabled": True, "window_seconds": 9,
                 "threshold_identical_requests": 2}) for index in range(50)]  # fmt: skip
         instance.publisher.publish(bundle(1, *many, kill_switches=[stops(str(index)) for index in range(50)]))
-        instance.follower._free = lambda old: None  # type: ignore[method-assign]
+        instance.follower._free = lambda: None  # type: ignore[method-assign]
         old = instance.compiled
         instance.publisher.publish(bundle(2, policy("b")))
         gc.unfreeze()
@@ -319,7 +319,7 @@ class TestPublishing:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(shared.os, "posix_fallocate", full)
-        with pytest.raises(BundleRefused, match="no_room: .*No space left"):
+        with pytest.raises(BundleRefused, match=r"no_room: .*No space left"):
             instance.publisher.publish(bundle(2, policy("b")))
         assert instance.publisher.generation == 1
 
