@@ -23,6 +23,7 @@ Before the first request:
     replay/         access logs, decided as they would have been
     applog.py       where log lines go, and how they look
     settings.py     every FAIRVISOR_* variable, declared once
+    setting_values.py how the values of settings are read
     master.py       the process that starts, reloads and replaces the workers
     bundle/         the policy bundle: load, validate, compile
     reload.py       a new bundle for all workers: checked, shared, acknowledged
@@ -32,6 +33,8 @@ Before the first request:
     beside.py       the threads beside the requests of a worker
     reporter.py     the thread that writes the audit log
     top_keys.py     who is rejected most
+    lookup.py       one counter or breaker, found by names and values
+    status.py       what an instance is doing, for the person on call
     linefile.py     a log that several processes append whole lines to
     state.py        files that outlive the machine's memory
     notes.py        what went wrong, for every process to read
