@@ -25,9 +25,16 @@ static unsigned char lower[256];
 /* field-value, RFC 9110 5.5: HTAB, SP, visible ASCII, obs-text */
 #define IS_VALUE(c) (((c) >= 0x20 && (c) != 0x7f) || (c) == '\t')
 
-static const char *const METHODS[] = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"};
-static const char *const FRAMING[] = {"connection", "content-length", "expect", "transfer-encoding", "upgrade",
-                                      "proxy-connection", "keep-alive", "trailer", "te", "http2-settings"};
+typedef struct {
+    size_t length;
+    const char *text;
+} word;
+#define WORD(text) {sizeof(text) - 1, text}
+
+static const word METHODS[] = {WORD("GET"), WORD("POST"), WORD("PUT"), WORD("PATCH"), WORD("DELETE"), WORD("OPTIONS")};
+static const word FRAMING[] = {WORD("connection"), WORD("content-length"), WORD("expect"), WORD("transfer-encoding"),
+                               WORD("upgrade"), WORD("proxy-connection"), WORD("keep-alive"), WORD("trailer"),
+                               WORD("te"), WORD("http2-settings")};
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 typedef struct {
@@ -42,8 +49,8 @@ typedef struct {
 static PyObject *read_method(const state *known, cursor *c)
 {
     for (size_t i = 0; i < COUNT(METHODS); i++) {
-        size_t length = strlen(METHODS[i]);
-        if ((size_t)(c->end - c->at) > length && !memcmp(c->at, METHODS[i], length) && c->at[length] == ' ') {
+        size_t length = METHODS[i].length;
+        if ((size_t)(c->end - c->at) > length && !memcmp(c->at, METHODS[i].text, length) && c->at[length] == ' ') {
             c->at += length + 1;
             return Py_NewRef(known->methods[i]);
         }
@@ -69,7 +76,7 @@ static PyObject *read_target(cursor *c)
 static int says_how_to_read(const char *name, size_t length)
 {
     for (size_t i = 0; i < COUNT(FRAMING); i++)
-        if (strlen(FRAMING[i]) == length && !memcmp(FRAMING[i], name, length))
+        if (FRAMING[i].length == length && !memcmp(FRAMING[i].text, name, length))
             return 1;
     return 0;
 }
@@ -144,7 +151,7 @@ static int fill_tables(PyObject *module)
 {
     state *known = PyModule_GetState(module);
     for (size_t i = 0; i < COUNT(METHODS); i++)
-        if (!(known->methods[i] = PyUnicode_InternFromString(METHODS[i])))
+        if (!(known->methods[i] = PyUnicode_InternFromString(METHODS[i].text)))
             return -1;
     for (const char *c = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"; *c; c++)
         lower[(unsigned char)*c] = (unsigned char)*c;
