@@ -107,6 +107,9 @@ class Master(BaseApplication):  # type: ignore[misc]
             "timeout": _WORKER_TIMEOUT_S,
             "graceful_timeout": _GRACEFUL_TIMEOUT_S,
             "backlog": _BACKLOG,
+            # For WSGI workers: a gateway's pool must not meet connections that closed a moment ago.
+            "keepalive": max(1, settings.idle_timeout_ms // 1000),
+            "worker_connections": settings.max_connections + _DESCRIPTORS_BESIDE_CONNECTIONS,
             "umask": _SOCKET_UMASK,
             "loglevel": settings.log_level,
             "logger_class": Log,

@@ -29,7 +29,7 @@ StartResponse = Callable[[str, list[tuple[str, str]]], object]
 _CONTENT_HEADERS: Final = {"CONTENT_TYPE": "content-type", "CONTENT_LENGTH": "content-length"}
 _PIECE_BYTES: Final = 64 * 1024
 _MOST_COUNTED_BYTES: Final = 64 * 1024 * 1024
-_PATH_SAFE: Final = "/!$&'()*+,;=:@~%"
+_PATH_SAFE: Final = "/!$&'()*+,;=:@~"  # a percent sign that is left after decoding was sent as %25
 
 
 class Application:
