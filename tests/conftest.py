@@ -40,16 +40,21 @@ def missing(item: pytest.Item) -> list[str]:
 
 def stale_modules() -> list[str]:
     """Compiled modules that are older than their source: what would be tested is not what stands there."""
-    package = Path(__file__).parents[1] / "fairvisor"
-    pairs = ((path, path.with_name(path.name.partition(".")[0] + ".py")) for path in package.rglob("*.so"))
-    return [source.name for path, source in pairs if source.exists() and source.stat().st_mtime > path.stat().st_mtime]
+    root = Path(__file__).parents[1]
+    built = max((library.stat().st_mtime for library in root.glob("fairvisor__mypyc*.so")), default=0.0)
+    sources = {
+        path.with_name(path.name.partition(".")[0] + ".py") for path in (root / "fairvisor").rglob("*.so")
+    }
+    return sorted(source.name for source in sources if source.exists() and source.stat().st_mtime > built)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = {}
     stale = stale_modules()
     if stale:
-        pytest.exit(f"older than their source: {', '.join(stale)}; run `make test`, or remove the .so files", 3)
+        pytest.exit(
+            f"older than their source: {', '.join(stale)}; run `make test`, or remove the .so files", 3
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
