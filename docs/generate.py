@@ -30,7 +30,7 @@ def command_line_page() -> str:
     sections = [
         f"# The command line\n\n{MADE}\n"
         "Tables are for people, `--format json` is for programs. Results go to stdout, errors to stderr. Exit codes: "
-        "0 done, 1 failed, 3 wrong usage, 130 interrupted.\n",
+        "0 done, 1 failed, 2 edge unreachable, 3 wrong usage, 130 interrupted.\n",
         _help_block("fairvisor", cli),
     ]
     for name, command in sorted(cli.commands.items()):

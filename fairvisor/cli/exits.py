@@ -8,5 +8,6 @@ from __future__ import annotations
 from typing import Final
 
 FAILED: Final = 1
+UNREACHABLE: Final = 2
 USAGE: Final = 3
 INTERRUPTED: Final = 130

@@ -12,12 +12,18 @@ from collections.abc import Sequence
 import click
 
 from fairvisor import __version__
-from fairvisor.cli.exits import FAILED, INTERRUPTED, USAGE
+from fairvisor.cli.breaker import breaker
+from fairvisor.cli.connect import connect
+from fairvisor.cli.edge import Unreachable
+from fairvisor.cli.exits import FAILED, INTERRUPTED, UNREACHABLE, USAGE
 from fairvisor.cli.explain import explain
 from fairvisor.cli.init import init
+from fairvisor.cli.limits import limits
+from fairvisor.cli.logs import logs
 from fairvisor.cli.reset import reset
 from fairvisor.cli.schema import schema
 from fairvisor.cli.serve import serve
+from fairvisor.cli.status import status
 from fairvisor.cli.test import test
 from fairvisor.cli.validate import validate
 from fairvisor.cli.version import version
@@ -55,7 +61,21 @@ def show_help(context: click.Context, command: str | None) -> None:
     click.echo(found.get_help(click.Context(found, group, command)))
 
 
-for _command in (explain, init, reset, schema, serve, test, validate, version):
+for _command in (
+    breaker,
+    connect,
+    explain,
+    init,
+    limits,
+    logs,
+    reset,
+    schema,
+    serve,
+    status,
+    test,
+    validate,
+    version,
+):
     cli.add_command(_command)
 
 
@@ -71,15 +91,17 @@ def run(arguments: Sequence[str]) -> int:
         return FAILED
     except click.Abort:
         return INTERRUPTED
+    except Unreachable as error:
+        return _failed(str(error), UNREACHABLE)
     except FairvisorError as error:
         return _failed(str(error))
     except OSError as error:
         return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
 
 
-def _failed(message: str) -> int:
+def _failed(message: str, code: int = FAILED) -> int:
     click.echo(f"Error: {message}", err=True)
-    return FAILED
+    return code
 
 
 def main() -> None:

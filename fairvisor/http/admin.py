@@ -220,7 +220,8 @@ def _published(published: Published) -> Answer:
 
 def _invalid(error: BundleInvalid) -> Answer:
     problems = [problem._asdict() for problem in error.problems]
-    message = f"the bundle is not valid, the active one stays: {len(problems)} errors"
+    number = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
+    message = f"the bundle is not valid, the active one stays: {number}"
     return json_answer(
         HTTPStatus.UNPROCESSABLE_ENTITY,
         {"error": {"code": "invalid_bundle", "message": message, "problems": problems}},

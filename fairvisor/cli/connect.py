@@ -1,0 +1,49 @@
+"""`fairvisor connect --push FILE`: give a running edge another bundle, on all of its workers before this returns.
+
+The file goes over as it is, a signature included; the edge validates it and says no without changing anything. A
+control plane to connect to does not exist yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from fairvisor.cli.edge import edge_option, open_edge
+from fairvisor.cli.exits import FAILED
+from fairvisor.cli.files import read_file, shown_name
+from fairvisor.cli.screen import count_of, format_option, print_json, print_line
+
+
+@click.command()
+@click.option("--push", "file", metavar="FILE", required=True, help="The bundle; - is standard input.")
+@edge_option
+@format_option
+@click.pass_context
+def connect(context: click.Context, file: str, edge_url: str | None, output_format: str) -> None:
+    """Push a policy bundle to the running edge.
+
+    Returns when every worker decides by it, at most after 5 seconds; exits with 1 when one of them does not yet.
+    """
+    report = open_edge(edge_url).ask("PUT", "bundle", body=read_file(file))
+    if output_format == "json":
+        print_json(report)
+    else:
+        _print(shown_name(file), report)
+    if report["lagging"]:
+        context.exit(FAILED)
+
+
+def _print(name: str, report: Mapping[str, Any]) -> None:
+    done = "in force" if report["changed"] else "in force already"
+    print_line((done, "green"), f"  {name}: version {report['version']}, generation {report['generation']}")
+    if not report["durable"]:
+        print_line(("warning", "yellow"), "  the state directory cannot be written: it is lost with a reboot")
+    if report["lagging"]:
+        lagging = count_of(len(report["lagging"]), "worker has", "workers have")
+        pids = ", ".join(map(str, report["lagging"]))
+        print_line(("warning", "bold red"), f"  {lagging} not switched after 5 s: pid {pids}")
+    for warning in report["warnings"]:
+        print_line(("warning", "yellow"), f"  {warning}")
