@@ -9,6 +9,7 @@ by the first request of each process, so that it does not matter when the server
 from __future__ import annotations
 
 import atexit
+import re
 from collections.abc import Callable, Iterable
 from functools import cache
 from http import HTTPStatus
@@ -30,6 +31,7 @@ _CONTENT_HEADERS: Final = {"CONTENT_TYPE": "content-type", "CONTENT_LENGTH": "co
 _PIECE_BYTES: Final = 64 * 1024
 _MOST_COUNTED_BYTES: Final = 64 * 1024 * 1024
 _PATH_SAFE: Final = "/!$&'()*+,;=:@~"  # a percent sign that is left after decoding was sent as %25
+_DOT_SEGMENT: Final = re.compile(r"/\.{1,2}(?:/|$)")
 
 
 class Application:
@@ -42,8 +44,8 @@ class Application:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
         service = self._service
-        target = _target(environ)
         try:
+            target = _target(environ)
             body, cut_bytes = _body(environ, service.body_rule(target))
         except RequestError as error:
             return _send(service.refusal(error), environ, start_response)
@@ -72,13 +74,20 @@ def _of_this_process() -> Application:
 
 
 def _target(environ: Environ) -> str:
-    """The request target as it was sent, where the server tells it; else put together again."""
+    """The request target as it was sent, where the server tells it; else put together again.
+
+    meinheld tells the decoded path only, and decodes %252e to a dot: dot segments may not be what was sent, and
+    resolving them could take a path out of its policy. Raises RequestError (400) for them.
+    """
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     if isinstance(raw, str) and raw:
         return raw
-    path = quote(
-        environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""), safe=_PATH_SAFE, encoding="latin-1"
-    )
+    decoded = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    if _DOT_SEGMENT.search(decoded):
+        raise RequestError(
+            "this server does not tell paths as they were sent: none with dot segments is read"
+        )
+    path = quote(decoded, safe=_PATH_SAFE, encoding="latin-1")
     query = environ.get("QUERY_STRING")
     return f"{path}?{query}" if query else path
 
