@@ -234,6 +234,7 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def _send(self, answer: Answer) -> None:
         self.close_connection = True
+        self.request_version = self.protocol_version  # to what cannot be read the parent answers as in HTTP/0.9
         self.send_response_only(answer.status)
         self.send_header("Date", self.date_time_string())
         for line in answer.head.splitlines():

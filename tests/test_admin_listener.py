@@ -1,0 +1,208 @@
+"""The operators' listener: who gets in, what is read, what malformed input gets, and what becomes of the socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fairvisor.clock import Now
+from fairvisor.errors import NotFound
+from fairvisor.http import admin_listener
+from fairvisor.http.admin_listener import AdminServer, AdminSocket, short_path
+from fairvisor.http.request import Request
+from fairvisor.response import Answer
+from fairvisor.settings import Bind
+
+TOKEN = "t" * 32
+
+
+class Api:
+    """Answers with what it was asked; `/fail` is a fault of ours, `/none` a refusal, `/wait` waits to be let go."""
+
+    def __init__(self) -> None:
+        self.waiting = threading.Event()
+        self.let_go = threading.Event()
+
+    def answer(self, request: Request, now: Now) -> Answer:
+        if request.target == "/fail":
+            raise RuntimeError("broken on purpose")
+        if request.target == "/none":
+            raise NotFound("nothing")
+        if request.target == "/wait":
+            self.waiting.set()
+            self.let_go.wait(10)
+        body = f"{request.method} {request.target} {len(request.body or b'')}"
+        return Answer(200, "X-Told: yes\r\n", body.encode())
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A path that is longer than the address of a unix socket."""
+    folder = tmp_path / ("x" * 120)
+    return folder / "edge.admin"
+
+
+@pytest.fixture
+def unix(place: Path, api: Api) -> Iterator[AdminServer]:
+    opened = AdminSocket(Bind(path=str(place)))
+    server = AdminServer(opened.socket, api, TOKEN, lambda: Now(0, 0))
+    server.start()
+    yield server
+    server.stop()
+    opened.close()
+
+
+@pytest.fixture
+def tcp(api: Api) -> Iterator[tuple[str, int]]:
+    opened = AdminSocket(Bind(host="127.0.0.1", port=0))
+    server = AdminServer(opened.socket, api, TOKEN, lambda: Now(0, 0))
+    server.start()
+    yield opened.socket.getsockname()
+    server.stop()
+    opened.close()
+
+
+def send(address: Path | tuple[str, int], data: bytes) -> tuple[int, bytes]:
+    """Status and body of the answer to these bytes."""
+    if isinstance(address, Path):
+        connection = socket.socket(socket.AF_UNIX)
+        with short_path(address) as short:
+            connection.connect(short)
+    else:
+        connection = socket.create_connection(address)
+    connection.settimeout(10)
+    with connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return (int(head.split(b" ")[1]) if head else 0), body
+
+
+def test_a_request_is_handed_on_and_its_answer_sent(unix: AdminServer, place: Path) -> None:
+    request = b"PUT /v1/x?a=b HTTP/1.1\r\nHost: e\r\nContent-Length: 5\r\n\r\nhello"
+    assert send(place, request) == (200, b"PUT /v1/x?a=b 5")
+    assert send(place, b"GET / HTTP/1.0\r\n\r\n") == (200, b"GET / 0")
+
+
+def test_only_the_owner_may_connect_to_the_socket(unix: AdminServer, place: Path) -> None:
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+    assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (f"Authorization: Bearer {TOKEN}", 200),
+        (f"authorization: bearer {TOKEN}", 200),
+        (f"Authorization: Bearer {TOKEN}x", 403),
+        (f"Authorization: Basic {TOKEN}", 403),
+        ("Authorization: Bearer \xff", 403),
+        ("Authorization: Bearer", 403),
+        ("X: y", 403),
+    ],
+)
+def test_over_tcp_the_token_is_asked_for(tcp: tuple[str, int], header: str, status: int) -> None:
+    data = f"GET / HTTP/1.1\r\nHost: e\r\n{header}\r\n\r\n".encode("latin-1")
+    assert send(tcp, data)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET /none HTTP/1.1\r\nHost: e\r\n\r\n", 404),
+        (b"GET /fail HTTP/1.1\r\nHost: e\r\n\r\n", 500),
+        (b"BREW / HTTP/1.1\r\nHost: e\r\n\r\n", 501),
+        (b"GET / HTTP/3.9 nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\r\n\r\n", 400),
+        (b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"PUT / HTTP/1.1\r\nContent-Length: many\r\n\r\n", 400),
+        (b"PUT / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"PUT / HTTP/1.1\r\nContent-Length: 9\r\n\r\nshort", 400),
+        (b"PUT / HTTP/1.1\r\nContent-Length: 67108865\r\n\r\n" + b"x" * 500_000, 413),
+        (b"PUT / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", 413),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", 431),
+    ],
+)
+def test_what_cannot_be_answered_gets_a_json_error_and_nothing_dies(
+    unix: AdminServer, place: Path, data: bytes, status: int
+) -> None:
+    answered, body = send(place, data)
+    assert (answered, body[:10]) == (status, b'{"error":{')
+    assert send(place, b"GET / HTTP/1.1\r\nHost: e\r\n\r\n")[0] == 200
+
+
+def test_a_stop_lets_the_request_that_is_under_way_end(place: Path, api: Api) -> None:
+    opened = AdminSocket(Bind(path=str(place)))
+    server = AdminServer(opened.socket, api, None, lambda: Now(0, 0))
+    server.start()
+    answers: list[tuple[int, bytes]] = []
+    client = threading.Thread(target=lambda: answers.append(send(place, b"GET /wait HTTP/1.1\r\n\r\n")))
+    client.start()
+    assert api.waiting.wait(10)
+    threading.Timer(0.05, api.let_go.set).start()
+    server.stop()
+    client.join(10)
+    assert answers == [(200, b"GET /wait 0")]
+    opened.close()
+
+
+def test_no_more_connections_than_there_are_seats_are_answered(
+    place: Path, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_listener, "MAX_CONNECTIONS", 1)
+    opened = AdminSocket(Bind(path=str(place)))
+    server = AdminServer(opened.socket, api, None, lambda: Now(0, 0))
+    server.start()
+    client = threading.Thread(target=lambda: send(place, b"GET /wait HTTP/1.1\r\n\r\n"))
+    client.start()
+    assert api.waiting.wait(10)
+    assert send(place, b"GET / HTTP/1.1\r\n\r\n") == (0, b"")
+    api.let_go.set()
+    client.join(10)
+    server.stop()
+    opened.close()
+
+
+# the socket
+
+
+def test_a_newer_master_takes_the_place_and_the_older_leaves_it_alone(place: Path) -> None:
+    older = AdminSocket(Bind(path=str(place)))
+    assert older.is_there
+    newer = AdminSocket(Bind(path=str(place)))
+    assert (older.is_there, newer.is_there) == (False, True)
+    older.close()
+    assert place.exists()
+    newer.close()
+    assert not place.exists()
+
+
+def test_a_socket_that_was_removed_is_missed(place: Path) -> None:
+    opened = AdminSocket(Bind(path=str(place)))
+    place.unlink()
+    assert not opened.is_there
+    opened.close()
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "precious"
+    file.write_text("data")
+    with pytest.raises(FileExistsError, match="not a socket"):
+        AdminSocket(Bind(path=str(file)))
+    assert file.read_text() == "data"
+    assert os.listdir(tmp_path) == ["precious"]
