@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any
 
 import pytest
-from edge import Edge, Json, Reply, bucket, budget, policy, tokens
+from edge import Edge, Json, Reply, bucket, budget, moment, policy, tokens
 
 from fairvisor.context import Context
 from fairvisor.decision import Reason
@@ -107,7 +107,7 @@ def test_an_allow_has_the_status_it_is_told_and_no_body(status: int) -> None:
     edge = Edge(policy("p", bucket("r"), path="/v1"))
     for path in ("/v1", "/other"):
         reply = edge.ask(path=path)
-        context = Context("GET", "", path, {}, "192.0.2.1", edge.identity, None)  # type: ignore[arg-type]
+        context = Context("GET", "", path, {}, "192.0.2.1", edge.identity, moment(0))
         answer = edge.renderer.answer(reply.decision, context, status)
         assert (answer.status, answer.body) == (status, b"")
 
