@@ -24,6 +24,7 @@ from fairvisor.counters._table import Table
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.follow import PAUSE_S, SLICE_NS, STOP_S
+from fairvisor.notes import BUNDLE_FILE
 from fairvisor.reload import Publisher
 from fairvisor.snapshots import Snapshots
 
@@ -197,7 +198,9 @@ class Leader:
         data = self._file.changed(now.mono_ns)
         if self._file.problem:
             self._publisher.file_is_missing(self._file.problem)
-        elif data is not None:
+            return
+        self._publisher.healed(BUNDLE_FILE)
+        if data is not None:
             self._publisher.offer_file(data)
 
     def _tidy(self, now: Now) -> None:

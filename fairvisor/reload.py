@@ -15,19 +15,16 @@ import hashlib
 import itertools
 import logging
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import orjson
-
 from fairvisor import notes
 from fairvisor.bundle import shared
-from fairvisor.bundle.offer import Order, Rule, prepare, read_outcome
+from fairvisor.bundle.apart import prepare_apart
+from fairvisor.bundle.offer import Order, Rule, prepare
 from fairvisor.bundle.shared import About, SharedBundle, object_name
 from fairvisor.bundle.syntax import MAX_BUNDLE_BYTES
 from fairvisor.clock import NS_PER_S, Now, read_now
@@ -45,11 +42,8 @@ from fairvisor.state import StateDirectory
 # Reading a bundle of this size takes a thread 3 ms and no single step of it 0.5 ms; a process takes 300 ms to start.
 IN_THREAD_BYTES: Final = 32 * 1024
 ACKNOWLEDGED_WITHIN_NS: Final = 5 * NS_PER_S
-_VALIDATED_WITHIN_S: Final = 60
 _LOCKED_WITHIN_NS: Final = 30 * NS_PER_S
 _POLL_S: Final = 0.004
-
-_CHILD: Final = "from fairvisor.bundle.offer import main; main()"
 
 _log = logging.getLogger(__name__)
 
@@ -292,7 +286,7 @@ class Publisher:
     def _prepare(self, data: bytes, order: Order) -> About | None:
         if not self._serving or len(data) <= IN_THREAD_BYTES:
             return prepare(data, order, self._environ)
-        return read_outcome(_in_a_process(data, order, self._environ))
+        return prepare_apart(data, order, self._environ)
 
     def _await(self, generation: int) -> tuple[int, ...]:
         """Wait until nobody lags; the pids of those who still do after 5 s."""
@@ -305,8 +299,10 @@ class Publisher:
 
     @contextmanager
     def _lock(self, within_ns: int = _LOCKED_WITHIN_NS) -> Iterator[None]:
-        """The right to publish: a lock on the segment's memory object, which the kernel lets go of if we die."""
-        fd = os.open(SHM_DIR / self._segment.name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        """The right to publish: a lock on a file in shared memory, which the kernel lets go of if we die."""
+        fd = os.open(
+            _lock_path(self._segment.name), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
         try:
             end_ns = self._clock().mono_ns + within_ns
             while not _try_lock(fd):
@@ -326,10 +322,15 @@ def forget(segment_name: str, state: StateDirectory, *, with_bundle: bool) -> li
     refuse_running(segment_name)
     removed = [str(SHM_DIR / name) for name in shared.unlink_all_but(segment_name, 0)]
     Notes(segment_name).drop_all()
+    _lock_path(segment_name).unlink(missing_ok=True)
     if Segment.unlink(segment_name):
         removed.append(str(SHM_DIR / segment_name))
     places = (state.snapshot, state.bundle) if with_bundle else (state.snapshot,)
     return removed + [str(path) for path in state.remove(*places)]
+
+
+def _lock_path(segment_name: str) -> Path:
+    return SHM_DIR / f"{segment_name}+lock"  # no instance has a plus sign in its name
 
 
 def refuse_running(segment_name: str) -> None:
@@ -351,34 +352,6 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _in_a_process(data: bytes, order: Order, environ: Mapping[str, str]) -> dict[str, object]:
-    """Have the order carried out elsewhere: validating ten thousand policies would hold requests up."""
-    found = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    try:
-        done = subprocess.run(  # noqa: S603 - our own program, and nothing of the bundle on its command line
-            [_interpreter(), "-c", _CHILD],
-            input=orjson.dumps(order._asdict()) + b"\n" + data,
-            capture_output=True,
-            check=True,
-            env={**environ, "PYTHONPATH": found},
-            timeout=_VALIDATED_WITHIN_S,
-        )
-        outcome: dict[str, object] = orjson.loads(done.stdout)
-    except subprocess.CalledProcessError as error:
-        _log.error("the process that validates bundles failed: %s", error.stderr.decode(errors="replace"))
-        raise BundleRefused("not_validated", f"the process that validates it failed: {error}") from None
-    except (OSError, subprocess.TimeoutExpired, orjson.JSONDecodeError) as error:
-        raise BundleRefused("not_validated", f"the process that validates it failed: {error}") from None
-    return outcome
-
-
-def _interpreter() -> str:
-    """The Python that runs us, also where a server embeds it and is the executable itself."""
-    if "python" in Path(sys.executable).name:
-        return sys.executable
-    return str(Path(sys.prefix) / "bin" / "python3")
 
 
 def _report(published: Published, about: About) -> None:

@@ -270,7 +270,7 @@ class TestPublishing:
     def test_only_the_active_object_stays(self, instance: Instance) -> None:
         for version in (1, 2, 3):
             instance.publisher.publish(bundle(version, policy("a", burst=version)))
-        names = [path.name for path in SHM_DIR.glob(f"{instance.segment.name}+*")]
+        names = [path.name for path in SHM_DIR.glob(f"{instance.segment.name}+bundle*")]
         assert names == [object_name(instance.segment.name, 3)]
 
     def test_a_damaged_object_is_never_compiled(self, instance: Instance) -> None:

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairvisor.clock import NS_PER_S
+from fairvisor.clock import NS_PER_S, Now
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
-from fairvisor.leader import LEASE_NS, READ_EVERY_NS, BundleFile, Lease
+from fairvisor.leader import LEASE_NS, READ_EVERY_NS, TICK_S, BundleFile, Leader, Lease
+from fairvisor.snapshots import Pace
 
 START_NS = 1_000 * NS_PER_S
 LOOK_NS = NS_PER_S // 4
@@ -176,3 +177,110 @@ class TestBundleFile:
         file = BundleFile(None)
         assert file.changed(START_NS) is None
         assert file.problem == ""
+
+
+class Noted:
+    """What a leader asks of publisher and snapshots, noted with the second in which it asked."""
+
+    def __init__(self) -> None:
+        self.elapsed_ns = 0
+        self.done: list[tuple[str, int]] = []
+        self.file: Path | None = None
+        self.generation = 1
+
+    def now(self) -> Now:
+        return Now(START_NS + self.elapsed_ns, START_NS + self.elapsed_ns)
+
+    def _note(self, what: str) -> None:
+        self.done.append((what, self.elapsed_ns // NS_PER_S))
+
+    def restore(self) -> None:
+        self._note("restore")
+        self.generation = 1
+
+    def make_durable(self) -> bool:
+        self._note("make durable")
+        return True
+
+    def healed(self, fault: str) -> None:
+        self._note(f"no longer {fault}")
+
+    def offer_file(self, data: bytes) -> None:
+        self._note(f"offer {data!r}")
+
+    def file_is_missing(self, why: str) -> None:
+        self._note("missing")
+
+    def save(self, segment: Segment, pace: Pace) -> bool:
+        assert list(pace([b"1", b"2"])) == [b"1", b"2"]
+        self._note("save")
+        return True
+
+    def seconds(self, what: str) -> list[int]:
+        return [second for done, second in self.done if done == what]
+
+
+class TestLeader:
+    @pytest.fixture
+    def noted(self) -> Noted:
+        return Noted()
+
+    @pytest.fixture
+    def segment(self) -> Segment:
+        return Segment.private(1 << 20)
+
+    def leader(self, segment: Segment, noted: Noted) -> Leader:
+        return Leader(segment, noted, noted, lambda: None, noted.now)  # type: ignore[arg-type]
+
+    def run(self, leader: Leader, noted: Noted, seconds: float) -> None:
+        for _ in range(int(seconds / TICK_S)):
+            leader.step()
+            noted.elapsed_ns += int(TICK_S * NS_PER_S)
+
+    def test_a_snapshot_is_written_every_ten_seconds(self, segment: Segment, noted: Noted) -> None:
+        self.run(self.leader(segment, noted), noted, 35)
+        assert noted.seconds("save") == [10, 20, 30]
+
+    def test_only_the_leader_does_anything(self, segment: Segment, noted: Noted) -> None:
+        first, second = self.leader(segment, noted), self.leader(segment, noted)
+        first.step()
+        noted.done.clear()
+        self.run(second, noted, 2)
+        assert noted.done == []
+        self.run(second, noted, 12)
+        assert noted.seconds("save") == [13], "3 s for the lease, then 10 s"
+
+    def test_slots_that_have_run_out_are_free_within_a_minute(self, segment: Segment, noted: Noted) -> None:
+        for key in range(1, 2000):
+            segment.table.count(key, START_NS, NS_PER_S)
+        self.run(self.leader(segment, noted), noted, 62)
+        assert segment.statistics(noted.now().mono_ns).free == segment.table.slots
+
+    def test_a_file_is_offered_when_it_changed(self, segment: Segment, noted: Noted, place: Path) -> None:
+        noted.file = place
+        leader = self.leader(segment, noted)
+        self.run(leader, noted, 1)
+        place.write_bytes(b"one")
+        self.run(leader, noted, 2)
+        assert max(noted.seconds("missing")) <= 1
+        assert len(noted.seconds("offer b'one'")) == 1
+
+    def test_a_file_that_is_back_as_it_was_is_no_fault_any_more(
+        self, segment: Segment, noted: Noted, place: Path
+    ) -> None:
+        noted.file = place
+        leader = self.leader(segment, noted)
+        place.write_bytes(b"one")
+        self.run(leader, noted, 2)
+        place.unlink()
+        self.run(leader, noted, 2)
+        place.write_bytes(b"one")
+        self.run(leader, noted, 2)
+        assert noted.seconds("missing") != []
+        assert max(noted.seconds("no longer bundle_file")) > max(noted.seconds("missing"))
+        assert len(noted.seconds("offer b'one'")) == 1
+
+    def test_without_a_bundle_the_last_good_one_is_looked_for(self, segment: Segment, noted: Noted) -> None:
+        noted.generation = 0
+        self.run(self.leader(segment, noted), noted, 3)
+        assert noted.seconds("restore") == [0]

@@ -2,13 +2,11 @@
 
 `prepare` does everything that takes time with a large bundle (signature, validation, comparison with the active one,
 packing) and so runs away from requests: in the master before it forks, in a thread for small bundles, else in a
-process of its own, which `main` is. A refusal leaves nothing behind. Nothing here reads a file or a clock.
+process of its own (`apart.py`). A refusal leaves nothing behind. Nothing here reads a file or a clock.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
@@ -18,13 +16,11 @@ from fairvisor.bundle import shared
 from fairvisor.bundle.load import Parsed, check_successor, parse, verify_signature
 from fairvisor.bundle.model import CostBased, Policy
 from fairvisor.bundle.shared import About, Contents
-from fairvisor.errors import BundleInvalid, BundleRefused, Problem, SegmentError
-from fairvisor.settings import environment
+from fairvisor.errors import BundleRefused
 
 Rule = Literal["successor", "file_at_start", "accept_older", "restore"]
 
 _KEPT_WARNINGS: Final = 100  # of a bundle with more, the log has the rest
-_NICENESS: Final = 5  # of the process that validates: workers come first
 
 
 class Order(NamedTuple):
@@ -106,37 +102,3 @@ def _accepted(parsed: Parsed, order: Order) -> bool:
             "in force; `fairvisor serve --accept-older` takes the file",
         )
     return check_successor(parsed, None, order.active_sha256, order.wall_ns)
-
-
-# The process that validates a large bundle: an order and the bytes on stdin, the outcome as JSON on stdout.
-
-
-def main() -> None:
-    """Carry out the order that stands in the first line of stdin on the bytes after it."""
-    os.nice(_NICENESS)
-    order = Order(**orjson.loads(sys.stdin.buffer.readline()))
-    outcome = _attempt(sys.stdin.buffer.read(), order)
-    sys.stdout.buffer.write(orjson.dumps(outcome))
-
-
-def _attempt(data: bytes, order: Order) -> dict[str, Any]:
-    try:
-        about = prepare(data, order, environment())
-    except BundleInvalid as error:
-        return {"problems": [list(problem) for problem in error.problems]}
-    except BundleRefused as error:
-        return {"code": error.code, "message": str(error).removeprefix(f"{error.code}: ")}
-    except SegmentError as error:
-        return {"no_room": str(error)}
-    return {"about": about._asdict() if about is not None else None}
-
-
-def read_outcome(outcome: dict[str, Any]) -> About | None:
-    """What `prepare` gave or raised in the process that wrote this."""
-    if "problems" in outcome:
-        raise BundleInvalid(tuple(Problem(*problem) for problem in outcome["problems"]))
-    if "code" in outcome:
-        raise BundleRefused(outcome["code"], outcome["message"])
-    if "no_room" in outcome:
-        raise SegmentError(outcome["no_room"])
-    return shared.about_of(outcome["about"]) if outcome["about"] is not None else None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_server import Client, Edge, StartEdge, ask, bundle_of, token_bucket, wait_until
+from edge_server import ROOT, Client, Edge, StartEdge, ask, bundle_of, token_bucket, wait_until
 
 from fairvisor.bundle.shared import object_name
 from fairvisor.counters.segment import SHM_DIR, Segment
@@ -269,6 +270,33 @@ def test_hangup_reads_the_file_and_new_workers_decide_by_it(start_edge: StartEdg
     client = edge.connect()
     client.send(ask())
     assert version_of(client.answer()[1]) == 2
+
+
+@pytest.mark.parametrize(
+    "worker_class", ["sync", "gthread", pytest.param("meinheld", marks=pytest.mark.needs("meinheld"))]
+)
+def test_wsgi_workers_follow_as_well(start_edge: StartEdge, worker_class: str) -> None:
+    edge = start_edge(marked(1), workers=2, FAIRVISOR_WORKER_CLASS=worker_class)
+    wait_until(lambda: len(publisher(edge).registry.workers()) == 2)
+    for version in (2, 3):
+        assert push(edge, marked(version)).lagging == ()
+        client = edge.connect()
+        client.send(ask())
+        assert version_of(client.answer()[1]) == version
+
+
+@pytest.mark.needs("openssl")
+def test_a_bundle_that_openssl_signed_is_accepted_and_no_other(start_edge: StartEdge) -> None:
+    """With the command line of the documentation."""
+    page = (ROOT / "docs" / "reload.md").read_text()
+    line = next(line for line in page.splitlines() if "openssl dgst" in line)
+    edge = start_edge(FAIRVISOR_BUNDLE_SIGNING_KEY="a key with $ and spaces")
+    edge.policy.with_name("policy.json").write_text(json.dumps(marked(1)))
+    subprocess.run(["sh", "-c", line], cwd=edge.policy.parent, env=edge.environ, check=True)
+    edge.policy.with_name("signed.json").rename(edge.policy)
+    wait_until(lambda: publisher(edge).generation == 1)
+    with pytest.raises(BundleRefused, match="invalid_signature"):
+        push(edge, marked(2))
 
 
 def test_removed_shared_memory_is_put_back_for_workers_to_come(start_edge: StartEdge) -> None:
