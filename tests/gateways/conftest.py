@@ -44,17 +44,20 @@ def _listens(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def start_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Edge]]:
-    """Starts edges with a bundle of `bundles/`, by its name."""
+    """Starts edges with a bundle: the name of one in `bundles/`, or its path."""
     edges: list[Edge] = []
 
-    def start(bundle: str, **environ: str) -> Edge:
-        document = json.loads((HERE / "bundles" / f"{bundle}.json").read_text())
+    def start(bundle: str | Path, **environ: str) -> Edge:
+        path = bundle if isinstance(bundle, Path) else HERE / "bundles" / f"{bundle}.json"
+        document = json.loads(path.read_text())
         edge = Edge(tmp_path_factory.mktemp("edge"), document, WORKERS | environ, False, None)
         edges.append(edge)
         edge.wait_ready()
         return edge
 
     yield start
+    for edge in edges:
+        edge.process.terminate()  # all at once: a WSGI worker takes a moment
     for edge in edges:
         edge.clean_up()
 

@@ -45,7 +45,9 @@ class FakeEdge:
             self._server = None
         self._way = way
         if way != "dead":
-            self._server = await asyncio.start_server(self._answer, "127.0.0.1", self.port, reuse_address=True)
+            self._server = await asyncio.start_server(
+                self._answer, "127.0.0.1", self.port, reuse_address=True
+            )
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

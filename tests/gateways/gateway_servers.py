@@ -131,12 +131,8 @@ class Gateway:
         return True
 
     def ask(self, raw: bytes, source: str = "127.0.0.1") -> Received:
-        """Send the bytes of a request on a connection of its own, and read the answer as a client does."""
-        with socket.create_connection(self.address, PATIENCE_S, (source, 0)) as connection:
-            connection.sendall(raw)
-            answer = http.client.HTTPResponse(connection, method=raw.partition(b" ")[0].decode("latin-1"))
-            answer.begin()
-            return Received(answer.status, answer.getheaders(), answer.read())
+        """One request of a client whose address is `source`."""
+        return exchange(self.address, raw, source)
 
     def stop(self) -> None:
         self._reserved.close()
@@ -148,15 +144,22 @@ class Gateway:
             self.process.wait()
 
 
+def exchange(address: tuple[str, int], raw: bytes, source: str = "127.0.0.1") -> Received:
+    """Send the bytes of a request on a connection of its own, and read the answer as a client does."""
+    with socket.create_connection(address, PATIENCE_S, (source, 0)) as connection:
+        connection.sendall(raw)
+        answer = http.client.HTTPResponse(connection, method=raw.partition(b" ")[0].decode("latin-1"))
+        answer.begin()
+        return Received(answer.status, answer.getheaders(), answer.read())
+
+
 def _environment(place: Path) -> dict[str, str]:
     folders = {name: str(place) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FAIRVISOR_")}
     return {**kept, **folders}
 
 
-def install(
-    files: tuple[tuple[Path, str], ...], place: Path, ports: Ports, values: dict[str, str]
-) -> None:
+def install(files: tuple[tuple[Path, str], ...], place: Path, ports: Ports, values: dict[str, str]) -> None:
     """Copy configurations to `place`, with the ports and folders of the test."""
     for source, target in files:
         for path in [source] if source.is_file() else source.rglob("*"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from edge_server import Edge
@@ -57,9 +57,11 @@ def test_fail_open_lets_pass(way: str, edge: FakeEdge, opened: Gateway) -> None:
 
 
 @pytest.mark.parametrize("name", gateways(fail_open=True))
-def test_fail_open_still_refuses_what_was_decided(name: str, start_edge: type[Edge], start_gateway: StartGateway) -> None:
+def test_fail_open_still_refuses_what_was_decided(
+    name: str, start_edge: type[Edge], start_gateway: StartGateway
+) -> None:
     """An edge that answers is obeyed: refused is refused, and what it calls malformed does not pass."""
-    gateway = start_gateway(name, start_edge("stories").bind[1], fail_open=True)  # type: ignore[arg-type]
+    gateway = start_gateway(name, start_edge("stories").bind[1], fail_open=True)
     assert [gateway.ask(REQUEST).status for _ in range(4)] == [200, 200, 200, 429]
     malformed = gateway.ask(REQUEST.replace(b"/plain", b"/plain/%00"))
     assert malformed.status == 400, malformed

@@ -20,17 +20,27 @@ def edge(start_edge: Callable[..., Edge]) -> Edge:
 
 def post(gateway: Gateway, path: str, key: str, body: bytes, *lines: str) -> Received:
     """A JSON body, as a client of an LLM sends it."""
-    head = [f"POST {path} HTTP/1.1", "Host: edge", f"X-API-Key: {key}", "Content-Type: application/json", *lines]
+    head = [
+        f"POST {path} HTTP/1.1",
+        "Host: edge",
+        f"X-API-Key: {key}",
+        "Content-Type: application/json",
+        *lines,
+    ]
     return gateway.ask("\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body)
 
 
 def chat(most: int) -> bytes:
     """A chat request that asks for so many tokens of completion."""
-    return json.dumps({"model": "m", "max_tokens": most, "messages": [{"role": "user", "content": "hi"}]}).encode()
+    return json.dumps(
+        {"model": "m", "max_tokens": most, "messages": [{"role": "user", "content": "hi"}]}
+    ).encode()
 
 
 @needs("nginx")
-def test_nginx_asks_again_on_an_internal_redirect_and_is_charged_once(edge: Edge, start_gateway: StartGateway) -> None:
+def test_nginx_asks_again_on_an_internal_redirect_and_is_charged_once(
+    edge: Edge, start_gateway: StartGateway
+) -> None:
     gateway = start_gateway("nginx", edge.bind[1])
     raw = b"GET /files/a HTTP/1.1\r\nHost: edge\r\nX-API-Key: redirects\r\n\r\n"
     answers = [gateway.ask(raw) for _ in range(4)]
@@ -61,7 +71,9 @@ def test_a_body_beyond_what_envoy_sends_along_reaches_the_application_whole(
 
 @needs("nginx", "envoy")
 @pytest.mark.parametrize("name", ["envoy-bodies", "kong"])
-def test_loops_are_found_in_bodies_that_are_sent_along(name: str, edge: Edge, start_gateway: StartGateway) -> None:
+def test_loops_are_found_in_bodies_that_are_sent_along(
+    name: str, edge: Edge, start_gateway: StartGateway
+) -> None:
     gateway = start_gateway(name, edge.bind[1])
     bodies = [chat(1), chat(1), chat(2), chat(1)]
     statuses = [post(gateway, f"/prompt/{name}", "loop", body).status for body in bodies]

@@ -12,9 +12,12 @@ from stories import ORDINARY, SETTINGS, SPOOFING, play
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.needs(KINDS[name].program)) for name in KINDS]
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.needs(KINDS[name].program)) for name in KINDS],
 )
-def gateway(request: pytest.FixtureRequest, start_edge: Callable[..., Edge], start_gateway: StartGateway) -> Gateway:
+def gateway(
+    request: pytest.FixtureRequest, start_edge: Callable[..., Edge], start_gateway: StartGateway
+) -> Gateway:
     """Each gateway, failing closed."""
     return start_gateway(request.param, start_edge("stories", **SETTINGS).bind[1])
 
