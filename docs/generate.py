@@ -231,11 +231,11 @@ METRICS_EXACTNESS: Final = """\
 
 - **Counters** are added to before the request is answered, in memory that all workers share: a killed worker loses
   none. After a power cut they are as of the last snapshot.
-- **Durations** are taken of one decision in eight, because a second look at the clock costs as much as a limit does:
-  quantiles and averages hold, `_count` is an eighth of the decisions. Buckets end at powers of two, from 1.024 µs to
+- **Durations** are taken of one decision in sixteen, because a second look at the clock costs as much as a limit does:
+  quantiles and averages hold, `_count` is a sixteenth of the decisions. Buckets end at powers of two, from 1.024 µs to
   1.07 s.
-- **What is left** (`fairvisor_ratelimit_remaining`, `fairvisor_tokens_remaining`) is the least that a request of any key
-  left behind. A low is written within a second and shown for at least 30 s: whoever scrapes every 30 s misses none.
+- **What is left** (`fairvisor_ratelimit_remaining`, `fairvisor_tokens_remaining`) is the least that a request of any
+  key left behind. A low is written within a second and shown for at least 30 s: whoever scrapes every 30 s misses none.
   A rule that nobody used in that time has no sample.
 - **Connections and held answers** are told by each worker once a second.
 - The page is made in slices of less than a millisecond between requests: with 10,000 policies, some 20,000 samples

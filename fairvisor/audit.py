@@ -107,7 +107,12 @@ class Audit:
         """Count what a decision did."""
         verdict = decision.verdict
         if verdict is not None and verdict.reason is not None:
-            self._count(REJECT, verdict.limit, verdict.reason, verdict.key, context)
+            with self._lock:  # what a flood consists of, another reject of the same key, costs one look-up
+                entry = self._batch.get((id(verdict.limit), id(verdict.reason), verdict.key))
+                if entry is not None:
+                    entry.count += 1
+            if entry is None:
+                self._count(REJECT, verdict.limit, verdict.reason, verdict.key, context)
         for verdict in decision.would_reject:
             assert verdict.reason is not None, "a refusal says why"
             self._count(WOULD_REJECT, verdict.limit, verdict.reason, verdict.key, context)
@@ -159,7 +164,7 @@ class Audit:
             self._batch, self._merged, self._records = {}, {}, []
 
     def _count(self, action: str, limit: Limit, reason: str, key: int, context: Context) -> None:
-        spot = (id(limit), id(reason), key or hash(limit.describe(context)))
+        spot = (id(limit), id(reason), key or hash(limit.describe(context)) or 1)
         with self._lock:
             entry = self._batch.get(spot)
             if entry is not None:

@@ -40,9 +40,7 @@ from fairvisor.rules.llm_tokens import settle
 from fairvisor.settings import Settings
 from fairvisor.top_keys import TopKeys
 
-_TIMED_ONE_IN: Final = (
-    8  # decisions whose duration is counted: a second look at the clock costs as much as a limit
-)
+_TIMED_ONE_IN: Final = 16  # decisions that are timed: a second look at the clock costs as much as a limit
 CONTROL_BODY_BYTES: Final = 64 * 1024  # what /v1/usage and /v1/debug accept
 
 # What came of a settlement that was refused, by the status that says so.

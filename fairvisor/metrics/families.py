@@ -57,7 +57,7 @@ BEARER_REFUSED: Final = Family(
 )
 DURATION: Final = Family(
     "fairvisor_decision_duration_seconds",
-    "Time from a request's arrival to its answer, of one request in eight; without the wait of a throttle.",
+    "Time from a request's arrival to its answer, of one request in sixteen; without the wait of a throttle.",
     kind="histogram",
 )
 
