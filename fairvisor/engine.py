@@ -32,7 +32,18 @@ REPEAT_NS: Final = 10 * NS_PER_S  # how long a gateway's repeated question is re
 class Policy:
     """A compiled policy. `twin` is the same policy on shadow counters, where the bundle needs one."""
 
-    __slots__ = ("breaker", "fallback", "guards", "id", "rules", "selector", "shadow", "twin")
+    __slots__ = (
+        "breaker",
+        "fallback",
+        "guards",
+        "headers",
+        "id",
+        "reads_body",
+        "rules",
+        "selector",
+        "shadow",
+        "twin",
+    )
 
     def __init__(
         self,
@@ -52,6 +63,9 @@ class Policy:
         self.rules = rules
         self.fallback = fallback
         self.twin: Policy | None = None
+        # what a proxy must know before it asks
+        self.headers: frozenset[str] = frozenset()  # that something is counted or matched by
+        self.reads_body = False
 
     @property
     def in_shadow(self) -> Policy:

@@ -68,6 +68,18 @@ class HeadTooLarge(RequestError):
     status = 431
 
 
+class BadGateway(RequestError):
+    """No upstream could be reached, or what it sent is no response."""
+
+    status = 502
+
+
+class GatewayTimeout(RequestError):
+    """The upstream did not answer in time."""
+
+    status = 504
+
+
 class SettingsError(FairvisorError):
     """A setting with a wrong value: names the variable, the value and what is allowed."""
 

@@ -31,14 +31,15 @@ from fairvisor.http.admin import Admin
 from fairvisor.http.admin_listener import AdminServer, AdminSocket
 from fairvisor.http.service import Service
 from fairvisor.http.side import serve_in_thread
-from fairvisor.http.start import make_beside, make_service, open_segment, segment_name
+from fairvisor.http.start import make_beside, make_proxy, make_service, open_segment, segment_name
 from fairvisor.http.worker import EdgeWorker, limits_of
 from fairvisor.http.wsgi import Application
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import WORKER_RESTARTS
 from fairvisor.processes import start_time
+from fairvisor.proxy.start import Proxy
 from fairvisor.reload import Publisher
-from fairvisor.settings import Bind, Settings, environment
+from fairvisor.settings import PROXY, Bind, Settings, environment
 from fairvisor.snapshots import Snapshots
 
 EDGE: Final = "edge"
@@ -123,11 +124,15 @@ class Master(BaseApplication):  # type: ignore[misc]
             if name in self.cfg.settings:  # newer gunicorns have settings that older ones lack
                 self.cfg.set(name, value)
 
-    def load(self) -> Service | Application:
+    def load(self) -> Service | Application | Proxy:
         """What a worker serves; called in each worker, after the fork."""
         settings = self.settings
         waits = settings.worker_class == EDGE
         self.beside = make_beside(settings, self.segment)
+        if settings.mode == PROXY:
+            proxy = make_proxy(settings, self.segment, self.beside)
+            self._serve_admin(self.beside)
+            return proxy
         service = make_service(settings, self.segment, self.beside, can_wait=waits)
         self._serve_admin(self.beside)
         if waits:

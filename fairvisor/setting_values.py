@@ -24,6 +24,9 @@ PRIVATE_NETWORKS: Final = (
 HINTS: Final = ("x-country-code", "x-asn", "x-asn-type", "x-tor-exit", "x-token-estimate")
 
 
+_BACKEND: Final = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?/?|unix:/\S+")
+
+
 class Bind(NamedTuple):
     """Where to listen: a TCP address, the path of a unix socket, or an inherited descriptor."""
 
@@ -125,11 +128,15 @@ def processes(value: str) -> int | None:
     return None if value.lower() == "auto" else integer(1, 512)(value)
 
 
-def mode(value: str) -> str:
-    chosen = one_of("decision_service", "reverse_proxy")(value)
-    if chosen == "reverse_proxy":
-        raise ValueError("reverse_proxy is not supported yet; allowed is decision_service")
-    return chosen
+def backends(value: str) -> tuple[str, ...]:
+    """Upstreams, comma-separated; a path of theirs would change what policies have seen, so there is none."""
+    found = names(value)
+    for backend in found:
+        if not _BACKEND.fullmatch(backend):
+            raise ValueError(
+                "allowed are http://host:port, https://host:port and unix:/path, comma-separated"
+            )
+    return found
 
 
 def instance(value: str) -> str:

@@ -23,9 +23,11 @@ from fairvisor import setting_values as read
 from fairvisor.errors import SettingsError
 from fairvisor.setting_values import IN_STATE_DIR, Bind, Network
 
-__all__ = ["Bind", "Declared", "Network", "Settings", "declared", "environment"]
+__all__ = ["PROXY", "Bind", "Declared", "Network", "Settings", "declared", "environment"]
 
 PREFIX: Final = "FAIRVISOR_"
+PROXY: Final = "reverse_proxy"
+_PROXY_HEALTH: Final = "127.0.0.1:9090"
 
 _NOT_YET: Final = tuple(
     PREFIX + name
@@ -36,7 +38,6 @@ _NOT_YET: Final = tuple(
         "CONFIG_POLL_INTERVAL",
         "HEARTBEAT_INTERVAL",
         "EVENT_FLUSH_INTERVAL",
-        "BACKEND_URL",
     )
 )
 
@@ -64,7 +65,9 @@ class Settings:
 
     config_file: Path | None = _setting("", read.path, "The policy bundle: a JSON file.")
     mode: str = _setting(
-        "decision_service", read.mode, "Answer a gateway's questions, or proxy to an upstream."
+        "decision_service",
+        read.one_of("decision_service", PROXY),
+        "Answer a gateway's questions, or proxy to an upstream.",
     )
     bind: tuple[Bind, ...] = _setting(
         "127.0.0.1:8080",
@@ -89,6 +92,32 @@ class Settings:
         "",
         read.edge_url,
         "For commands only: the edge they ask, http://host:port or unix:/path; unset: the admin listener.",
+    )
+    backend_url: tuple[str, ...] | None = _setting(
+        "",
+        read.backends,
+        "Where the proxy forwards to: http://host:port, https://host:port or unix:/path; several are balanced.",
+    )
+    backend_ca: Path | None = _setting(
+        "", read.path, "Certificate authorities (PEM) that verify https upstreams; unset: the system's."
+    )
+    backend_connect_timeout_ms: int = _setting(
+        "5000", read.integer(10, 600_000), "How long connecting to an upstream may take, in milliseconds."
+    )
+    backend_timeout_ms: int = _setting(
+        "300000",
+        read.integer(10, 86_400_000),
+        "How long an upstream may take to begin its answer, in milliseconds.",
+    )
+    backend_idle_timeout_ms: int = _setting(
+        "300000",
+        read.integer(10, 86_400_000),
+        "How long an answer, or a WebSocket, may stand still, in milliseconds.",
+    )
+    backend_keep_ms: int = _setting(
+        "30000",
+        read.integer(0, 3_600_000),
+        "How long an unused connection to an upstream is kept, in milliseconds.",
     )
     worker_processes: int | None = _setting(
         "auto", read.processes, "Worker processes; auto: one for each processor this process may use."
@@ -227,6 +256,8 @@ class Settings:
             if environ.get(variable):
                 raise SettingsError(f"{variable}: not supported yet; it must not be set")
         values = {setting.name: _value(setting, environ, flags) for setting in declared()}
+        if values["mode"] == PROXY:
+            _prepare_proxy(values, environ, flags)
         if not values["instance"]:
             values["instance"] = _instance_of(values["bind"][0])
         settings = cls(**values)
@@ -273,6 +304,20 @@ def _value(setting: Declared, environ: Mapping[str, str], flags: Mapping[str, st
     except ValueError as error:
         shown = "(a secret)" if setting.secret else repr(given)
         raise SettingsError(f"{where}: {shown} is wrong: {error}") from None
+
+
+def _prepare_proxy(values: dict[str, Any], environ: Mapping[str, str], flags: Mapping[str, str]) -> None:
+    """What is different in proxy mode: clients are strangers, and the public listener has no pages of ours."""
+    if not values["backend_url"]:
+        raise SettingsError(f"{PREFIX}BACKEND_URL: must be set when {PREFIX}MODE is {PROXY}")
+    if values["worker_class"] != "edge":
+        raise SettingsError(
+            f"{PREFIX}WORKER_CLASS: {values['worker_class']!r} is wrong: allowed with {PREFIX}MODE={PROXY} is edge"
+        )
+    if not (environ.get(PREFIX + "TRUSTED_PEERS") or flags.get("trusted_peers")):
+        values["trusted_peers"] = ()
+    if values["health_bind"] is None:
+        values["health_bind"] = read.bind(_PROXY_HEALTH)
 
 
 def _instance_of(bind: Bind) -> str:

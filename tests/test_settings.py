@@ -73,7 +73,8 @@ def test_an_empty_variable_counts_as_unset() -> None:
     ("name", "value", "allowed"),
     [
         ("mode", "proxy", "decision_service"),
-        ("mode", "reverse_proxy", "not supported yet"),
+        ("backend_url", "ftp://x", "http://host:port"),
+        ("backend_url", "http://a/path", "http://host:port"),
         ("bind", "8080", "host:port"),
         ("bind", "127.0.0.1:0", "host:port"),
         ("bind", "127.0.0.1:70000", "host:port"),
@@ -114,7 +115,7 @@ def test_a_wrong_flag_names_the_flag() -> None:
         Settings.load({}, {"max_body": "1t"})
 
 
-@pytest.mark.parametrize("name", ["SAAS_URL", "EDGE_ID", "EDGE_TOKEN", "CONFIG_POLL_INTERVAL", "BACKEND_URL"])
+@pytest.mark.parametrize("name", ["SAAS_URL", "EDGE_ID", "EDGE_TOKEN", "CONFIG_POLL_INTERVAL"])
 def test_a_setting_of_something_that_does_not_exist_yet_stops_the_start(name: str) -> None:
     with pytest.raises(SettingsError, match=f"FAIRVISOR_{name}: not supported yet"):
         load(**{name.lower(): "https://example.com"})
@@ -139,3 +140,22 @@ def test_every_setting_is_declared_with_a_sentence() -> None:
 
 def test_paths_are_paths() -> None:
     assert load(config_file="policy.json").config_file == Path("policy.json")
+
+
+def test_proxy_mode_trusts_nobody_and_keeps_its_pages_apart() -> None:
+    settings = load(mode="reverse_proxy", backend_url="http://127.0.0.1:8000, unix:/run/app.sock")
+    assert settings.backend_url == ("http://127.0.0.1:8000", "unix:/run/app.sock")
+    assert settings.trusted_peers == ()
+    assert settings.health_bind == Bind("127.0.0.1", 9090)
+    chosen = load(
+        mode="reverse_proxy", backend_url="https://a", trusted_peers="10.0.0.0/8", health_bind="127.0.0.1:1"
+    )
+    assert chosen.trusted_peers == (ip_network("10.0.0.0/8"),)
+    assert chosen.health_bind == Bind("127.0.0.1", 1)
+
+
+def test_proxy_mode_needs_an_upstream_and_the_edge_worker() -> None:
+    with pytest.raises(SettingsError, match="FAIRVISOR_BACKEND_URL: must be set"):
+        load(mode="reverse_proxy")
+    with pytest.raises(SettingsError, match="FAIRVISOR_WORKER_CLASS: 'meinheld' is wrong"):
+        load(mode="reverse_proxy", backend_url="http://a", worker_class="meinheld")

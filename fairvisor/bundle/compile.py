@@ -37,7 +37,7 @@ from fairvisor.rules.budget import Budget, Stage
 from fairvisor.rules.cost import Cost, compile_cost, millionths
 from fairvisor.rules.keys import Scope, joined
 from fairvisor.rules.kill_switch import ANY, KillSwitch, KillSwitches
-from fairvisor.rules.llm_tokens import Caps, LlmTokens
+from fairvisor.rules.llm_tokens import Caps, LlmTokens, Streaming
 from fairvisor.rules.loop import Loop
 from fairvisor.rules.token_bucket import TokenBucket
 from fairvisor.rules.windows import Windows
@@ -89,7 +89,7 @@ class Compiler:
             tuple(host.lower() for host in spec.selector.hosts),
         )
         fallback = spec.fallback_limit
-        return Policy(
+        compiled = Policy(
             policy.id,
             selector,
             mode == SHADOW,
@@ -98,6 +98,15 @@ class Compiler:
             tuple(self._rule(policy.id, rule, mode) for rule in spec.rules),
             self._rule(policy.id, fallback, mode) if fallback is not None else None,
         )
+        names = {name for rule in _all_rules(spec) for name in (*rule.limit_keys, *rule.match)}
+        compiled.headers = frozenset(
+            name.removeprefix("header:").lower() for name in names if name.startswith("header:")
+        )
+        loop = spec.loop_detection
+        compiled.reads_body = (
+            "llm:model" in names or reserves(policy) or (loop is not None and loop.body != "ignore")
+        )
+        return compiled
 
     def _rule(self, policy_id: str, rule: model.AnyRule, mode: str) -> Limit:
         remaining = TOKENS_REMAINING if rule.algorithm == "token_bucket_llm" else REMAINING
@@ -181,6 +190,7 @@ class Compiler:
             None if estimator == "header_hint" else load_estimator(estimator),
             self._options.trust_token_hint,
             self._options.reject_when_full,
+            _streaming(config),
         )
 
     def _loop(self, policy: model.Policy, mode: str) -> Loop | None:
@@ -297,6 +307,16 @@ def _all_rules(spec: model.Spec) -> Iterator[model.AnyRule]:
     yield from spec.rules
     if spec.fallback_limit is not None:
         yield spec.fallback_limit
+
+
+def _streaming(config: model.LlmTokens) -> Streaming:
+    streaming = config.streaming
+    return Streaming(
+        streaming.enabled and streaming.enforce_mid_stream,
+        int(streaming.buffer_tokens),
+        streaming.on_limit_exceeded == "graceful_close",
+        streaming.include_partial_usage,
+    )
 
 
 def _whole(amount: Decimal | None) -> int | None:

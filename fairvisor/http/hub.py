@@ -64,6 +64,7 @@ class Hub:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.on_close: Callable[[], None] = _nobody_cares
         self.on_no_seat: Callable[[], None] = _nobody_cares
+        self.on_tick: Callable[[], None] = _nobody_cares
         self.interval_ms = max(10, min(1000, limits.header_timeout_ms // 4, limits.idle_timeout_ms // 4))
         # what changes while it runs
         self.connections: set[Checked] = set()
@@ -85,6 +86,7 @@ class Hub:
         self.set_time(self.read_now())
         for connection in tuple(self.connections):
             connection.check()
+        self.on_tick()
 
     def stop(self) -> None:
         """From now on every answer is the last of its connection."""

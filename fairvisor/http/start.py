@@ -15,6 +15,7 @@ from fairvisor.http.service import Service
 from fairvisor.identity import Identity
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import BEARER_REFUSED
+from fairvisor.proxy.start import Proxy
 from fairvisor.settings import Settings, environment
 from fairvisor.snapshots import Snapshots
 from fairvisor.state import StateDirectory
@@ -41,6 +42,12 @@ def make_beside(settings: Settings, segment: Segment) -> Beside:
     refused = {reason: Counter(segment, BEARER_REFUSED, reason) for reason in identity.refused_tokens}
     identity.refused_tokens.told = lambda reason: refused[reason].add()
     return Beside(settings, segment, identity, environ)
+
+
+def make_proxy(settings: Settings, segment: Segment, beside: Beside) -> Proxy:
+    """The proxy of this process, its bundle loaded and followed from now on."""
+    beside.start()
+    return Proxy(settings, segment, beside, read_now)
 
 
 def make_service(settings: Settings, segment: Segment, beside: Beside, *, can_wait: bool) -> Service:

@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import sys
+from functools import partial
 from typing import Any, Final
 
 import uvloop
@@ -25,6 +26,7 @@ from fairvisor.http.hub import Hub, Limits
 from fairvisor.http.side import SideListener
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import THROTTLES_NOT_HELD
+from fairvisor.proxy.start import Proxy
 from fairvisor.settings import Settings
 
 _HEARTBEAT_S: Final = 1.0
@@ -82,11 +84,13 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         settings = self.settings
         limits = limits_of(settings)
         self.stop_asked = asyncio.Event()
-        hub = self.hub = Hub(self.wsgi, limits, read_now)
+        proxy = self.wsgi if isinstance(self.wsgi, Proxy) else None
+        hub = self.hub = Hub(self.wsgi if proxy is None else proxy.health, limits, read_now)
         hub.loop = self.loop
         sockets = [listener.sock for listener in self.sockets]
+        make = partial(Connection, hub) if proxy is None else proxy.connections(hub)
         acceptor = self.acceptor = Acceptor(
-            self.loop, sockets, self.board, self.seat, lambda: Connection(hub), settings.max_connections
+            self.loop, sockets, self.board, self.seat, make, settings.max_connections
         )
         hub.on_close = acceptor.closed
         hub.on_no_seat = Counter(self.app.segment, THROTTLES_NOT_HELD).add

@@ -122,6 +122,29 @@ CIRCUIT_STATE: Final = Family(
     "gauge",
 )
 
+# The reverse proxy
+
+USAGE_MISSING: Final = Family(
+    "fairvisor_usage_missing_total",
+    "Responses whose usage could not be found, so that the reservation stands, by reason.",
+    ("reason",),
+    known=("no_usage", "encoding", "client_gone", "not_recorded"),
+)
+STREAMS_ENDED: Final = Family(
+    "fairvisor_streams_ended_total", "Streams that were ended at their limit, by how.", ("how",),
+    known=("graceful_close", "error_chunk"),
+)  # fmt: skip
+UPSTREAM_FAILURES: Final = Family(
+    "fairvisor_upstream_failures_total",
+    "Requests that an upstream failed: not reached, closed, too late, or no HTTP.",
+    ("upstream", "reason"),
+)
+UPSTREAM_EJECTIONS: Final = Family(
+    "fairvisor_upstream_ejections_total",
+    "Times an upstream was left out after failing again and again.",
+    ("upstream",),
+)
+
 # The bundle in force
 
 KILL_SWITCHES: Final = Family(
@@ -245,6 +268,10 @@ FAMILIES: Final = (
     TOKENS_ACCURACY,
     ESTIMATE_MISSING,
     SETTLEMENTS,
+    USAGE_MISSING,
+    STREAMS_ENDED,
+    UPSTREAM_FAILURES,
+    UPSTREAM_EJECTIONS,
     LOOPS,
     LOOPS_SKIPPED,
     BREAKER_TRIPS,

@@ -124,6 +124,18 @@ class KillSwitches:
     def __bool__(self) -> bool:
         return self._any
 
+    @property
+    def headers(self) -> frozenset[str]:
+        """The headers that switches look at, in lower case."""
+        return frozenset(
+            name.removeprefix("header:").lower() for name in self._readers if name.startswith("header:")
+        )
+
+    @property
+    def reads_body(self) -> bool:
+        """Whether a switch looks into the body."""
+        return "llm:model" in self._readers
+
     def find(self, context: Context, readings: tuple[str, ...], wall_ns: int) -> KillSwitch | None:
         """A switch in force for this request, or None."""
         for switch in self._candidates(context, readings):

@@ -42,6 +42,19 @@ class Caps(NamedTuple):
     default_prompt: int
 
 
+class Streaming(NamedTuple):
+    """What happens while an answer streams through the proxy: whether it is ended at its limit, how many tokens may
+    pass between two looks, whether it ends as the provider would end it, and whether the end tells the usage."""
+
+    enforced: bool = False
+    buffer_tokens: int = 100
+    graceful: bool = True
+    tells_usage: bool = True
+
+
+NOT_ENFORCED: Final = Streaming()
+
+
 class LlmVerdict(Verdict):
     """Tokens were reserved: from the bucket under `key`, and, when there is a daily limit, under `day_key`."""
 
@@ -59,7 +72,8 @@ class LlmTokens:
     """A compiled `token_bucket_llm` rule. `_day_u` is 0 when there is no daily limit."""
 
     __slots__ = ("_burst_u", "_caps", "_day", "_day_identity", "_day_quota", "_day_u", "_estimate", "_per",
-                 "_reject_full", "_seed", "_trust_hint", "_weights", "quota", "scope", "tally")  # fmt: skip
+                 "_reject_full", "_seed", "_trust_hint", "_weights", "quota", "scope", "streaming",
+                 "tally")  # fmt: skip
 
     def __init__(
         self,
@@ -74,6 +88,7 @@ class LlmTokens:
         estimate: Callable[[LlmRequest], int] | None,
         trust_hint: bool,
         reject_full: bool,
+        streaming: Streaming = NOT_ENFORCED,
     ) -> None:
         self.tally = tally
         self.scope = scope
@@ -90,6 +105,7 @@ class LlmTokens:
         self._estimate = estimate
         self._trust_hint = trust_hint
         self._reject_full = reject_full
+        self.streaming = streaming
 
     def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
         """Reserve the request's tokens from the minute and the day, or from neither."""
@@ -181,6 +197,13 @@ class LlmTokens:
 
     def _never(self, reason: Reason) -> Refusal:
         return Refusal(self, reason, wait_ns=MISSING_WAIT_NS)
+
+    def stream_limit(self, context: Context) -> int | None:
+        """How many completion tokens may stream to this request before it is ended; None: this rule ends nothing."""
+        completion = self._caps.completion
+        if completion is None or not self.streaming.enforced or not self.scope.values(context):
+            return None
+        return completion * (context.llm.choices if context.llm is not None else 1)
 
     def describe(self, context: Context) -> Described:
         """For whom it counts this request."""

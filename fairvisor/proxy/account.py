@@ -1,0 +1,256 @@
+"""What a request to a language model has reserved, settled when its response tells what was used.
+
+An account is opened when the decision is made and closed exactly once, whichever way the exchange ends: with the usage
+the provider told, with everything given back when the upstream failed, with the prompt and what was streamed when the
+client left or a limit ended the stream. When no usage can be found the reservation stands, and is counted.
+
+The account reads the response as it passes (`llm/stream.py` finds the usage) and may edit a stream (`events.py`). It
+knows no connections and no framing.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from fairvisor.clock import Now
+from fairvisor.counters import Counters
+from fairvisor.errors import RequestError
+from fairvisor.llm.dialect import Dialect, dialect_of
+from fairvisor.llm.estimate import simple_word
+from fairvisor.llm.reservation import unseal
+from fairvisor.llm.stream import UsageReader
+from fairvisor.llm.usage import Usage
+from fairvisor.metrics import Counter, TokenMeter
+from fairvisor.proxy.events import Ending, Events
+from fairvisor.proxy.rewrite import content_type
+from fairvisor.rules.llm_tokens import LlmTokens, settle
+
+if TYPE_CHECKING:
+    from fairvisor.context import Context
+    from fairvisor.decision import Decision
+    from fairvisor.llm.request import LlmRequest
+    from fairvisor.proxy.heads import ResponseHead
+
+_PIECE: Final = 1 << 20  # decompressed at once
+_GZIP: Final = 16 + zlib.MAX_WBITS
+_ASK_USAGE: Final = b'{"stream_options":{"include_usage":true},'
+_SPACE: Final = b" \t\r\n"
+
+_log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Opens and settles the accounts of one process."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        reservation_key: bytes,
+        read_now: Callable[[], Now],
+        meter: TokenMeter,
+        missing: Mapping[str, Counter],
+        settlements: Mapping[str, Counter],
+        ended: Mapping[str, Counter],
+    ) -> None:
+        self._counters = counters
+        self._key = reservation_key
+        self._read_now = read_now
+        self._meter = meter
+        self._missing = missing
+        self._settlements = settlements
+        self.ended = ended
+
+    def open(
+        self, token: str, context: Context, decision: Decision, *, whole: bool, shadowed: bool
+    ) -> Account:
+        """The account of a request that has reserved (`token`). `whole`: its body is all there; `shadowed`: every
+        policy acts as a shadow policy now, so none of them ends a stream."""
+        ending = None if shadowed else _ending(context, decision)
+        return Account(self, token, context, ending, whole=whole)
+
+    def settle(self, token: str, usage: Usage | None) -> None:
+        """Replace what was reserved by `usage`; None gives it back."""
+        now = self._read_now()
+        try:
+            settled = settle(self._counters, unseal(self._key, token, now.wall_ns), usage, now)
+        except RequestError as error:  # an hour has passed, or the table has no room to remember it
+            _log.debug("a reservation could not be settled: %s", error)
+            self._missing["not_recorded"].add()
+            return
+        for each in settled:
+            self._meter.settled(*each)
+        self._settlements["failed_upstream" if usage is None else "settled"].add()
+
+    def stands(self, reason: str) -> None:
+        """No usage can be found, so what was reserved stays taken."""
+        self._missing[reason].add()
+
+
+class Account:
+    """The reservation of one request.
+
+    `body` is what to send in place of the client's body, None to send that; `coding` what to ask for in
+    Accept-Encoding; `stopped` becomes true when the stream has reached its limit and nothing more of it is wanted.
+    """
+
+    __slots__ = ("_ending", "_events", "_failed", "_inflate", "_ledger", "_llm", "_path", "_reader", "_strips",
+                 "_token", "body", "coding", "stopped")  # fmt: skip
+
+    def __init__(
+        self, ledger: Ledger, token: str, context: Context, ending: Ending | None, *, whole: bool
+    ) -> None:
+        self._ledger = ledger
+        self._token = token
+        self._llm: LlmRequest | None = context.llm
+        self._path = context.path
+        self._ending = ending
+        self.body: bytes | None = None
+        if whole and context.body is not None and self._llm is not None and self._llm.stream:
+            self.body = asking_for_usage(self._path, self._llm, context.body)
+        self._strips = self.body is not None
+        streams = self._llm is not None and self._llm.stream
+        takes_gzip = b"gzip" in context.headers.get("accept-encoding", b"").lower()
+        self.coding = b"gzip" if takes_gzip and not streams else b"identity"
+        self.stopped = False
+        # per response
+        self._reader: UsageReader | None = None
+        self._inflate: zlib._Decompress | None = None
+        self._events: Events | None = None
+        self._failed = False
+
+    def begun(self, head: ResponseHead) -> bool:
+        """The head of the response; gives whether its body will be edited."""
+        if not 200 <= head.status < 300:
+            self._failed = True
+            return False
+        coding = head.special.get("content-encoding", b"").lower()
+        if coding in (b"gzip", b"x-gzip"):
+            self._inflate = zlib.decompressobj(_GZIP)
+        elif coding not in (b"", b"identity"):
+            return False
+        kind = content_type(head)
+        self._reader = UsageReader(kind)
+        if kind.partition(";")[0].strip().lower() != "text/event-stream":
+            return False
+        asked = self._llm is not None and _asks_for_usage(self._llm)
+        self._events = Events(dialect_of(self._path), self._ending, strips=self._strips, asked=asked)
+        return self._strips or self._ending is not None
+
+    def content(self, data: bytes) -> bytes:
+        """A piece of the response: what of it passes to the client."""
+        reader, events = self._reader, self._events
+        if reader is None:
+            return data
+        plain = data if self._inflate is None else self._inflated(data)
+        reader.feed(plain)
+        if events is None:
+            return data
+        passed = events.feed(plain, reader.usage)
+        if events.stopped:
+            self._stop(events)
+        return passed if self._strips or self._ending is not None else data
+
+    def _inflated(self, data: bytes) -> bytes:
+        """The content as it was before compression; nothing more when it is damaged, and the response passes on."""
+        assert self._inflate is not None, "only what is compressed is decompressed"
+        pieces = []
+        try:
+            while data:
+                pieces.append(self._inflate.decompress(data, _PIECE))
+                data = self._inflate.unconsumed_tail
+        except zlib.error:
+            self._reader = None
+        return b"".join(pieces)
+
+    def _stop(self, events: Events) -> None:
+        """The stream has passed its limit: what was used so far is all there will be."""
+        assert self._ending is not None and self._reader is not None, "only a limit stops a stream"
+        self.stopped = True
+        self._ledger.ended["graceful_close" if self._ending.graceful else "error_chunk"].add()
+        self._pay_streamed(events)
+
+    def ended(self) -> bytes:
+        """The response is whole: what is still to be sent of it."""
+        rest = b"" if self._events is None else self._events.rest()
+        if self._failed:
+            self._ledger.settle(self._token, None)
+            return rest
+        if self._reader is None:
+            self._ledger.stands("encoding")
+            return rest
+        usage = self._reader.finish()
+        if usage is not None:
+            self._ledger.settle(self._token, usage)
+        else:
+            self._ledger.stands("no_usage")
+        return rest if self._strips or self._ending is not None else b""
+
+    def failed(self) -> None:
+        """The upstream failed, or was not asked: everything is given back."""
+        self._ledger.settle(self._token, None)
+
+    def client_gone(self) -> None:
+        """The client left. A stream costs its prompt and what was streamed; of a response that comes whole nothing
+        is known before its end, so the reservation stands."""
+        if self._failed:
+            self._ledger.settle(self._token, None)
+        elif self._events is None:
+            self._ledger.stands("client_gone")
+        else:
+            self._pay_streamed(self._events)
+
+    def _pay_streamed(self, events: Events) -> None:
+        assert self._reader is not None, "a stream is read"
+        told = self._reader.usage or Usage()
+        generated = told.output + told.reasoning
+        prompt = told.input + told.cached_input + told.cache_write
+        if not prompt and self._llm is not None:
+            told = told._replace(input=simple_word(self._llm))
+        if events.tokens > generated:
+            told = told._replace(output=told.output + events.tokens - generated)
+        self._ledger.settle(self._token, told)
+
+
+def _ending(context: Context, decision: Decision) -> Ending | None:
+    """The smallest limit that a policy sets to a stream, and how it ends there."""
+    least: Ending | None = None
+    for policy in decision.policies:
+        if policy.shadow:
+            continue
+        for rule in policy.rules:
+            if isinstance(rule, LlmTokens):
+                tokens = rule.stream_limit(context)
+                if tokens is not None and (least is None or tokens < least.tokens):
+                    least = Ending(tokens, rule.streaming.graceful, rule.streaming.tells_usage)
+    return least
+
+
+def _asks_for_usage(llm: LlmRequest) -> bool:
+    options = llm.document.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def asking_for_usage(path: str, llm: LlmRequest, body: bytes) -> bytes | None:
+    """The body with `stream_options.include_usage` added; None where that is not to be, or asked for already.
+
+    Only OpenAI's completions know the option; a body without options keeps every byte it has.
+    """
+    completions = path.endswith("/completions") and dialect_of(path) is Dialect.OPENAI
+    if not completions or _asks_for_usage(llm):
+        return None
+    start = body.lstrip(_SPACE)
+    if not start.startswith(b"{") or start[1:].lstrip(_SPACE).startswith(b"}"):
+        return None
+    if "stream_options" not in llm.document:
+        return _ASK_USAGE + start[1:]
+    options = llm.document["stream_options"]
+    more = {**options, "include_usage": True} if isinstance(options, dict) else {"include_usage": True}
+    try:
+        return orjson.dumps({**llm.document, "stream_options": more})
+    except (TypeError, ValueError):  # numbers beyond 64 bits: the body passes as it is
+        return None

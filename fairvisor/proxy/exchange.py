@@ -1,0 +1,422 @@
+"""One request and its response: decided, forwarded, answered, settled.
+
+The client's connection (`front.py`) tells it of the request as it comes, the upstream's (`link.py`) of the response;
+what one side cannot take makes it pause the other. A request that has reached an upstream is sent again only when a
+connection that had been idle turned out to be closed and sending twice does no harm. Whatever happens, the exchange
+ends once, and what was reserved for it is settled then. It knows order and consequences, neither framing nor policies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from fairvisor.errors import BadGateway, GatewayTimeout, RequestError
+from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE
+from fairvisor.proxy.account import Account
+from fairvisor.proxy.backends import Backend
+from fairvisor.proxy.bodies import chunk, last_chunk
+from fairvisor.proxy.gate import Passage
+from fairvisor.proxy.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
+from fairvisor.proxy.link import Link
+from fairvisor.proxy.rewrite import request_head, request_line, response_head
+
+if TYPE_CHECKING:
+    from fairvisor.proxy.front import Front
+
+MAX_PENDING: Final = 256 * 1024  # of a body, before there is a connection to write it to
+MAX_REPLAY: Final = 256 * 1024  # a request that is kept to be sent again
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})  # RFC 9110 9.2.2
+_CONTINUE_STATUS: Final = 100
+
+
+class Exchange:
+    """One request on `front`."""
+
+    __slots__ = ("_account", "_backend", "_begun", "_chunked", "_close", "_collected", "_complete", "_dead", "_extra",
+                 "_forwarding", "_front", "_last_ms", "_length", "_link", "_out", "_pending", "_pending_bytes",
+                 "_replay", "_size", "_task", "_timer", "_tried", "head", "sent_all", "to_head", "tunnel",
+                 "upgrades")  # fmt: skip
+
+    def __init__(self, front: Front, head: RequestHead) -> None:
+        self._front = front
+        self.head = head
+        self.to_head = head.method == "HEAD"
+        self.upgrades = head.upgrades
+        self.tunnel = False
+        self._dead = False
+        # the request
+        self._collected: list[bytes] | None = None  # its body, while it is read before the decision
+        self._size = 0
+        self._complete = head.length == 0
+        self.sent_all = False
+        self._forwarding = False
+        self._length = head.length
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._replay: bytes | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        # the upstream
+        self._tried: list[Backend] = []
+        self._backend: Backend | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._link: Link | None = None
+        self._last_ms = front.hub.tick_ms
+        # the response
+        self._account: Account | None = None
+        self._extra = ""
+        self._begun = False
+        self._chunked = False
+        self._close = False
+        self._out: list[bytes] = []
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the client has a part of the response."""
+        return self._begun
+
+    # the request comes
+
+    def begin(self) -> None:
+        """The head is here."""
+        if self.head.length and self._front.gate.reads_body(self.head):
+            self._collected = []
+            if self.head.continues:
+                self._front.write(CONTINUE)
+        else:
+            self._decide(None)
+
+    def request_content(self, data: bytes) -> None:
+        """A piece of the body is here."""
+        if self._dead:
+            return
+        if self._collected is not None:
+            self._collected.append(data)
+            self._size += len(data)
+            if self._size >= self._front.gate.max_body:
+                self._decide(self._collected)
+            return
+        self._send(chunk(data) if self._length == CHUNKED else data)
+
+    def request_end(self, trailers: bytes) -> None:
+        """The whole request is here."""
+        self._complete = True
+        if self._dead:
+            return
+        if self._collected is not None:
+            self._decide(self._collected)
+        elif self._length == CHUNKED:
+            self._send(last_chunk(trailers))
+        if self._link is not None:
+            self.sent_all = True
+
+    def _decide(self, collected: list[bytes] | None) -> None:
+        """Ask the gate; `collected` is what there is of the body, if it was to be read."""
+        self._collected = None
+        front = self._front
+        body = b"".join(collected) if collected is not None else None
+        outcome = front.gate.decide(self.head, front.peer, body, whole=self._complete)
+        if not isinstance(outcome, Passage):
+            self._dead = True
+            front.reply(outcome, close=not self._complete)
+            return
+        self._extra = outcome.head
+        account = self._account = outcome.account
+        if account is not None and account.body is not None:
+            body = account.body
+        if self._complete and body is not None:
+            self._length = len(body)
+        self._put_head(account)
+        if body:
+            self._pending.append(body if self._length != CHUNKED else chunk(body))
+        if outcome.delay_ms:
+            self._timer = front.hub.hold(outcome.delay_ms, self._forward)
+        if self._timer is None:
+            self._forward()
+
+    def _put_head(self, account: Account | None) -> None:
+        front, head = self._front, self.head
+        self._pending.append(
+            request_head(
+                head,
+                peer=front.peer.address,
+                trusted=front.peer.trusted,
+                length=self._length,
+                continues=not self._complete and self._size == 0,
+                coding=None if account is None else account.coding,
+            )
+        )
+
+    def _forward(self) -> None:
+        """The request may pass now."""
+        self._timer = None
+        self._forwarding = True
+        if self._complete and self.head.method in _IDEMPOTENT and self._size <= MAX_REPLAY:
+            self._replay = b"".join(self._pending)
+        self._reach()
+
+    def _reach(self, *, fresh: bool = False) -> None:
+        """Find a connection to an upstream."""
+        front = self._front
+        now_ms = front.hub.tick_ms
+        backend = self._backend = front.backends.choose(now_ms, self._tried)
+        backend.active += 1
+        link = None if fresh else front.backends.idle(backend, now_ms)
+        if link is not None:
+            self._attach(link)
+        else:
+            self._task = front.backends.connect(backend, self._connected, self._unreachable)
+
+    def _connected(self, link: Link) -> None:
+        self._task = None
+        if self._dead:
+            link.close()
+        else:
+            self._attach(link)
+
+    def _attach(self, link: Link) -> None:
+        self._link = link
+        link.attach(self)
+        address = link.backend.address
+        host = address.authority if address.tls or not self.head.host else self.head.host
+        pending, self._pending = self._pending, []
+        self._pending_bytes = 0
+        self._last_ms = self._front.hub.tick_ms
+        self.sent_all = self._complete
+        link.write(request_line(self.head, host) + b"".join(pending))
+        self._front.let_read()
+
+    def _send(self, data: bytes) -> None:
+        self._last_ms = self._front.hub.tick_ms
+        if self._link is not None:
+            self._link.write(data)
+            return
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        if self._pending_bytes > MAX_PENDING:
+            self._front.hold_reading()
+
+    # what goes wrong
+
+    def _unreachable(self, in_time: bool) -> None:
+        front, backend = self._front, self._backend
+        self._task = None
+        if self._dead or backend is None:
+            return
+        backend.failed("connect" if in_time else "timeout", front.hub.tick_ms)
+        self._leave_backend()
+        self._tried.append(backend)
+        if len(self._tried) < front.backends.attempts:
+            self._reach()
+            return
+        self._fail(
+            BadGateway("no upstream can be reached")
+            if in_time
+            else GatewayTimeout("no upstream can be reached in time")
+        )
+
+    def broken(self, kind: str, message: str) -> None:
+        """The link is gone before the response was whole."""
+        link, backend = self._link, self._backend
+        assert link is not None and backend is not None, "only a link can break"
+        self._link = None
+        self._leave_backend()
+        if self.tunnel:
+            self._over()
+            self._front.close()
+            return
+        if link.used and not link.heard and kind == "closed":  # it was closed while it was idle
+            if self._replay is not None:
+                self._pending, self._replay = [self._replay], None
+                self._reach(fresh=True)
+                return
+        else:
+            backend.failed(kind, self._front.hub.tick_ms)
+        self._fail(BadGateway(message))
+
+    def _fail(self, error: RequestError) -> None:
+        """There will be no whole response: say so, or break off, so that nobody takes what has come for whole."""
+        account, self._account = self._account, None
+        if account is not None:
+            account.failed()
+        self._over()
+        if self._begun:
+            self._front.cut(b"".join(self._out))
+        else:
+            self._front.refuse_upstream(error, close=not self._complete)
+
+    def client_gone(self) -> None:
+        """Nobody waits for the response any more."""
+        account, self._account = self._account, None
+        if account is not None:
+            if self._begun or self.sent_all:
+                account.client_gone()
+            else:
+                account.failed()
+        self._over()
+
+    def _over(self) -> None:
+        """Nothing more happens: give back what is held."""
+        self._dead = True
+        if self._timer is not None:
+            self._front.hub.leave(self._timer)
+            self._timer = None
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        link, self._link = self._link, None
+        if link is not None:
+            link.abort()
+        self._leave_backend()
+
+    def _leave_backend(self) -> None:
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.active -= 1
+
+    def check(self, now_ms: int) -> None:
+        """Act on a time limit that passed."""
+        link, limits = self._link, self._front.timeouts
+        if link is None or self._front.is_blocked():
+            return
+        waited_ms = now_ms - self._last_ms
+        if waited_ms > (limits.idle_ms if self._begun or self.tunnel else limits.first_byte_ms):
+            link.abort()
+            if self._begun or self.tunnel:
+                self.broken("timeout", "the upstream stopped sending")
+                return
+            backend, self._link = link.backend, None
+            backend.failed("timeout", now_ms)
+            self._fail(GatewayTimeout("the upstream did not answer in time"))
+
+    # the response comes
+
+    def interim(self, head: ResponseHead) -> None:
+        """A response with 1xx: passed on to a client that can read it."""
+        if self.head.version != b"1.1" or (head.status == _CONTINUE_STATUS and not self.head.continues):
+            return
+        self._out.append(response_head(head, "", 0, "", edited=False))
+
+    def begun(self, head: ResponseHead) -> None:
+        """The head of the response is here."""
+        self._begun = True
+        front = self._front
+        assert self._link is not None, "a response comes on a link"
+        self._link.backend.worked()
+        self._last_ms = front.hub.tick_ms
+        edited = self._account is not None and self._account.begun(head)
+        length = head.length
+        self._close = (
+            not self.head.keep_alive or not self._complete or (front.hub.ending and front.hub.is_last())
+        )
+        if edited or length in (CHUNKED, UNTIL_CLOSE):
+            self._chunked = self.head.version == b"1.1"
+            length = CHUNKED if self._chunked else UNTIL_CLOSE
+            self._close = self._close or not self._chunked
+        connection = CLOSE if self._close else KEEP_ALIVE if self.head.version == b"1.0" else ""
+        self._out.append(response_head(head, self._extra, length, connection, edited=edited))
+
+    def content(self, data: bytes) -> None:
+        """A piece of the response's body."""
+        self._last_ms = self._front.hub.tick_ms
+        account = self._account
+        if account is not None:
+            data = account.content(data)
+        if data:
+            self._out.append(chunk(data) if self._chunked else data)
+        if account is not None and account.stopped:
+            self._finish(b"", False)
+
+    def ended(self, trailers: bytes, reusable: bool) -> None:
+        """The response is whole."""
+        account = self._account
+        if account is not None:
+            rest = account.ended()
+            if rest:
+                self._out.append(chunk(rest) if self._chunked else rest)
+        self._finish(trailers, reusable)
+
+    def _finish(self, trailers: bytes, reusable: bool) -> None:
+        front, link = self._front, self._link
+        assert link is not None, "a response comes on a link"
+        self._account = None
+        if self._chunked:
+            self._out.append(last_chunk(trailers))
+        self._link = None
+        self._leave_backend()
+        self._dead = True
+        if reusable:
+            front.backends.release(link, front.hub.tick_ms)
+        else:
+            link.abort()
+        if front.is_blocked() and not link.is_closing():
+            link.transport.resume_reading()
+        self.flush()
+        front.done(self, close=self._close)
+
+    def flush(self) -> None:
+        """Write what has come in one piece."""
+        out = self._out
+        if out:
+            payload = out[0] if len(out) == 1 else b"".join(out)
+            self._out = []
+            self._front.write(payload)
+
+    def upstream_full(self, full: bool) -> None:
+        """The upstream does not take more of the request for now, or does again."""
+        if full:
+            self._front.hold_reading()
+        else:
+            self._last_ms = self._front.hub.tick_ms
+            self._front.let_read()
+
+    def client_full(self, full: bool) -> None:
+        """The client does not take more of the response for now, or does again."""
+        link = self._link
+        if link is None or link.is_closing():
+            return
+        if full:
+            link.transport.pause_reading()
+        else:
+            self._last_ms = self._front.hub.tick_ms
+            link.transport.resume_reading()
+
+    # another protocol
+
+    def switched(self, head: ResponseHead, data: bytes) -> None:
+        """Both sides agreed on another protocol: bytes pass as they are from now on."""
+        self.tunnel = True
+        self._begun = True
+        self._last_ms = self._front.hub.tick_ms
+        connection = f"Connection: Upgrade\r\nUpgrade: {head.special['upgrade'].decode('latin-1')}\r\n"
+        self._out.append(response_head(head, self._extra, 0, connection, edited=False))
+        if data:
+            self._out.append(data)
+        self._replay = None
+        self.flush()
+        self._front.switched()
+
+    def tunnelled(self, data: bytes) -> None:
+        """Bytes from the upstream."""
+        self._last_ms = self._front.hub.tick_ms
+        self._front.write(data)
+
+    def client_bytes(self, data: bytes) -> None:
+        """Bytes from the client."""
+        self._last_ms = self._front.hub.tick_ms
+        if self._link is not None:
+            self._link.write(data)
+
+    def upstream_eof(self) -> None:
+        """The upstream says no more; the client may."""
+        if not self._front.write_eof():
+            self._over()
+            self._front.close()
+
+    def client_eof(self) -> bool:
+        """The client says no more; gives whether the upstream may."""
+        link = self._link
+        if link is None or not link.transport.can_write_eof():
+            return False
+        link.transport.write_eof()
+        return True

@@ -1,0 +1,227 @@
+"""The decision about a request that wants to pass: an answer in its place, or a passage.
+
+In proxy mode the request itself is what the policies see: method, target and Host as sent, the peer's address unless
+the peer is trusted to name another. A header that a policy counts by must be clear: sent twice with different values
+it is refused. The gate asks the engine and says what is to be told and settled; it does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import cycle
+from typing import TYPE_CHECKING, Final
+
+from fairvisor.clock import Now
+from fairvisor.context import Context
+from fairvisor.counters.segment import Segment
+from fairvisor.decision import Decision, Reason, Remarked
+from fairvisor.engine import Bundle, decide
+from fairvisor.errors import MethodNotAllowed, NotFound, RequestError
+from fairvisor.follow import ActiveBundle
+from fairvisor.http.complaints import Complaints
+from fairvisor.http.debug import DebugSessions, explanation
+from fairvisor.http.request import Peer, Request
+from fairvisor.metrics import DECISIONS, Cells, Counter, Family, Latency, TokenMeter
+from fairvisor.metrics.families import SETTLEMENTS, STREAMS_ENDED, USAGE_MISSING
+from fairvisor.proxy.account import Account, Ledger
+from fairvisor.response import Answer, Renderer, error_answer, unavailable_answer
+from fairvisor.route import Plan
+
+if TYPE_CHECKING:
+    from fairvisor.audit import Audit
+    from fairvisor.engine import Policy
+    from fairvisor.identity import Identity
+    from fairvisor.proxy.heads import RequestHead
+    from fairvisor.settings import Settings
+    from fairvisor.top_keys import TopKeys
+
+_DEBUG_PREFIX: Final = "/v1/debug/"
+_TIMED_ONE_IN: Final = 8  # decisions whose duration is counted
+
+
+class Passage:
+    """The request may pass, after `delay_ms`. `head` are lines for the response, `account` what is to be settled."""
+
+    __slots__ = ("account", "delay_ms", "head")
+
+    def __init__(self, head: str = "", delay_ms: int = 0, account: Account | None = None) -> None:
+        self.head = head
+        self.delay_ms = delay_ms
+        self.account = account
+
+
+class Gate:
+    """Decides every request of one process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        segment: Segment,
+        identity: Identity,
+        active: ActiveBundle,
+        read_now: Callable[[], Now],
+        audit: Audit | None = None,
+        top_keys: TopKeys | None = None,
+    ) -> None:
+        # per process
+        self.max_body = settings.max_body
+        self._identity = identity
+        self._active = active
+        self._read_now = read_now
+        self._counters = segment.table
+        self._render = Renderer(settings.ratelimit_headers, settings.llm_headers).answer
+        self._debug_on = bool(settings.debug_session_secret)
+        self._debug = DebugSessions(settings.debug_session_secret)
+        self._complaints = Complaints()
+        self._fail_open = settings.fail_open
+        self._failed_open = Counter(segment, DECISIONS, "", "", "allow", Reason.ENGINE_ERROR.value)
+        self._unavailable = {
+            reason: Counter(segment, DECISIONS, "", "", "reject", reason.value)
+            for reason in (Reason.ENGINE_ERROR, Reason.NO_BUNDLE_LOADED)
+        }
+        self._audit = audit
+        self._noted_by = tuple(each.note for each in (audit, top_keys) if each is not None)
+        self._is_timed = cycle((False,) * (_TIMED_ONE_IN - 1) + (True,)).__next__
+        self._took = Latency(segment).observe
+        self._ledger = Ledger(
+            segment.table,
+            segment.reservation_key,
+            read_now,
+            TokenMeter(segment),
+            _counters(segment, USAGE_MISSING),
+            _counters(segment, SETTLEMENTS),
+            _counters(segment, STREAMS_ENDED),
+        )
+
+    def peer(self, address: str) -> Peer:
+        """The other end of a new connection; `address` is "" on a unix socket."""
+        return Peer(address, bool(address) and self._identity.trusted_peer(address))
+
+    def refusal(self, error: RequestError) -> Answer:
+        """The answer to what is no request."""
+        return error_answer(error)
+
+    def reads_body(self, head: RequestHead) -> bool:
+        """Whether the decision needs the body."""
+        active = self._active.current
+        if active is None:
+            return False
+        try:
+            plan = _plan(active.bundle, head)
+        except RequestError:
+            return False  # the decision says so
+        return active.bundle.kill_switches.reads_body or any(policy.reads_body for policy in plan.policies)
+
+    def decide(self, head: RequestHead, peer: Peer, body: bytes | None, *, whole: bool) -> Answer | Passage:
+        """Decide a request; `body` is what was read of it, `whole` says whether that is all. Never raises."""
+        now = self._read_now()
+        cut_bytes = 0
+        if body is not None and (not whole or len(body) > self.max_body):
+            size = max(head.length, len(body) + (not whole))
+            body, whole = body[: self.max_body], False
+            cut_bytes = size - len(body)
+        try:
+            if self._debug_on and head.target.startswith(_DEBUG_PREFIX):
+                return self._debug_page(head, peer, now)
+            outcome = self._decide(head, peer, body, cut_bytes, whole, now)
+            if self._is_timed():
+                self._took(self._read_now().mono_ns - now.mono_ns)
+            return outcome
+        except RequestError as error:
+            return error_answer(error)
+        except Exception as error:  # a fault of ours must not stop the worker
+            self._complaints.failure(error, now)
+            if self._fail_open:
+                self._failed_open.add()
+                if self._audit is not None:
+                    self._audit.undecided("allow", Reason.ENGINE_ERROR)
+                return Passage()
+            return self._refuse_undecided(Reason.ENGINE_ERROR, head)
+
+    def _refuse_undecided(self, reason: Reason, head: RequestHead) -> Answer:
+        """503, counted, in the dialect of the path."""
+        self._unavailable[reason].add()
+        if self._audit is not None:
+            self._audit.undecided("reject", reason)
+        return unavailable_answer(reason, head.target.partition("?")[0])
+
+    def _decide(
+        self, head: RequestHead, peer: Peer, body: bytes | None, cut_bytes: int, whole: bool, now: Now
+    ) -> Answer | Passage:
+        active = self._active.current
+        if active is None:
+            return self._refuse_undecided(Reason.NO_BUNDLE_LOADED, head)
+        bundle = active.bundle
+        if head.repeated:
+            _settle_repeated(head, bundle)
+        host = head.host.decode("latin-1")
+        context = Context(
+            head.method,
+            host,
+            _target(head),
+            head.headers,
+            peer.address,
+            active.identity,
+            now,
+            body,
+            cut_bytes=cut_bytes,
+        )
+        decision = decide(bundle, self._counters, context, now)
+        if decision.remarked:
+            for note in self._noted_by:
+                note(decision, context)
+        reservation = _take_reservation(decision)
+        answer = self._render(decision, context, 200)
+        if self._debug_on and "cookie" in head.headers and self._debug.wanted(context):
+            answer.head += explanation(decision, context, self._read_now().mono_ns - now.mono_ns)
+        if decision.reason is not None:
+            return answer
+        account = None
+        if reservation:
+            shadowed = now.wall_ns < bundle.shadow_until_ns
+            account = self._ledger.open(reservation, context, decision, whole=whole, shadowed=shadowed)
+        return Passage(answer.head, answer.delay_ms, account)
+
+    def _debug_page(self, head: RequestHead, peer: Peer, now: Now) -> Answer:
+        path = head.target.partition("?")[0]
+        if path not in ("/v1/debug/session", "/v1/debug/logout"):
+            raise NotFound(f"there is nothing at {path[:200]}")
+        if head.method != "POST":
+            raise MethodNotAllowed(f"{path} takes POST")
+        if path == "/v1/debug/logout":
+            return self._debug.close()
+        return self._debug.open(Request(head.method, head.target, head.headers, peer), now)
+
+
+def _counters(cells: Cells, family: Family) -> dict[str, Counter]:
+    """A counter for each value of the family's only label."""
+    return {value: Counter(cells, family, value) for value in family.known}
+
+
+def _plan(bundle: Bundle, head: RequestHead) -> Plan[Policy]:
+    return bundle.routes.plan(head.method, head.host.decode("latin-1"), _target(head))
+
+
+def _target(head: RequestHead) -> str:
+    """The target as policies see it: a request about the server as a whole (`OPTIONS *`) is one to its root."""
+    return "/" if head.target == "*" else head.target
+
+
+def _settle_repeated(head: RequestHead, bundle: Bundle) -> None:
+    """Make what was sent more than once clear where something is counted by it. Raises RequestError."""
+    watched = bundle.kill_switches.headers.union(*(policy.headers for policy in _plan(bundle, head).policies))
+    for name, values in head.repeated.items():
+        if name == "authorization":
+            raise RequestError("more than one Authorization")
+        if name in watched:
+            if len(set(values)) > 1:
+                raise RequestError(f"the header {name} is sent more than once, with different values")
+            head.headers[name] = values[0]
+
+
+def _take_reservation(decision: Decision) -> str:
+    """The sealed reservation, taken off the decision: it is settled here and is nothing for the client."""
+    if not isinstance(decision, Remarked):
+        return ""
+    reservation, decision.reservation = decision.reservation, ""
+    return reservation

@@ -1,0 +1,320 @@
+"""Request and response heads, read strictly: what could be read in two ways is not read at all.
+
+Request smuggling lives on heads that two parsers understand differently. So there is one form only: lines end with
+CRLF, no line is folded, names are tokens directly before their colon, no control characters, one Host, one way to say
+how long the body is (RFC 9112 2 to 6, without what it lets a lenient recipient repair). What is accepted here every
+other parser reads the same; the tests compare with llhttp. The module knows fields and framing, no sockets.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from fairvisor.errors import FairvisorError, MethodNotAllowed, RequestError
+
+CHUNKED: Final = -1  # as the length of a body: it is sent in chunks
+UNTIL_CLOSE: Final = -2  # of a response: it ends when the connection does
+
+# What a field means for a proxy; 0 for nearly all.
+HOST: Final = 1
+LENGTH: Final = 2
+CODING: Final = 4
+CONNECTION: Final = 8
+HOP: Final = 16  # ends at the next hop (RFC 9110 7.6.1)
+EXPECT: Final = 32
+UPGRADE: Final = 64
+FORWARDED: Final = 128  # who the client is: only a trusted peer may say
+ACCEPT: Final = 256  # which content codings the client takes
+TYPE: Final = 512
+CONTENT_CODING: Final = 1024
+OURS: Final = 2048  # what our answer says itself
+VIA: Final = 4096
+TE: Final = 8192
+
+_FLAGS: Final = {
+    "host": HOST,
+    "content-length": LENGTH,
+    "transfer-encoding": CODING,
+    "connection": CONNECTION,
+    "keep-alive": HOP,
+    "proxy-connection": HOP,
+    "proxy-authenticate": HOP,
+    "proxy-authorization": HOP,
+    "te": TE,
+    "expect": EXPECT,
+    "upgrade": UPGRADE,
+    "forwarded": FORWARDED,
+    "x-real-ip": FORWARDED,
+    "accept-encoding": ACCEPT,
+    "content-type": TYPE,
+    "content-encoding": CONTENT_CODING,
+    "ratelimit": OURS,
+    "ratelimit-policy": OURS,
+    "ratelimit-limit": OURS,
+    "ratelimit-remaining": OURS,
+    "ratelimit-reset": OURS,
+    "via": VIA,
+}
+
+_REMEMBERED: Final = 1024
+_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: .*)?", re.DOTALL)
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE | re.DOTALL)
+# Everything that may stand in a head, except the line ends.
+_TEXT: Final = bytes([9, *range(0x20, 0x7F), *range(0x80, 0x100)])
+_MAX_DIGITS: Final = 15
+
+# A client must not have these taken from its request by naming them in Connection.
+_KEPT: Final = frozenset({
+    b"host", b"content-length", b"authorization", b"cookie", b"forwarded", b"via", b"content-type", b"range",
+})  # fmt: skip
+
+
+class BadResponse(FairvisorError):
+    """What the upstream sent is no response that may be passed on."""
+
+
+class _Fields(dict[bytes, tuple[str, int]]):
+    """Field names as they were sent -> lower case and flags. Raises ValueError for what is no name; bounded."""
+
+    def __missing__(self, name: bytes) -> tuple[str, int]:
+        if not _TOKEN.fullmatch(name):
+            raise ValueError
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        text = name.decode("ascii").lower()
+        # Servers that make variables of names cannot tell X_Forwarded_For from X-Forwarded-For.
+        same = text.replace("_", "-")
+        flags = _FLAGS.get(same, 0)
+        if same.startswith("x-forwarded-"):
+            flags = FORWARDED
+        elif same.startswith(("x-fairvisor-", "x-ratelimit-", "anthropic-ratelimit-")):
+            flags = OURS
+        if same != text and flags & (LENGTH | CODING | HOST):
+            raise ValueError
+        if same != text and flags:
+            flags = FORWARDED  # never what it poses as, and dropped
+        known = self[name] = (text, flags)
+        return known
+
+
+FIELDS: Final = _Fields()
+
+
+class RequestHead(NamedTuple):
+    """A request's head. `lines` are the fields that pass to the upstream as they are, `headers` all of them.
+
+    `target` is in origin form, `length` the size of the body or CHUNKED, `repeated` the names that came more than
+    once, with their values in order.
+    """
+
+    method: str
+    target: str
+    version: bytes
+    host: bytes
+    lines: list[bytes]
+    headers: dict[str, bytes]
+    flags: int
+    length: int
+    keep_alive: bool
+    repeated: dict[str, list[bytes]]
+
+    @property
+    def continues(self) -> bool:
+        """Whether the client waits for 100 (Continue) before it sends the body."""
+        return bool(self.flags & EXPECT) and self.length != 0
+
+    @property
+    def upgrades(self) -> bool:
+        """Whether it asks for another protocol. h2c is not passed on: what follows could not be decided."""
+        if not self.flags & UPGRADE or self.length or self.version != b"1.1":
+            return False
+        tokens = connection_tokens(self.headers.get("connection", b""))
+        return b"upgrade" in tokens and b"h2c" not in self.headers["upgrade"].lower()
+
+
+class ResponseHead(NamedTuple):
+    """A response's head. `start` is the status line, `lines` what passes to the client as it is."""
+
+    status: int
+    start: bytes
+    lines: list[bytes]
+    flags: int
+    length: int  # of the body; CHUNKED; UNTIL_CLOSE
+    keep_alive: bool
+    special: dict[str, bytes]
+
+
+_DROPPED_REQUEST: Final = (
+    LENGTH | CODING | CONNECTION | HOP | EXPECT | UPGRADE | FORWARDED | HOST | TE | VIA | OURS
+)
+_DROPPED_RESPONSE: Final = LENGTH | CODING | CONNECTION | HOP | UPGRADE
+
+
+def read_request_head(raw: bytes) -> RequestHead:
+    """The head in `raw`, without the empty line that ends it. Raises RequestError for anything but the one form."""
+    first, *fields = raw.split(b"\r\n")
+    if raw.translate(None, _TEXT) != b"\r\n" * len(fields) or b"\t" in first:
+        raise RequestError("malformed HTTP: a control character or a bare line end in the head")
+    parts = first.split(b" ")
+    if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]) or parts[2] not in (b"HTTP/1.1", b"HTTP/1.0"):
+        raise RequestError("malformed HTTP: the request line is not `METHOD target HTTP/1.1`")
+    lines: list[bytes] = []
+    headers: dict[str, bytes] = {}
+    repeated: dict[str, list[bytes]] = {}
+    flags = 0
+    for line in fields:
+        name, colon, value = line.partition(b":")
+        try:
+            text, flag = FIELDS[name]
+        except ValueError:
+            raise RequestError("malformed HTTP: a header name is not a token") from None
+        if not colon:
+            raise RequestError("malformed HTTP: a header without a colon")
+        value = value.strip(b" \t")
+        flags |= flag
+        if text in headers:
+            repeated.setdefault(text, [headers[text]]).append(value)
+            headers[text] += b", " + value
+        else:
+            headers[text] = value
+        if not flag & _DROPPED_REQUEST:
+            lines.append(line)
+    return _request(parts, lines, headers, flags, repeated)
+
+
+def _request(
+    parts: list[bytes],
+    lines: list[bytes],
+    headers: dict[str, bytes],
+    flags: int,
+    repeated: dict[str, list[bytes]],
+) -> RequestHead:
+    """The head as its fields say, each of them checked."""
+    version = parts[2][5:]
+    target, host = _target_and_host(parts[0], parts[1], version, headers, repeated)
+    keep_alive = version == b"1.1"
+    if flags & CONNECTION:
+        tokens = connection_tokens(headers["connection"])
+        keep_alive = b"close" not in tokens and (keep_alive or b"keep-alive" in tokens)
+        if tokens - _USUAL_TOKENS:
+            if any(token in _KEPT or token.startswith((b"x-f", b"x-r")) for token in tokens):
+                raise RequestError("Connection must not name a header that belongs to the whole request")
+            lines = [line for line in lines if line.partition(b":")[0].lower() not in tokens]
+    if flags & EXPECT and headers["expect"].lower() != b"100-continue":
+        raise RequestError("the only expectation known is 100-continue")
+    return RequestHead(
+        parts[0].decode("ascii"),
+        target.decode("latin-1"),
+        version,
+        host,
+        lines,
+        headers,
+        flags,
+        _request_length(flags, headers, repeated, version),
+        keep_alive,
+        repeated,
+    )
+
+
+_USUAL_TOKENS: Final = frozenset({b"close", b"keep-alive", b"upgrade", b"te"})
+
+
+def connection_tokens(value: bytes) -> frozenset[bytes]:
+    """The tokens of a Connection field, in lower case."""
+    return frozenset(token.strip(b" \t") for token in value.lower().split(b","))
+
+
+def _target_and_host(
+    method: bytes, target: bytes, version: bytes, headers: dict[str, bytes], repeated: dict[str, list[bytes]]
+) -> tuple[bytes, bytes]:
+    """The target in origin form, and the host. Raises RequestError when it is unclear which host is meant."""
+    if "host" in repeated:
+        raise RequestError("more than one Host")
+    host = headers.get("host")
+    if host is None and version == b"1.1":
+        raise RequestError("the header Host is missing")
+    host = host or b""
+    if not _HOST.fullmatch(host):
+        raise RequestError("Host is not a host")
+    if target[:1] != b"/" and (target != b"*" or method != b"OPTIONS"):
+        if method == b"CONNECT":
+            raise MethodNotAllowed("CONNECT is for forward proxies")
+        absolute = _ABSOLUTE.fullmatch(target)
+        if absolute is None or absolute[1].lower() != host.lower():
+            raise RequestError("the request target is neither a path nor a URL on the host that Host names")
+        target = absolute[2] if absolute[2][:1] == b"/" else b"/" + absolute[2]
+    if b"#" in target:
+        raise RequestError("the request target has a fragment")
+    return target, host
+
+
+def _request_length(
+    flags: int, headers: dict[str, bytes], repeated: dict[str, list[bytes]], version: bytes
+) -> int:
+    """How long the body is (RFC 9112 6.3), when only one answer is possible."""
+    if flags & CODING:
+        if flags & LENGTH:
+            raise RequestError("Content-Length and Transfer-Encoding together")
+        if version != b"1.1" or headers.get("transfer-encoding", b"").lower() != b"chunked":
+            raise RequestError("Transfer-Encoding is not chunked, or not HTTP/1.1")
+        return CHUNKED
+    if not flags & LENGTH:
+        return 0
+    length = headers.get("content-length", b"")
+    if "content-length" in repeated or not length.isdigit() or len(length) > _MAX_DIGITS:
+        raise RequestError("Content-Length is not one number")
+    return int(length)
+
+
+def read_response_head(raw: bytes, *, to_head: bool) -> ResponseHead:
+    """The head of a response, without its last empty line; `to_head`: the request was a HEAD. Raises BadResponse."""
+    start, *fields = raw.split(b"\r\n")
+    match = _STATUS_LINE.fullmatch(start)
+    if match is None or raw.translate(None, _TEXT) != b"\r\n" * len(fields):
+        raise BadResponse("the upstream's response is malformed")
+    lines: list[bytes] = []
+    special: dict[str, bytes] = {}
+    flags = 0
+    for line in fields:
+        name, colon, value = line.partition(b":")
+        try:
+            text, flag = FIELDS[name]
+        except ValueError:
+            raise BadResponse("a header name in the upstream's response is not a token") from None
+        if not colon:
+            raise BadResponse("a header in the upstream's response has no colon")
+        if flag:
+            flags |= flag
+            value = value.strip(b" \t")
+            special[text] = special[text] + b", " + value if text in special else value
+            if flag & _DROPPED_RESPONSE:
+                continue
+        lines.append(line)
+    keep_alive = match[1] == b"1"
+    if flags & CONNECTION:
+        tokens = connection_tokens(special["connection"])
+        keep_alive = b"close" not in tokens and (keep_alive or b"keep-alive" in tokens)
+        if tokens - _USUAL_TOKENS:
+            lines = [line for line in lines if line.partition(b":")[0].lower() not in tokens]
+    status = int(match[2])
+    length = _response_length(status, flags, special, to_head)
+    return ResponseHead(status, start, lines, flags, length, keep_alive and length != UNTIL_CLOSE, special)
+
+
+def _response_length(status: int, flags: int, special: dict[str, bytes], to_head: bool) -> int:
+    """How long the body is; what would make a cache or a client see another end is refused."""
+    if flags & CODING:
+        if flags & LENGTH or special["transfer-encoding"].lower() != b"chunked":
+            raise BadResponse("the upstream's response has an unclear length")
+    elif flags & LENGTH:
+        length = special["content-length"]
+        if not length.isdigit() or len(length) > _MAX_DIGITS:
+            raise BadResponse("the upstream's Content-Length is not one number")
+    if to_head or status < 200 or status in (204, 304):
+        return 0
+    if flags & CODING:
+        return CHUNKED
+    return int(special["content-length"]) if flags & LENGTH else UNTIL_CLOSE

@@ -1,0 +1,209 @@
+"""One connection to an upstream: responses are read here, requests written.
+
+At most one request is under way on a link; its exchange is told of the response as it comes. Between requests a link
+rests in its upstream's list; an upstream that speaks then, or closes, ends it. It knows the framing of responses
+(RFC 9112), nothing of clients or policies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+from fairvisor.proxy.bodies import BadBody, Body, OpenBody, body_of
+from fairvisor.proxy.heads import UPGRADE, BadResponse, ResponseHead, read_response_head
+
+if TYPE_CHECKING:
+    from fairvisor.proxy.backends import Backend
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_INTERIM: Final = 16  # responses with 1xx before the real one
+_SWITCHED: Final = 101
+_KEEP_ALIVE: Final = re.compile(rb"(?:^|[,;\s])timeout=([0-9]{1,6})", re.IGNORECASE)
+
+
+class Asking(Protocol):
+    """What a link tells the exchange that uses it."""
+
+    to_head: bool
+    upgrades: bool
+    sent_all: bool
+
+    def interim(self, head: ResponseHead, /) -> None: ...
+    def switched(self, head: ResponseHead, data: bytes, /) -> None: ...
+    def tunnelled(self, data: bytes, /) -> None: ...
+    def upstream_eof(self) -> None: ...
+    def begun(self, head: ResponseHead, /) -> None: ...
+    def content(self, data: bytes, /) -> None: ...
+    def ended(self, trailers: bytes, reusable: bool, /) -> None: ...
+    def broken(self, kind: str, message: str, /) -> None: ...
+    def flush(self) -> None: ...
+    def upstream_full(self, full: bool, /) -> None: ...
+
+
+class Link(asyncio.Protocol):
+    """A connection to `backend`. `used` says whether it has carried a request before."""
+
+    __slots__ = (
+        "_body",
+        "_exchange",
+        "_head",
+        "_held",
+        "_interims",
+        "_tunnel",
+        "backend",
+        "heard",
+        "keep_s",
+        "keep_until_ms",
+        "transport",
+        "used",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, backend: Backend) -> None:
+        # per connection
+        self.backend = backend
+        self.used = False
+        self.keep_s: int | None = None  # how long the upstream says it keeps an idle connection
+        self.keep_until_ms = 0
+        # per request
+        self._exchange: Asking | None = None
+        self._tunnel = False
+        self._held = b""
+        self._head: ResponseHead | None = None
+        self._body: Body | None = None
+        self._interims = 0
+        self.heard = False  # something of the response has come
+
+    def attach(self, exchange: Asking) -> None:
+        """The next request is this exchange's."""
+        self._exchange = exchange
+        self._held, self._body, self._head = b"", None, None
+        self._interims = 0
+        self.heard = False
+
+    def write(self, data: bytes) -> None:
+        """Send to the upstream."""
+        self.transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Whether it cannot be used any more."""
+        return self.transport.is_closing()
+
+    def close(self) -> None:
+        """Nobody needs it any more."""
+        self._exchange = None
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Drop it as it is: what comes now is of no interest."""
+        self._exchange = None
+        self.transport.abort()
+
+    # asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None:  # nobody has asked for this
+            self.transport.abort()
+            return
+        self.heard = True
+        if self._tunnel:
+            exchange.tunnelled(data)
+            return
+        try:
+            self._read(exchange, data)
+        except (BadResponse, BadBody) as error:
+            self.abort()
+            exchange.broken("malformed", str(error))
+            return
+        exchange.flush()
+
+    def eof_received(self) -> bool:
+        if self._tunnel and self._exchange is not None:
+            self._exchange.upstream_eof()
+            return True
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is None:
+            if self in self.backend.idle:
+                self.backend.idle.remove(self)
+            return
+        if isinstance(self._body, OpenBody) and exc is None:
+            exchange.ended(b"", False)
+        else:
+            exchange.broken("closed", "the upstream closed the connection")
+
+    def pause_writing(self) -> None:
+        if self._exchange is not None:
+            self._exchange.upstream_full(True)
+
+    def resume_writing(self) -> None:
+        if self._exchange is not None:
+            self._exchange.upstream_full(False)
+
+    # responses
+
+    def _read(self, exchange: Asking, data: bytes) -> None:
+        if self._held:
+            data, self._held = self._held + data, b""
+        while data and self._exchange is exchange:
+            if self._body is None:
+                end = data.find(b"\r\n\r\n")
+                if end < 0 or end > MAX_HEAD_BYTES:
+                    if len(data) > MAX_HEAD_BYTES:
+                        raise BadResponse(
+                            f"the head of the upstream's response exceeds {MAX_HEAD_BYTES} bytes"
+                        )
+                    self._held = data
+                    return
+                head = read_response_head(data[:end], to_head=exchange.to_head)
+                data = data[end + 4 :]
+                if head.status < 200:
+                    self._interim(exchange, head, data)
+                    if self._tunnel:
+                        return
+                    continue
+                self._begin(exchange, head)
+            assert self._body is not None, "a head stands before its body"
+            if not self._body.done:
+                content, data = self._body.feed(data)
+                if content:
+                    exchange.content(content)
+            if self._body.done and self._exchange is exchange:
+                self._end(exchange, self._body, data)
+                return
+
+    def _interim(self, exchange: Asking, head: ResponseHead, data: bytes) -> None:
+        self._interims += 1
+        if self._interims > MAX_INTERIM:
+            raise BadResponse("the upstream sends 1xx without end")
+        if head.status != _SWITCHED:
+            exchange.interim(head)
+            return
+        if not exchange.upgrades or not head.flags & UPGRADE:
+            raise BadResponse("the upstream switches protocols unasked")
+        self._tunnel = True
+        exchange.switched(head, data)
+
+    def _begin(self, exchange: Asking, head: ResponseHead) -> None:
+        self._head = head
+        self._body = body_of(head.length)
+        found = _KEEP_ALIVE.search(head.special.get("keep-alive", b""))
+        self.keep_s = int(found[1]) if found else None
+        exchange.begun(head)
+
+    def _end(self, exchange: Asking, body: Body, surplus: bytes) -> None:
+        """The response is whole. A link whose upstream says more than it was asked for is not used again."""
+        assert self._head is not None, "a body has a head"
+        reusable = self._head.keep_alive and not surplus and exchange.sent_all
+        self._exchange = None
+        self.used = True
+        exchange.ended(body.trailers, reusable)
