@@ -1,6 +1,8 @@
 # Two stages: the first has a compiler and makes a virtual environment, the second only runs it.
 # docs/install/docker.md says how to use the image; tests/test_image.py runs what the stages run.
 FROM python:3.12-slim-bookworm AS build
+# Debian keeps one version of a package at a time: pinning one would break the build with the next.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*

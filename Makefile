@@ -18,7 +18,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint mutants check format docs clean
+.PHONY: help run test lint mutants check format docs wheels clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,9 @@ format: $(DEV_STAMP) ## put the code into the house format
 
 docs: $(DEV_STAMP) ## write the generated pages of docs/ again
 	$(BIN)/python docs/generate.py
+
+wheels: ## source distribution and wheels in dist/, each installed and tested on its Python (3.10 to 3.13, as found)
+	.ci/wheels
 
 clean: ## remove what the other targets made; policy.json stays
 	rm -rf $(VENV) build dist *.egg-info *.so fairvisor/*.so fairvisor/*/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

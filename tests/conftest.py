@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +24,10 @@ LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
 settings.register_profile("fairvisor", deadline=None)  # no test depends on how fast the machine is
 settings.load_profile("fairvisor")
 
-# Debian keeps servers where the PATH of an ordinary user does not look.
-os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
+# Debian keeps servers where the PATH of an ordinary user does not look, pip programs beside its Python.
+os.environ["PATH"] = os.pathsep.join(
+    [os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", str(Path(sys.executable).parent)]
+)
 
 
 def is_installed(name: str) -> bool:
