@@ -33,6 +33,8 @@ SAMPLE = (
     "tokens-verified/001-each-algorithm-is-verified",
     "debug-sessions/001-a-session-explains-decisions",
 )
+ONE = {"FAIRVISOR_WORKER_PROCESSES": "1"}
+
 # What docs/gateways/transports.md says is different. A difference that goes away must leave the page.
 DIFFERENT = {("meinheld", "selectors/012-both-readings-of-an-encoded-slash")}
 CLASSES = [
@@ -53,7 +55,7 @@ def environ_of(folder: Path, settings: dict[str, str]) -> dict[str, str]:
 def test_requests_on_real_servers(worker_class: str, name: str, start_edge: Callable[..., Edge]) -> None:
     script = read_script(FOLDER / f"{name}.http")
     environ = environ_of(script.path.parent, script.settings)
-    edge = start_edge(script.path.parent / script.bundle, FAIRVISOR_WORKER_CLASS=worker_class, **environ)
+    edge = start_edge(script.path.parent / script.bundle, FAIRVISOR_WORKER_CLASS=worker_class, **environ | ONE)
     names: dict[str, str] = {}
     found = []
     for step in script.steps:
