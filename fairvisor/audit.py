@@ -134,11 +134,19 @@ class Audit:
             else:
                 self._counters[AUDIT_DROPPED].add()
 
-    def flush(self, now: Now) -> bool:
-        """Write what has come together; False: there is something that could not be written, `problem` says why."""
+    def probe(self) -> None:
+        """Find out whether the log can be written, before there is anything to write."""
+        try:
+            self._target.append(())
+            self.problem = None
+        except PartlyWritten as problem:
+            self.problem = problem
+
+    def flush(self, now: Now) -> int:
+        """Write what has come together; how many lines. `problem` says why some could not be written."""
         batch, merged, records = self._take(now)
         if not (batch or merged or records):
-            return self.problem is None
+            return 0
         entries: list[tuple[Subject, int, bool]] = []
         lines = [orjson.dumps(record, default=str) + b"\n" for record in records]
         for line, subject, count, is_merged in self._made(batch, merged, now):
@@ -153,7 +161,7 @@ class Audit:
             self.problem = problem
         self._account(entries[: max(0, written - len(records))], written)
         self._keep(records[written:], entries[max(0, written - len(records)) :])
-        return self.problem is None
+        return written
 
     def give_up(self) -> None:
         """The process stops and nothing more can be written: say how much is lost."""

@@ -98,12 +98,19 @@ class Reporter:
             self.audit.record("bundle", fields, now)
 
     def _flush(self, now: Now) -> None:
-        if self.audit.flush(now):
-            if self._told:
-                self._told = ""
-                self._active.notes.drop(AUDIT_LOG)
-                _log.info("the audit log can be written again")
-            return
+        written = self.audit.flush(now)
+        if self.audit.problem is not None:
+            self._complain(now)
+        elif written:
+            self._all_is_well()
+
+    def _all_is_well(self) -> None:
+        """The log can be written; the note may be of a worker that is no more."""
+        if self._active.notes.drop(AUDIT_LOG):
+            _log.info("the audit log can be written again")
+        self._told = ""
+
+    def _complain(self, now: Now) -> None:
         self._wait_until_ns = now.mono_ns + RETRY_NS
         problem = str(self.audit.problem)
         self._active.notes.put(AUDIT_LOG, problem, now)
@@ -112,6 +119,11 @@ class Reporter:
             _log.error("the audit log cannot be written, events are kept without their keys: %s", problem)
 
     def _run(self) -> None:
+        self.audit.probe()
+        if self.audit.problem is None:
+            self._all_is_well()
+        else:
+            self._complain(self._clock())
         while not self._stopped.wait(FLUSH_S):
             try:
                 self.step(self._clock())
@@ -120,5 +132,5 @@ class Reporter:
                 self._pause.wait(1.0)
         now = self._clock()
         self._segment.write_postponed(now.wall_ns // NS_PER_S)
-        if not self.audit.flush(now):
-            self.audit.give_up()
+        self.audit.flush(now)
+        self.audit.give_up()

@@ -27,7 +27,7 @@ from fairvisor.identity import Identity
 from fairvisor.llm.reservation import unseal
 from fairvisor.llm.usage import Usage
 from fairvisor.response import Answer, Renderer
-from fairvisor.rules.llm_tokens import settle
+from fairvisor.rules.llm_tokens import Settled, settle
 from fairvisor.settings import Settings
 
 Json = dict[str, Any]
@@ -237,10 +237,10 @@ class Edge:
                 return passed
         return most
 
-    def settle(self, token: str, usage: Usage | None, *, at: float | None = None) -> None:
+    def settle(self, token: str, usage: Usage | None, *, at: float | None = None) -> tuple[Settled, ...]:
         self.at = self.at if at is None else at
         now = moment(self.at)
-        settle(self.counters, unseal(self.segment.reservation_key, token, now.wall_ns), usage, now)
+        return settle(self.counters, unseal(self.segment.reservation_key, token, now.wall_ns), usage, now)
 
     def metric(self, name: str, **labels: str) -> int:
         """The sum of the series of a family whose labels have these values."""

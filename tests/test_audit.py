@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from edge import Edge, bucket, budget, policy, tokens
+from edge import SEGMENT_BYTES, Edge, bucket, budget, policy, tokens
 
 from fairvisor.audit import LINES_PER_BATCH, LINES_SAVED, Audit, hashed, plain
 from fairvisor.clock import NS_PER_S, Now
+from fairvisor.counters.segment import Segment
 from fairvisor.decision import Reason
-from fairvisor.linefile import PartlyWritten
+from fairvisor.linefile import LineFile, PartlyWritten
 
 START = Now(NS_PER_S, 1_772_409_600_123_000_000)
 
@@ -304,6 +306,19 @@ def test_lines_that_were_written_before_the_disk_was_full_are_not_written_again(
     assert [line["action"] for line in audited.flush()] == ["bundle", "reject", "reject", "reject"]
     audited.log.room = None
     assert [line["count"] for line in audited.flush()] == [7]
+
+
+def test_a_log_that_cannot_be_written_is_found_out_before_there_is_anything_to_write(
+    tmp_path: Path,
+) -> None:
+    missing = tmp_path / "missing" / "audit"
+    audit = Audit(Segment.private(SEGMENT_BYTES), LineFile(missing), plain, 1, lambda: None)
+    audit.probe()
+    assert "No such file" in str(audit.problem)
+    missing.parent.mkdir()
+    audit.probe()
+    assert audit.problem is None
+    assert missing.read_bytes() == b""
 
 
 def test_what_a_stopping_worker_cannot_write_is_counted_as_dropped() -> None:
