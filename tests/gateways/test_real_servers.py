@@ -55,7 +55,9 @@ def environ_of(folder: Path, settings: dict[str, str]) -> dict[str, str]:
 def test_requests_on_real_servers(worker_class: str, name: str, start_edge: Callable[..., Edge]) -> None:
     script = read_script(FOLDER / f"{name}.http")
     environ = environ_of(script.path.parent, script.settings)
-    edge = start_edge(script.path.parent / script.bundle, FAIRVISOR_WORKER_CLASS=worker_class, **environ | ONE)
+    edge = start_edge(
+        script.path.parent / script.bundle, FAIRVISOR_WORKER_CLASS=worker_class, **environ | ONE
+    )
     names: dict[str, str] = {}
     found = []
     for step in script.steps:

@@ -4,8 +4,8 @@
 -- "undecided" (no answer in time, or none that decides), and the configuration chooses what an undecided request gets.
 -- What the client is to be told of an allow is in the variables txn.fairvisor_*.
 
-local URL = os.getenv("FAIRVISOR_URL") .. "/v1/decision"
-local TIMEOUT_MS = tonumber(os.getenv("FAIRVISOR_TIMEOUT_MS"))
+local URL = os.getenv("EDGE_URL") .. "/v1/decision"
+local TIMEOUT_MS = tonumber(os.getenv("EDGE_TIMEOUT_MS"))
 local TOKEN = os.getenv("FAIRVISOR_DECISION_TOKEN")
 
 -- What a client must not tell Fairvisor, and what belongs to its own connection (RFC 9110 7.6.1).
