@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import orjson
 import pytest
 
 from fairvisor.clock import Now
 from fairvisor.counters.segment import Segment
-from fairvisor.errors import RequestError
+from fairvisor.errors import RequestError, SettingsError
 from fairvisor.follow import ActiveBundle
 from fairvisor.http.health import Health
 from fairvisor.http.hub import Hub, Limits
 from fairvisor.http.outbox import Outbox
 from fairvisor.http.pages import Sliced
 from fairvisor.http.request import Request
+from fairvisor.master import side_binds
 from fairvisor.notes import Notes
+from fairvisor.settings import Settings
 
 NOW = Now(1, 1)
 
@@ -155,3 +158,10 @@ def test_an_answer_whose_client_is_gone_is_dropped(hub: Hub, loop: Loop) -> None
     while loop.turn():
         pass
     assert not outbox.ready
+
+
+def test_the_listener_needs_a_worker_class_with_threads() -> None:
+    settings = Settings.load({"FAIRVISOR_HEALTH_BIND": "127.0.0.1:9090"}, {})
+    assert [str(bind) for bind in side_binds(settings)] == ["127.0.0.1:9090"]
+    with pytest.raises(SettingsError, match="FAIRVISOR_HEALTH_BIND"):
+        side_binds(replace(settings, worker_class="gevent"))

@@ -101,13 +101,13 @@ def flood(edge: Edge, requests: int, keys: int, clients: int = 4) -> Counter[int
 
 def test_every_worker_tells_the_same_numbers(start_edge: StartEdge) -> None:
     edge = start_edge(token_bucket(30), workers=3)
+    wait_until(lambda: metrics(edge)["fairvisor_workers",] == 3)
     clients = [edge.connect() for _ in range(9)]
     for client in clients:
         for _ in range(10):
             client.status(ask())
     told = {get(client, "/metrics")[1] for client in clients}
     counts = {(decided(parsed(text)), text.count("# TYPE")) for text in told}
-    assert len(told) > 1, "they were asked at different moments, and by several workers"
     assert len(counts) == 1
     assert counts.pop()[0] == 90
 
@@ -211,13 +211,6 @@ def test_probes_and_metrics_stand_beside_the_decisions_by_default(
         client = edge.connect()
         assert get(client, page)[0] == 200
         client.close()
-
-
-def test_a_worker_class_without_threads_cannot_have_the_listener(start_edge: StartEdge) -> None:
-    settings = {"FAIRVISOR_HEALTH_BIND": f"127.0.0.1:{free_port()}", "FAIRVISOR_WORKER_CLASS": "gevent"}
-    edge = start_edge(token_bucket(30), ready=False, **settings)
-    assert edge.end() == 1
-    assert "FAIRVISOR_HEALTH_BIND" in edge.log.read_text()
 
 
 def test_every_reject_of_every_worker_is_in_the_audit_log(start_edge: StartEdge, tmp_path: Path) -> None:
