@@ -24,7 +24,7 @@ from fairvisor.beside import Beside
 from fairvisor.bundle.load import parse, verify_signature
 from fairvisor.clock import read_now
 from fairvisor.counters.layout import Word
-from fairvisor.counters.segment import Segment
+from fairvisor.counters.segment import SHM_DIR, Segment
 from fairvisor.errors import BundleInvalid, SegmentError, SettingsError
 from fairvisor.http.accept import Board
 from fairvisor.http.admin import Admin
@@ -112,6 +112,7 @@ class Master(BaseApplication):  # type: ignore[misc]
             "keepalive": max(1, settings.idle_timeout_ms // 1000),
             "worker_connections": settings.max_connections + _DESCRIPTORS_BESIDE_CONNECTIONS,
             "umask": _SOCKET_UMASK,
+            "worker_tmp_dir": str(SHM_DIR),  # the heartbeat: a file system that is slow or read-only must not stop it
             "loglevel": settings.log_level,
             "logger_class": Log,
             "control_socket_disable": True,

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from edge_server import Client, Edge, StartEdge, ask, throttle, token_bucket, wait_until
@@ -414,3 +415,10 @@ def test_every_start_says_that_claims_are_read_unverified(start_edge: StartEdge)
     assert edge.end() == 0
     edge.start_again()
     assert edge.log.read_text().count(said) == 2
+
+
+def test_the_heartbeat_of_a_worker_is_in_memory(edge: Edge) -> None:
+    """So that a read-only file system will do, and a slow disk kills no worker."""
+    (worker,) = edge.workers()
+    opened = [os.readlink(fd) for fd in Path(f"/proc/{worker}/fd").iterdir() if fd.is_symlink()]
+    assert [path for path in opened if "wgunicorn" in path and path.startswith("/dev/shm/")]
