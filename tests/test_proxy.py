@@ -389,6 +389,18 @@ def test_nobody_at_the_upstreams_address_is_a_502() -> None:
     run(test())
 
 
+def test_an_upstream_that_hangs_up_at_once_is_a_502() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async def test() -> None:
+        async with bench(OPEN, handler=hang_up) as proxy:
+            for _ in range(20):
+                assert (await proxy.ask(GET)).status == 502
+
+    run(test())
+
+
 def test_an_upstream_that_does_not_answer_in_time_is_a_504() -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

@@ -171,6 +171,8 @@ class Exchange:
         self._task = None
         if self._dead:
             link.close()
+        elif link.is_closing():  # accepted and closed at once
+            self._unreachable(True)
         else:
             self._attach(link)
 
