@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import click
 import orjson
@@ -21,7 +22,8 @@ from fairvisor.errors import FairvisorError
 from fairvisor.settings import Settings, environment
 
 POLL_S: Final = 0.2
-_BACK_BYTES: Final = 1 << 16  # read from the end at a time, to find the last lines
+_MARK_BYTES: Final = 256
+_READ_BYTES: Final = 1 << 16
 COLOURS: Final = {"reject": "bold red", "throttle": "yellow", "warn": "yellow", "would_reject": "magenta"}
 
 
@@ -60,9 +62,9 @@ def logs(
     }
     show = _show_json if output_format == "json" else _show
     pause = threading.Event()
-    log = FollowedLog(path, lambda: not follow or pause.wait(POLL_S))
-    for line in log.lines(lines, lambda line: _passes(line, wanted)):
-        show(line)
+    with FollowedLog(path, lambda: not follow or pause.wait(POLL_S)) as log:
+        for line in log.lines(lines, lambda line: _passes(line, wanted)):
+            show(line)
 
 
 def _passes(line: bytes, wanted: Mapping[str, str]) -> bool:
@@ -79,86 +81,101 @@ def _document(line: bytes) -> Mapping[str, Any]:
 
 
 class FollowedLog:
-    """A log by its path. `ended` waits a moment, and says whether nobody wants to wait any longer."""
+    """A log by its path. `ended` waits a moment, and says whether nobody wants to wait any longer.
+
+    A context manager: nothing stays open afterwards.
+    """
 
     def __init__(self, path: Path, ended: Callable[[], bool]) -> None:
         self._path = path
         self._ended = ended
+        # what changes
+        self._fd = -1
+        self._place = 0  # up to here the file was read
+        self._mark = b""  # what stands before that, to know whether it is still the same file
+
+    def __enter__(self) -> FollowedLog:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._close()
 
     def lines(self, before: int, passes: Callable[[bytes], bool]) -> Iterator[bytes]:
         """The last `before` lines that pass, then every one that is written and passes."""
-        file = self._open()
-        if file is None and self._ended():
+        if self._open():
+            found, self._place = last_lines(self._fd, before, passes)
+            self._remember()
+            yield from found
+        elif self._ended():
             raise FairvisorError(f"there is no audit log at {self._path}")
-        if file is not None:
-            yield from last_lines(file, before, passes)
         while True:
-            if file is None:
-                file = self._open()
-            if file is not None:
-                yield from filter(passes, _whole_lines(file))
-                if self._was_replaced(file):
-                    yield from filter(
-                        passes, _whole_lines(file)
-                    )  # what came between the last look and this one
-                    file.close()
-                    file = self._open()
+            yield from filter(passes, self._new_lines())
+            if self._was_replaced():
+                yield from filter(passes, self._new_lines())  # what came between the last two looks
+                self._close()
+                if self._open():
                     continue
             if self._ended():
                 return
 
-    def _open(self) -> BinaryIO | None:
-        try:
-            return self._path.open("rb")
-        except FileNotFoundError:
-            return None
+    def _open(self) -> bool:
+        with suppress(FileNotFoundError):
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._fd >= 0
 
-    def _was_replaced(self, file: BinaryIO) -> bool:
-        """Whether another file stands there, or none, or the same one was cut short."""
-        ours = os.fstat(file.fileno())
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._place, self._mark = -1, 0, b""
+
+    def _was_replaced(self) -> bool:
+        """Whether another file stands there, or none, or none was open."""
         try:
-            theirs = self._path.stat()
+            return self._fd < 0 or not os.path.samestat(os.fstat(self._fd), self._path.stat())
         except FileNotFoundError:
             return True
-        return not os.path.samestat(ours, theirs) or theirs.st_size < file.tell()
 
-
-def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines up to the end that are whole; of one that is just being written nothing."""
-    while True:
-        start = file.tell()
-        line = file.readline()
-        if not line.endswith(b"\n"):
-            file.seek(start)
+    def _new_lines(self) -> Iterator[bytes]:
+        """The whole lines after our place; from the start if the file was cut short, whatever it has grown to."""
+        if self._fd < 0:
             return
-        if line.strip():
-            yield line.rstrip(b"\n")
+        if os.pread(self._fd, len(self._mark), self._place - len(self._mark)) != self._mark:
+            self._place = 0
+        begun = b""
+        while data := os.pread(self._fd, _READ_BYTES, self._place + len(begun)):
+            *lines, begun = (begun + data).split(b"\n")
+            for line in lines:
+                self._place += len(line) + 1
+                if line.strip():
+                    yield line
+        self._remember()
+
+    def _remember(self) -> None:
+        length = min(self._place, _MARK_BYTES)
+        self._mark = os.pread(self._fd, length, self._place - length)
 
 
-def last_lines(file: BinaryIO, wanted: int, passes: Callable[[bytes], bool]) -> list[bytes]:
-    """The last lines that pass, read from the end; the file then stands behind its last whole line."""
-    whole_end = end = _end_of_last_line(file)
+def last_lines(fd: int, wanted: int, passes: Callable[[bytes], bool]) -> tuple[list[bytes], int]:
+    """The last lines that pass, read from the end, and where the last whole line ends."""
+    whole_end = end = _end_of_last_line(fd)
     found: list[bytes] = []
     rest = b""  # of a line whose beginning was not read yet
     while end and len(found) < wanted:
-        start = max(0, end - _BACK_BYTES)
-        file.seek(start)
-        rest, *lines = (file.read(end - start) + rest).split(b"\n")
+        start = max(0, end - _READ_BYTES)
+        rest, *lines = (os.pread(fd, end - start, start) + rest).split(b"\n")
         if start == 0:
             lines.insert(0, rest)
         found[:0] = [line for line in lines if line.strip() and passes(line)]
         end = start
-    file.seek(whole_end)
-    return found[-wanted:] if wanted else []
+    return found[-wanted:] if wanted else [], whole_end
 
 
-def _end_of_last_line(file: BinaryIO) -> int:
+def _end_of_last_line(fd: int) -> int:
     """Where the last newline ends, 0 when there is none."""
-    end = file.seek(0, os.SEEK_END)
+    end = os.fstat(fd).st_size
     while end:
-        start = max(0, end - _BACK_BYTES)
-        file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
+        start = max(0, end - _READ_BYTES)
+        newline = os.pread(fd, end - start, start).rfind(b"\n")
         if newline >= 0:
             return start + newline + 1
         end = start
