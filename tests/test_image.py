@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +28,7 @@ from fairvisor.settings import Settings, declared
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 IGNORED = (ROOT / ".dockerignore").read_text().split()
-INSTANCE = "test-image"
+INSTANCE = f"test-image-{uuid.uuid4().hex[:12]}"
 NEEDS_ROOT = ("apt-get ", "useradd ")  # what a test must not do to the machine it runs on
 
 
