@@ -65,7 +65,8 @@ def serve(settings: Settings, *, accept_older: bool = False) -> None:
     """
     configure(settings)
     worker_class(settings.worker_class)
-    _allow_descriptors(settings.max_connections)
+    # A proxied request has a connection on either side.
+    _allow_descriptors(settings.max_connections * (2 if settings.mode == PROXY else 1))
     replaces = environment().get("GUNICORN_PID", "")
     refuse_second(segment_name(settings.instance), replaces)
     segment = open_segment(settings)
@@ -112,7 +113,9 @@ class Master(BaseApplication):  # type: ignore[misc]
             "keepalive": max(1, settings.idle_timeout_ms // 1000),
             "worker_connections": settings.max_connections + _DESCRIPTORS_BESIDE_CONNECTIONS,
             "umask": _SOCKET_UMASK,
-            "worker_tmp_dir": str(SHM_DIR),  # the heartbeat: a file system that is slow or read-only must not stop it
+            "worker_tmp_dir": str(
+                SHM_DIR
+            ),  # the heartbeat: a file system that is slow or read-only must not stop it
             "loglevel": settings.log_level,
             "logger_class": Log,
             "control_socket_disable": True,

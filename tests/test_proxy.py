@@ -512,6 +512,8 @@ def test_a_websocket_passes_through() -> None:
             assert await client.reader.readexactly(5) == b"HELLO"
             client.writer.write_eof()
             assert await client.rest() == b""
+            await proxy.until(lambda: not proxy.hub.connections)
+            assert proxy.backends.choose(0, []).active == 0
 
     run(test())
 

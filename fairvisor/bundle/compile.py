@@ -313,7 +313,6 @@ def _streaming(config: model.LlmTokens) -> Streaming:
     streaming = config.streaming
     return Streaming(
         streaming.enabled and streaming.enforce_mid_stream,
-        int(streaming.buffer_tokens),
         streaming.on_limit_exceeded == "graceful_close",
         streaming.include_partial_usage,
     )

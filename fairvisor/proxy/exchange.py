@@ -4,6 +4,7 @@ The client's connection (`front.py`) tells it of the request as it comes, the up
 what one side cannot take makes it pause the other. A request that has reached an upstream is sent again only when a
 connection that had been idle turned out to be closed and sending twice does no harm. Whatever happens, the exchange
 ends once, and what was reserved for it is settled then. It knows order and consequences, neither framing nor policies.
+(It is longer than modules should be: a life that can end at any point is easier to check in one place.)
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Exchange:
     """One request on `front`."""
 
     __slots__ = ("_account", "_backend", "_begun", "_chunked", "_close", "_collected", "_complete", "_dead", "_extra",
-                 "_forwarding", "_front", "_last_ms", "_length", "_link", "_out", "_pending", "_pending_bytes",
+                 "_front", "_half_closed", "_last_ms", "_length", "_link", "_out", "_pending", "_pending_bytes",
                  "_replay", "_size", "_task", "_timer", "_tried", "head", "sent_all", "to_head", "tunnel",
                  "upgrades")  # fmt: skip
 
@@ -44,13 +45,13 @@ class Exchange:
         self.to_head = head.method == "HEAD"
         self.upgrades = head.upgrades
         self.tunnel = False
+        self._half_closed = False  # one side of the tunnel has said all it will say
         self._dead = False
         # the request
         self._collected: list[bytes] | None = None  # its body, while it is read before the decision
         self._size = 0
         self._complete = head.length == 0
         self.sent_all = False
-        self._forwarding = False
         self._length = head.length
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -150,7 +151,6 @@ class Exchange:
     def _forward(self) -> None:
         """The request may pass now."""
         self._timer = None
-        self._forwarding = True
         if self._complete and self.head.method in _IDEMPOTENT and self._size <= MAX_REPLAY:
             self._replay = b"".join(self._pending)
         self._reach()
@@ -411,14 +411,16 @@ class Exchange:
 
     def upstream_eof(self) -> None:
         """The upstream says no more; the client may."""
-        if not self._front.write_eof():
+        if self._half_closed or not self._front.write_eof():
             self._over()
             self._front.close()
+        self._half_closed = True
 
     def client_eof(self) -> bool:
         """The client says no more; gives whether the upstream may."""
         link = self._link
-        if link is None or not link.transport.can_write_eof():
+        if self._half_closed or link is None or not link.transport.can_write_eof():
             return False
+        self._half_closed = True
         link.transport.write_eof()
         return True

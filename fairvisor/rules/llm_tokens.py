@@ -43,11 +43,10 @@ class Caps(NamedTuple):
 
 
 class Streaming(NamedTuple):
-    """What happens while an answer streams through the proxy: whether it is ended at its limit, how many tokens may
-    pass between two looks, whether it ends as the provider would end it, and whether the end tells the usage."""
+    """What happens while an answer streams through the proxy: whether it is ended at its limit (looked at with every
+    event, so never later than `buffer_tokens`), whether as the provider would end it, and whether with its usage."""
 
     enforced: bool = False
-    buffer_tokens: int = 100
     graceful: bool = True
     tells_usage: bool = True
 
