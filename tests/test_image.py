@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import TEST_ALL
 from processes.edge_server import Client, ask, remove_shared_memory, reserve_port, token_bucket, wait_until
 
 from fairvisor.settings import Settings, declared
@@ -29,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 IGNORED = (ROOT / ".dockerignore").read_text().split()
 INSTANCE = f"test-image-{uuid.uuid4().hex[:12]}"
+TEST_ALL = "FAIRVISOR_TEST_ALL"  # as in conftest.py
 NEEDS_ROOT = ("apt-get ", "useradd ")  # what a test must not do to the machine it runs on
 
 
