@@ -244,4 +244,11 @@ def reserve_port() -> socket.socket:
     return reserved
 
 
+def free_port() -> int:
+    """A port that nobody has at this moment."""
+    with reserve_port() as reserved:
+        port: int = reserved.getsockname()[1]
+        return port
+
+
 StartEdge = Callable[..., Edge]

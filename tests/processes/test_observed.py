@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_server import Client, Edge, StartEdge, ask, bundle_of, reserve_port, token_bucket, wait_until
+from edge_server import Client, Edge, StartEdge, ask, bundle_of, free_port, token_bucket, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 PAGES = ("/livez", "/readyz", "/metrics")
@@ -162,13 +162,6 @@ def test_promtool_has_nothing_to_say_about_the_exposition(start_edge: StartEdge)
         ["promtool", "check", "metrics"], input=text, text=True, capture_output=True, check=False
     )
     assert (checked.stdout, checked.stderr, checked.returncode) == ("", "", 0)
-
-
-def free_port() -> int:
-    """A port that nobody has at this moment."""
-    with reserve_port() as reserved:
-        port: int = reserved.getsockname()[1]
-        return port
 
 
 def is_open(port: int) -> bool:

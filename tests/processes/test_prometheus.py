@@ -8,11 +8,12 @@ import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_server import PATIENCE_S, ROOT, Client, Edge, StartEdge, reserve_port, wait_until
+from edge_server import PATIENCE_S, ROOT, Client, Edge, StartEdge, free_port, wait_until
 
 pytestmark = pytest.mark.needs("prometheus", "promtool")
 
@@ -139,16 +140,27 @@ def question(path: str, method: str = "GET", *lines: str) -> bytes:
     return ("\r\n".join(head) + "\r\n\r\n").encode()
 
 
+def fails_upstream(proxy: Edge) -> bool:
+    """Whether the proxy answers, and what: nobody is behind it. Often enough for the upstream to be left out."""
+    try:
+        client = proxy.connect()
+    except ConnectionRefusedError:
+        return False
+    with closing(client):
+        for _ in range(20):
+            assert client.status(b"GET /none HTTP/1.1\r\nHost: edge\r\n\r\n") in (502, 503)
+    return True
+
+
 class Prometheus:
     """A Prometheus on a free port that scrapes every second, with the shipped rules."""
 
-    def __init__(self, place: Path, target: str) -> None:
-        with reserve_port() as reserved:
-            self._address = f"127.0.0.1:{reserved.getsockname()[1]}"
+    def __init__(self, place: Path, *targets: str) -> None:
+        self._address = f"127.0.0.1:{free_port()}"
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(RULES / "fairvisor.rules.yml")],
-            "scrape_configs": [{"job_name": "fairvisor", "static_configs": [{"targets": [target]}]}],
+            "scrape_configs": [{"job_name": "fairvisor", "static_configs": [{"targets": [*targets]}]}],
         }
         (place / "prometheus.json").write_text(json.dumps(config))  # JSON is YAML
         self._log = (place / "prometheus.log").open("wb")
@@ -203,7 +215,16 @@ def watched(start_edge: StartEdge, tmp_path: Path) -> Iterator[tuple[Edge, Prome
         FAIRVISOR_JWKS_FILE=str(keys),
         FAIRVISOR_REQUEST_ID="true",
     )
-    prometheus = Prometheus(tmp_path, f"127.0.0.1:{edge.bind[1]}")
+    proxy_health = f"127.0.0.1:{free_port()}"
+    proxy = start_edge(
+        everything(),
+        ready=False,
+        FAIRVISOR_MODE="reverse_proxy",
+        FAIRVISOR_BACKEND_URL=f"http://127.0.0.1:{free_port()}",
+        FAIRVISOR_HEALTH_BIND=proxy_health,
+    )
+    wait_until(lambda: fails_upstream(proxy))
+    prometheus = Prometheus(tmp_path, f"127.0.0.1:{edge.bind[1]}", proxy_health)
     try:
         wait_until(prometheus.is_ready)
         yield edge, prometheus
@@ -231,5 +252,5 @@ def test_every_query_of_the_dashboard_resolves(watched: tuple[Edge, Prometheus])
 def test_prometheus_evaluates_every_alert(watched: tuple[Edge, Prometheus]) -> None:
     _, prometheus = watched
     wait_until(lambda: set(prometheus.alert_health().values()) == {"ok"})
-    assert len(prometheus.alert_health()) == 15
+    assert len(prometheus.alert_health()) == 17
     wait_until(lambda: prometheus.query('up{job="fairvisor"} == 1') != [])
