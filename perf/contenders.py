@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import jwt
 
-from fairvisor.counters.segment import Segment
-from fairvisor.master import segment_name
+from fairvisor.counters.segment import SHM_DIR
+from fairvisor.http.start import segment_name
 
 SERVER_CORE = 0
 LOAD_CORE = 1
@@ -66,7 +66,8 @@ def running(contender: Contender, port: int) -> Iterator[None]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
-        Segment.unlink(segment_name(contender.environ.get("FAIRVISOR_INSTANCE", "none")))
+        for path in SHM_DIR.glob(f"{segment_name(contender.environ.get('FAIRVISOR_INSTANCE', 'none'))}*"):
+            path.unlink()
 
 
 def _await(port: int, process: subprocess.Popen[bytes]) -> None:

@@ -50,6 +50,13 @@ def allows(edge: Edge, most: int) -> int:
     return [edge.status(ask()) for _ in range(most)].count(204)
 
 
+def metrics(edge: Edge) -> set[str]:
+    """The lines of /metrics."""
+    client = edge.connect()
+    client.send(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")
+    return set(client.rest().decode().splitlines())
+
+
 def snapshot_of(edge: Edge) -> Path:
     return Path(edge.environ["FAIRVISOR_STATE_DIR"]) / f"{edge.instance}.snapshot"
 
@@ -204,9 +211,11 @@ def test_a_state_directory_that_breaks_and_heals(start_edge: StartEdge, tmp_path
     state.rename(moved)
     state.write_text("in the way")
     wait_until(lambda: {"state_dir", "snapshot"} <= set(notes.faults()))
+    assert {'fairvisor_fault{part="state_dir"} 1.0', 'fairvisor_fault{part="snapshot"} 1.0'} <= metrics(edge)
     assert allows(edge, 3) == 3
     state.unlink()
     wait_until(lambda: notes.faults() == {})
+    assert {'fairvisor_fault{part="state_dir"} 0.0', 'fairvisor_fault{part="snapshot"} 0.0'} <= metrics(edge)
     assert snapshot_of(edge).exists()
 
 

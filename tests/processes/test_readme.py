@@ -18,10 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from edge_server import remove_shared_memory
 
 from fairvisor.clock import NS_PER_S, read_now
-from fairvisor.counters.segment import Segment
-from fairvisor.master import segment_name
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -60,9 +59,11 @@ def is_ready(address: str, process: subprocess.Popen[bytes]) -> bool:
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """A server of the sample policy on a free port, with counters of its own."""
-    address, instance = f"127.0.0.1:{free_port()}", f"readme-{os.getpid()}"
+    port = free_port()
+    address, instance = f"127.0.0.1:{port}", f"readme-{port}"
     output_of(f"{COMMAND} init --force", folder)
     arguments = f"serve --config-file policy.json --bind {address} --instance {instance} --worker-processes 2"
+    arguments += f" --state-dir state-{port}"
     process = subprocess.Popen(
         f"exec {COMMAND} {arguments}", shell=True, cwd=folder, env=ENVIRON, stderr=subprocess.DEVNULL
     )
@@ -74,7 +75,7 @@ def served(folder: Path) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
-        Segment.unlink(segment_name(instance))
+        remove_shared_memory(instance)
 
 
 def output_of(command: str, folder: Path) -> str:
