@@ -1,0 +1,415 @@
+"""What an operator does to a running edge: over the admin listener and with the commands, against real workers."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+from edge_server import ROOT, Edge, StartEdge, ask, bundle_of, wait_until
+
+from fairvisor.cli import main
+from fairvisor.cli.edge import Edge as Asked
+from fairvisor.cli.edge import Refused, Reply
+
+COMMAND = [sys.executable, "-c", "from fairvisor.cli.main import main; main()"]
+TOKEN = "an-admin-token-of-thirty-two-characters"
+KEY = "X-Forwarded-For: 203.0.113.7"
+
+
+def per_client(burst: float = 3, **more: Any) -> dict[str, Any]:
+    """A policy of one bucket for each client, nearly without refill."""
+    rule = {
+        "name": "r",
+        "limit_keys": ["ip:address"],
+        "algorithm": "token_bucket",
+        "algorithm_config": {"tokens_per_second": 0.001, "burst": burst},
+    }
+    return {"id": "api", "spec": {"selector": {"pathPrefix": "/"}, "rules": [rule], **more}}
+
+
+def admin_of(edge: Edge) -> Asked:
+    return Asked(f"unix:{edge.policy.parent}/state/{edge.instance}.admin", None)
+
+
+class Ran(NamedTuple):
+    """What came of a command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(edge: Edge, *arguments: str, stdin: str = "", **environ: str) -> Ran:
+    """A command, in this process, with the environment of the server."""
+    output, errors, given = (io.TextIOWrapper(io.BytesIO(data)) for data in (b"", b"", stdin.encode()))
+    with (
+        mock.patch.dict(os.environ, {**edge.environ, **environ}, clear=True),
+        mock.patch.object(sys, "stdin", given),
+        redirect_stdout(output),
+        redirect_stderr(errors),
+    ):
+        code = main.run(arguments)
+    return Ran(code, _written(output), _written(errors))
+
+
+def _written(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
+
+
+def push(edge: Edge, version: int, *policies: dict[str, Any], **more: Any) -> Any:
+    document = {**bundle_of(*policies, version=version), **more}
+    return admin_of(edge).ask("PUT", "bundle", body=json.dumps(document).encode())
+
+
+def exhaust(edge: Edge, *lines: str) -> int:
+    """Ask until it is rejected; how many passed."""
+    for passed in range(100):
+        if edge.status(ask("/", "GET", *lines)) == 429:
+            return passed
+    raise AssertionError("nothing was rejected")
+
+
+# the bundle
+
+
+def test_a_pushed_kill_switch_is_in_force_on_every_worker_when_the_push_returns(
+    start_edge: StartEdge,
+) -> None:
+    edge = start_edge(bundle_of(per_client(1000)), workers=3)
+    clients = [edge.connect() for _ in range(12)]  # spread over the workers
+    assert {client.status(ask("/")) for client in clients} == {204}
+    switch = {"scope_key": "request:method", "scope_value": "GET", "reason": "an incident"}
+    published = push(edge, 2, per_client(1000), kill_switches=[switch])
+    assert {client.status(ask("/")) for client in clients} == {429}
+    assert published["lagging"] == []
+    assert (published["version"], published["generation"]) == (2, 2)
+    assert published["changed"]
+    assert published["durable"]
+
+
+def test_what_was_pushed_is_what_is_given_back_and_survives_a_restart(start_edge: StartEdge) -> None:
+    edge = start_edge(bundle_of(per_client()))
+    document = b'{ "bundle_version": 5, "policies": [], "$comment": "as it was written" }'
+    admin_of(edge).ask("PUT", "bundle", body=document)
+    edge.signal(signal.SIGTERM)
+    assert edge.end() == 0
+    edge.start_again()
+    reply = admin_of(edge).send("GET", "/v1/admin/bundle")
+    assert (reply.status, reply.body) == (200, document)
+    assert reply.headers["x-fairvisor-bundle-version"] == "5"
+
+
+def test_a_bundle_that_is_refused_changes_nothing_and_says_why(start_edge: StartEdge) -> None:
+    edge = start_edge(bundle_of(per_client(), version=3))
+    with pytest.raises(Refused, match=r"2 errors\nbundle_version: .*\npolicies: is required") as invalid:
+        admin_of(edge).ask("PUT", "bundle", body=b'{"bundle_version": 0}')
+    assert invalid.value.status == 422
+    with pytest.raises(Refused, match="HMAC") as unsigned:
+        signed = start_edge(bundle_of(), ready=False, FAIRVISOR_BUNDLE_SIGNING_KEY="k" * 32)
+        wait_until(signed.is_answering)
+        push(signed, 4)
+    assert unsigned.value.error["code"] == "invalid_signature"
+
+    def refusal_is_told() -> bool:
+        with pytest.raises(Refused, match="is not greater than that of the active bundle, 3") as older:
+            push(edge, 2, per_client())
+        assert (older.value.status, older.value.error["code"]) == (409, "version_not_monotonic")
+        report = admin_of(edge).ask("GET", "status")
+        assert report["bundle"]["version"] == 3
+        return "version_not_monotonic" in (report["reload_error"] or {"text": ""})["text"]
+
+    wait_until(refusal_is_told)  # the leader's first look at the file, which is in force, takes the note away
+
+
+def test_reload_reads_the_file_now(start_edge: StartEdge) -> None:
+    edge = start_edge(bundle_of(per_client(1000)))
+    edge.write(bundle_of(per_client(1), version=2))
+    assert admin_of(edge).ask("POST", "reload")["version"] == 2
+    assert exhaust(edge) == 1
+    edge.policy.unlink()
+    with pytest.raises(Refused, match="No such file"):
+        admin_of(edge).ask("POST", "reload")
+
+
+def test_a_push_while_a_worker_is_stopped_says_who_lags(start_edge: StartEdge) -> None:
+    edge = start_edge(bundle_of(per_client()), workers=2)
+    stopped = edge.workers()[0]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        published = push(edge, 2, per_client())
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert published["lagging"] == [stopped]
+
+
+def test_a_large_push_holds_no_decision_up_for_long(start_edge: StartEdge) -> None:
+    edge = start_edge(bundle_of(), FAIRVISOR_SHARED_DICT_SIZE="16m")
+    policies = [{**per_client(), "id": f"p{number}"} for number in range(3000)]
+    for number, policy in enumerate(policies):
+        policy["spec"]["selector"] = {"pathPrefix": f"/{number}"}
+    document = json.dumps(bundle_of(*policies, version=2))
+    with subprocess.Popen(
+        [*COMMAND, "connect", "--push", "-"],
+        env=edge.environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as pushing:
+        assert pushing.stdin is not None
+        pushing.stdin.write(document)
+        pushing.stdin.close()
+        client, asked = edge.connect(), 0
+        while pushing.poll() is None:
+            assert client.status(ask("/")) == 204
+            asked += 1
+    assert pushing.returncode == 0
+    assert asked > 100, "decisions went on while the bundle was validated"
+
+
+# counters
+
+
+def test_a_counter_is_shown_and_reset_on_all_workers(start_edge: StartEdge) -> None:
+    edge = start_edge(bundle_of(per_client(5)), workers=2)
+    where = [("policy", "api"), ("rule", "r"), ("key", "ip:address=203.0.113.7")]
+    edge.status(ask("/", "GET", KEY))
+    (counter,) = admin_of(edge).ask("GET", "limits", where)["counters"]
+    assert (counter["limit"], int(counter["remaining"])) == (5, 4)
+    assert exhaust(edge, KEY) == 4
+    assert admin_of(edge).ask("DELETE", "limits", where)["forgotten"] == 1
+    assert exhaust(edge, KEY) == 5
+    with pytest.raises(Refused, match="it has r") as unknown:
+        admin_of(edge).ask("GET", "limits", [("policy", "api"), ("rule", "nope")])
+    assert unknown.value.status == 404
+
+
+def test_the_keys_that_all_workers_rejected_are_told_together(start_edge: StartEdge) -> None:
+    edge = start_edge(bundle_of(per_client(1)), workers=2)
+    clients = [edge.connect() for _ in range(8)]
+    rejected = sum(client.status(ask("/", "GET", KEY)) == 429 for client in clients for _ in range(5))
+    assert rejected == 39
+
+    def told() -> Any:
+        return [(each["keys"], each["rejected"]) for each in admin_of(edge).ask("GET", "top")["top"]]
+
+    wait_until(lambda: told() == [({"ip:address": "203.0.113.7"}, 39)])
+    assert admin_of(edge).ask("GET", "top", [("rule", "other")])["top"] == []
+
+
+def test_a_breaker_is_tripped_and_reset_for_all_workers(start_edge: StartEdge) -> None:
+    breaker = {
+        "enabled": True,
+        "spend_rate_threshold_per_minute": 1000,
+        "action": "reject",
+        "auto_reset_after_minutes": 0,
+        "scope": "policy",
+    }
+    edge = start_edge(bundle_of(per_client(1000, circuit_breaker=breaker)), workers=2)
+    clients = [edge.connect() for _ in range(8)]
+    assert run(edge, "breaker", "trip", "api").stdout.startswith("api  open")
+    assert {client.status(ask("/")) for client in clients} == {429}
+    assert json.loads(run(edge, "breaker", "show", "api", "--format", "json").stdout)["state"] == "open"
+    assert run(edge, "breaker", "reset", "api").stdout == "api  closed\n"
+    assert {client.status(ask("/")) for client in clients} == {204}
+
+
+# the listener
+
+
+def test_the_socket_is_the_owners_alone_and_goes_with_the_server(start_edge: StartEdge) -> None:
+    edge = start_edge(bundle_of(per_client()))
+    path = Path(admin_of(edge).url.removeprefix("unix:"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    edge.signal(signal.SIGTERM)
+    assert edge.end() == 0
+    assert not path.exists()
+
+
+def test_over_tcp_the_token_is_needed(start_edge: StartEdge) -> None:
+    spare = start_edge(bundle_of(per_client()))
+    port = spare.bind[1] if not isinstance(spare.bind, str) else 0
+    spare.signal(signal.SIGTERM)
+    assert spare.end() == 0
+    refused = start_edge(bundle_of(), ready=False, FAIRVISOR_ADMIN_BIND=f"127.0.0.1:{port}")
+    assert refused.end() == 1
+    assert "FAIRVISOR_ADMIN_TOKEN" in refused.log.read_text()
+    edge = start_edge(
+        bundle_of(per_client()), FAIRVISOR_ADMIN_BIND=f"127.0.0.1:{port}", FAIRVISOR_ADMIN_TOKEN=TOKEN
+    )
+    with pytest.raises(Refused) as forbidden:
+        Asked(f"http://127.0.0.1:{port}", "x" * 32).ask("GET", "status")
+    assert forbidden.value.status == 403
+    assert Asked(f"http://127.0.0.1:{port}", TOKEN).ask("GET", "status")["ready"]
+    assert run(edge, "status").returncode == 0
+
+
+def test_a_socket_that_was_removed_is_there_again_after_a_reload(start_edge: StartEdge) -> None:
+    edge = start_edge(bundle_of(per_client()))
+    path = Path(admin_of(edge).url.removeprefix("unix:"))
+    path.unlink()
+    assert run(edge, "status").returncode == 2
+    edge.signal(signal.SIGHUP)
+    wait_until(path.exists)
+    wait_until(lambda: run(edge, "status").returncode == 0)
+
+
+def test_decisions_go_on_without_a_place_for_the_socket_and_the_fault_is_told(
+    start_edge: StartEdge, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    edge = start_edge(bundle_of(per_client()), FAIRVISOR_ADMIN_BIND=f"unix:{tmp_path}/file")
+    assert edge.status(ask("/")) == 204
+    assert 'fairvisor_fault{part="admin"} 1' in outside(edge, "/metrics").body.decode()
+    assert (tmp_path / "file").read_text() == "in the way"
+    (tmp_path / "file").unlink()
+    edge.signal(signal.SIGHUP)
+    wait_until(lambda: 'fairvisor_fault{part="admin"} 0' in outside(edge, "/metrics").body.decode())
+
+
+def outside(edge: Edge, path: str) -> Reply:
+    """What the listener for decisions says."""
+    assert not isinstance(edge.bind, str), "it listens on TCP"
+    return Asked(f"http://127.0.0.1:{edge.bind[1]}", None).send("GET", path)
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
+def test_it_works_with_wsgi_workers_too(start_edge: StartEdge, worker_class: str) -> None:
+    edge = start_edge(bundle_of(per_client(2)), FAIRVISOR_WORKER_CLASS=worker_class)
+    assert exhaust(edge) == 2
+    push(edge, 2, per_client(5))
+    assert run(edge, "limits", "reset", "api", "r", "ip:address=127.0.0.1").returncode == 0
+    assert exhaust(edge) == 5
+    assert len(admin_of(edge).ask("GET", "status")["workers"]) == 1
+
+
+# the commands
+
+
+def test_status_tells_people_and_programs_what_is_going_on(start_edge: StartEdge) -> None:
+    edge = start_edge(bundle_of(per_client(2)), workers=2)
+    assert exhaust(edge) == 2
+    edge.write({"bundle_version": 9})
+    wait_until(lambda: bool(admin_of(edge).ask("GET", "status")["reload_error"]))
+    wait_until(lambda: admin_of(edge).ask("GET", "status")["decisions"]["by_action"].get("reject") == 1)
+    report = json.loads(run(edge, "status", "--format", "json").stdout)
+    assert report["ready"]
+    assert sorted(worker["pid"] for worker in report["workers"]) == sorted(edge.workers())
+    assert sum(worker["leader"] for worker in report["workers"]) == 1
+    assert report["master"] == edge.process.pid
+    assert report["decisions"]["by_reason"] == {"rate_limit_exceeded": 1}
+    shown = run(edge, "status")
+    assert shown.returncode == 0
+    assert shown.stdout.startswith(f"ready  {edge.instance}, version ")
+    assert "policies: is required" in shown.stdout
+    assert "decisions allow 2, reject 1\n" in shown.stdout
+
+
+def test_status_from_outside_asks_the_listener_for_decisions(start_edge: StartEdge) -> None:
+    edge = start_edge(bundle_of(per_client(1)))
+    assert exhaust(edge) == 1
+    assert not isinstance(edge.bind, str)
+    url = f"http://127.0.0.1:{edge.bind[1]}"
+    shown = run(edge, "status", "--edge-url", url)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "bundle    version 1, 1 policy\n" in shown.stdout
+    assert "decisions allow 1, reject 1\n" in shown.stdout
+    assert json.loads(run(edge, "status", "--format", "json", FAIRVISOR_EDGE_URL=url).stdout)["ready"]
+
+
+def test_an_edge_without_a_bundle_is_not_ready_and_one_that_is_gone_unreachable(
+    start_edge: StartEdge,
+) -> None:
+    edge = start_edge(None)
+    shown = run(edge, "status")
+    assert (shown.returncode, shown.stdout.splitlines()[0]) == (
+        1,
+        f"not ready  {edge.instance}, version 0.1.0",
+    )
+    edge.signal(signal.SIGTERM)
+    assert edge.end() == 0
+    gone = run(edge, "status")
+    assert (gone.returncode, gone.stdout) == (2, "")
+    assert gone.stderr.startswith("Error: no edge answers at unix:")
+
+
+def test_the_only_socket_in_the_state_directory_is_the_one_that_is_meant(start_edge: StartEdge) -> None:
+    edge = start_edge(bundle_of(per_client()))
+    assert run(edge, "status", FAIRVISOR_INSTANCE="").returncode == 0
+
+
+def test_connect_pushes_a_file(start_edge: StartEdge, tmp_path: Path) -> None:
+    edge = start_edge(bundle_of(per_client(1)))
+    new = tmp_path / "new.json"
+    new.write_text(json.dumps(bundle_of(per_client(7), version=2)))
+    pushed = run(edge, "connect", "--push", str(new))
+    assert (pushed.returncode, pushed.stdout) == (0, f"in force  {new}: version 2, generation 2\n")
+    again = run(edge, "connect", "--push", str(new), "--format", "json")
+    assert not json.loads(again.stdout)["changed"]
+    older = run(edge, "connect", "--push", "-", stdin=json.dumps(bundle_of(version=1)))
+    assert (older.returncode, older.stdout) == (1, "")
+    assert older.stderr == "Error: bundle_version 1 is not greater than that of the active bundle, 2\n"
+    assert run(edge, "connect").returncode == 3
+
+
+def test_limits_are_shown_reset_and_listed(start_edge: StartEdge) -> None:
+    edge = start_edge(bundle_of(per_client(2)))
+    assert exhaust(edge, KEY) == 2
+    shown = run(edge, "limits", "show", "api", "r", "ip:address=203.0.113.7")
+    assert shown.stdout.splitlines()[0] == "api/r  ip:address=203.0.113.7"
+    assert run(edge, "limits", "reset", "api", "r", "ip:address=203.0.113.7").stdout.startswith("forgotten\n")
+    assert exhaust(edge, KEY) == 2
+    wait_until(
+        lambda: "ip:address=203.0.113.7  (api/r, rate_limit_exceeded)" in run(edge, "limits", "top").stdout
+    )
+    wrong = run(edge, "limits", "show", "api", "r")
+    assert (wrong.returncode, wrong.stderr) == (1, "Error: the limit keys of api/r are ip:address\n")
+
+
+def test_logs_are_followed_through_rotation_and_filtered(start_edge: StartEdge, tmp_path: Path) -> None:
+    edge = start_edge(bundle_of(per_client(1)), FAIRVISOR_AUDIT_KEYS="plain")
+    log = tmp_path / "state" / "audit.log"
+    assert exhaust(edge, KEY) == 1
+    wait_until(lambda: log.exists() and b"rate_limit_exceeded" in log.read_bytes())
+    with (tmp_path / "followed").open("wb") as output:
+        following = subprocess.Popen(
+            [*COMMAND, "logs", "--action", "reject", "--policy", "api"],
+            env=edge.environ,
+            stdout=output,
+            cwd=ROOT,
+        )
+    try:
+        followed = tmp_path / "followed"
+        wait_until(lambda: followed.read_text().count("203.0.113.7") == 1)
+        log.rename(tmp_path / "state" / "audit.log.1")
+        exhaust(edge, "X-Forwarded-For: 203.0.113.8")
+        wait_until(lambda: followed.read_text().count("203.0.113.8") == 1)
+        log.write_bytes(b"")
+        exhaust(edge, "X-Forwarded-For: 203.0.113.9")
+        wait_until(lambda: followed.read_text().count("203.0.113.9") == 1)
+    finally:
+        following.send_signal(signal.SIGINT)
+        assert following.wait(30) == 130
+    assert "bundle" not in followed.read_text()
+    assert run(edge, "logs", "--no-follow", "--reason", "nope").stdout == ""
+    as_json = run(edge, "logs", "--no-follow", "--format", "json", "-n", "1").stdout
+    assert json.loads(as_json)["key"] == {"ip:address": "203.0.113.9"}
+
+
+def test_what_operators_do_is_in_the_audit_log(start_edge: StartEdge, tmp_path: Path) -> None:
+    edge = start_edge(bundle_of(per_client(1)))
+    exhaust(edge)
+    run(edge, "limits", "reset", "api", "r", "ip:address=127.0.0.1")
+    log = tmp_path / "state" / "audit.log"
+    wait_until(lambda: b'"action":"limit_reset","policy":"api","rule":"r"' in log.read_bytes())
