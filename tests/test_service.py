@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import orjson
 import pytest
 
+from fairvisor.bundle.compile import compile_bundle
+from fairvisor.bundle.load import parse
+from fairvisor.bundle.offer import describe
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.counters.segment import Segment
+from fairvisor.follow import ActiveBundle, Current, decision_options
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.service import CONTROL_BODY_BYTES, Service
 from fairvisor.identity import Identity
-from fairvisor.reload import ActiveBundle
+from fairvisor.notes import Notes
 from fairvisor.response import Answer
 from fairvisor.settings import PREFIX, Settings
 
@@ -45,19 +48,15 @@ class Setup:
     """A service on a clock of its own; `environ` are settings without their prefix."""
 
     def __init__(self, place: Path, bundle: object = BUNDLE, **environ: str) -> None:
-        self.file = place / "policy.json"
-        if bundle is not None:
-            self.file.write_text(json.dumps(bundle))
-        variables = {
-            "CONFIG_FILE": str(self.file),
-            **{name.upper(): value for name, value in environ.items()},
-        }
-        settings = Settings.load({PREFIX + name: value for name, value in variables.items()}, {})
+        settings = Settings.load({PREFIX + name.upper(): value for name, value in environ.items()}, {})
         self.now = START
         segment = Segment.private(1 << 20)
         identity = Identity.from_settings(settings)
-        self.active = ActiveBundle(settings, segment, identity, {})
-        self.active.look(self.now)
+        self.active = ActiveBundle(Notes("fairvisor-service"))
+        if bundle is not None:
+            parsed = parse(json.dumps(bundle).encode(), wall_ns=START.wall_ns, environ={})
+            compiled = compile_bundle(parsed.model, parsed.sha256, segment, decision_options(settings))
+            self.active.current = Current(compiled, identity, describe(parsed, "test", START.wall_ns), 1)
         self.service = Service(settings, segment, identity, self.active, lambda: self.now)
         self.segment = segment
 
@@ -93,8 +92,8 @@ def break_engine(setup: Setup) -> None:
         def plan(self, *_: str) -> None:
             raise ZeroDivisionError("broken on purpose")
 
-    assert setup.active.bundle is not None
-    setup.active.bundle.routes = Broken()  # type: ignore[assignment]
+    assert setup.active.current is not None
+    setup.active.current.bundle.routes = Broken()  # type: ignore[assignment]
 
 
 # who may ask
@@ -208,28 +207,10 @@ def test_without_a_bundle_it_is_alive_and_not_ready_and_says_why(tmp_path: Path)
     answer = setup.ask("/readyz")
     document = orjson.loads(answer.body)
     assert (answer.status, document["status"], document["reason"]) == (503, "not_ready", "no_bundle_loaded")
-    assert "policy.json" in document["detail"]
+    assert document["detail"] == "no bundle was offered yet"
     decision = setup.ask()
     assert decision.status == 503
     assert "X-Fairvisor-Reason: no_bundle_loaded\r\n" in decision.head
-
-
-def test_a_bundle_that_appears_is_found_within_a_second(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    setup = Setup(tmp_path, None)
-    setup.file.write_text(json.dumps(BUNDLE))
-    assert setup.ask().status == 503
-    setup.pass_seconds(1)
-    assert setup.ask().status == 204
-
-
-def test_why_there_is_no_bundle_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    setup = Setup(tmp_path, {"bundle_version": 0})
-    for _ in range(5):
-        setup.pass_seconds(1)
-        setup.ask()
-    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
 
 
 # failures

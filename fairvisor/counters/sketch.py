@@ -9,13 +9,15 @@ One process, no I/O; what a key is, is the caller's business.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
 from heapq import nlargest
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 
 
-class Frequent(NamedTuple, Generic[KeyT]):
+@dataclass(frozen=True)
+class Frequent(Generic[KeyT]):
     """A key that was seen between `hits - error` and `hits` times."""
 
     key: KeyT
