@@ -32,7 +32,7 @@ from fairvisor.http.service import Service
 from fairvisor.http.wsgi import Application
 from fairvisor.identity import Identity, sources
 from fairvisor.identity.bots import Bots
-from fairvisor.notes import Notes
+from fairvisor.notes import RELOAD, Note, Notes
 from fairvisor.settings import Settings
 
 MONO_START_NS = (
@@ -54,6 +54,24 @@ def shared_bots() -> Bots:
     return Bots()
 
 
+class Told(Notes):
+    """Notes that are kept in this process."""
+
+    def __init__(self, segment_name: str) -> None:
+        super().__init__(segment_name)
+        self._kept: dict[str, Note] = {}
+
+    def put(self, name: str, text: str, now: Now, about: str = "") -> bool:
+        self._kept[name] = Note(text, now.wall_ns, about)
+        return True
+
+    def get(self, name: str) -> Note | None:
+        return self._kept.get(name)
+
+    def all(self) -> dict[str, Note]:
+        return self._kept
+
+
 class World:
     """What all transports of one file share. `folder` holds the bundles, `place` is where the edge finds its own."""
 
@@ -70,7 +88,8 @@ class World:
         self._environ = environ
         self._segment = segment
         self._identity = identity
-        self._active = ActiveBundle(Notes("fairvisor-requests"))
+        self._told = Told("")
+        self._active = ActiveBundle(self._told)
         self.service = Service(self.settings, segment, identity, self._active, self.now)
 
     def now(self) -> Now:
@@ -84,7 +103,8 @@ class World:
         try:
             payload = verify_signature((self._folder / name).read_bytes(), key.encode() if key else None)
             parsed = parse(payload, wall_ns=wall_ns, environ=self._environ)
-        except (BundleInvalid, BundleRefused):
+        except (BundleInvalid, BundleRefused) as error:
+            self._told.put(RELOAD, str(error), self.now())
             return
         self._identity = self._identity.with_keys(parsed.model.jwt_keys)
         bundle = compile_bundle(parsed.model, parsed.sha256, self._segment, decision_options(self.settings))
