@@ -58,7 +58,7 @@ def test_fail_open_lets_pass(way: str, edge: FakeEdge, opened: Gateway) -> None:
 
 @pytest.mark.parametrize("name", gateways(fail_open=True))
 def test_fail_open_still_refuses_what_was_decided(
-    name: str, start_edge: type[Edge], start_gateway: StartGateway
+    name: str, start_edge: Callable[..., Edge], start_gateway: StartGateway
 ) -> None:
     """An edge that answers is obeyed: refused is refused, and what it calls malformed does not pass."""
     gateway = start_gateway(name, start_edge("stories").bind[1], fail_open=True)
