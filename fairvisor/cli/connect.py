@@ -1,4 +1,4 @@
-"""`fairvisor connect --push FILE`: give a running edge another bundle, on all of its workers before this returns.
+"""`fairvisor connect`: give a running edge another bundle, in force on all workers when this returns, or get its own.
 
 The file goes over as it is, a signature included; the edge validates it and says no without changing anything. A
 control plane to connect to does not exist yet.
@@ -18,25 +18,35 @@ from fairvisor.cli.screen import count_of, format_option, print_json, print_line
 
 
 @click.command()
-@click.option("--push", "file", metavar="FILE", required=True, help="The bundle; - is standard input.")
+@click.option("--push", "file", metavar="FILE", help="Push this bundle; - is standard input.")
+@click.option("--pull", is_flag=True, help="Write the active bundle to standard output, as it was offered.")
 @edge_option
 @format_option
 @click.pass_context
-def connect(context: click.Context, file: str, edge_url: str | None, output_format: str) -> None:
-    """Push a policy bundle to the running edge.
+def connect(
+    context: click.Context, file: str | None, pull: bool, edge_url: str | None, output_format: str
+) -> None:
+    """Push a policy bundle to the running edge, or pull the active one.
 
-    Returns when every worker decides by it, at most after 5 seconds; exits with 1 when one of them does not yet.
+    A push returns when every worker decides by the bundle, at most after 5 seconds; it exits with 1 when one of them
+    does not yet.
     """
-    report = open_edge(edge_url).ask("PUT", "bundle", body=read_file(file))
+    if pull == (file is not None):
+        raise click.UsageError("one of --push FILE and --pull is needed")
+    edge = open_edge(edge_url)
+    if file is None:
+        click.echo(edge.fetch("bundle"), nl=False)
+        return
+    report = edge.ask("PUT", "bundle", body=read_file(file))
     if output_format == "json":
         print_json(report)
     else:
-        _print(shown_name(file), report)
+        _print_pushed(shown_name(file), report)
     if report["lagging"]:
         context.exit(FAILED)
 
 
-def _print(name: str, report: Mapping[str, Any]) -> None:
+def _print_pushed(name: str, report: Mapping[str, Any]) -> None:
     done = "in force" if report["changed"] else "in force already"
     print_line((done, "green"), f"  {name}: version {report['version']}, generation {report['generation']}")
     if not report["durable"]:

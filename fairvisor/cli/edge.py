@@ -58,15 +58,25 @@ class Edge:
 
     def ask(self, method: str, path: str, parameters: Parameters = (), body: bytes | None = None) -> Any:
         """The document that the admin API answers with. Raises Unreachable or Refused."""
+        return self._document(self._admin(method, path, parameters, body))
+
+    def fetch(self, path: str) -> bytes:
+        """What stands at a path of the admin API, as it is. Raises Unreachable or Refused."""
+        return self._admin("GET", path).body
+
+    def _admin(self, method: str, path: str, parameters: Parameters = (), body: bytes | None = None) -> Reply:
         query = f"?{urlencode(parameters)}" if parameters else ""
         reply = self.send(method, f"/v1/admin/{path}{query}", body)
-        try:
-            document = orjson.loads(reply.body)
-        except orjson.JSONDecodeError:
-            document = {"error": {"message": f"{self.url} answered with HTTP {reply.status}"}}
         if reply.status != 200:
+            document = self._document(reply)
             raise Refused(reply.status, document.get("error", {}) if isinstance(document, dict) else {})
-        return document
+        return reply
+
+    def _document(self, reply: Reply) -> Any:
+        try:
+            return orjson.loads(reply.body)
+        except orjson.JSONDecodeError:
+            return {"error": {"message": f"{self.url} answered with HTTP {reply.status}"}}
 
     def send(self, method: str, target: str, body: bytes | None = None) -> Reply:
         """One request. Raises Unreachable."""

@@ -39,15 +39,20 @@ def _print_log(report: Report) -> None:
         )
         return
     between = f", {report['from']} to {report['to']}" if report["requests"] else ""
-    print_line(f"{report['requests']:,} requests of {log['name']} ({log['format']}){between}")
-    for number, text in (
-        (log["unreadable"], "lines could not be read"),
-        (log["out_of_order"], "requests came out of order and got the time of the one before"),
-        (log["without_host"], "requests name no host and were left out: policies select by host (--host)"),
-        (sum(log["unanswerable"].values()), "requests would have been answered with 400"),
+    print_line(f"{_requests(report['requests'])} of {log['name']} ({log['format']}){between}")
+    for number, one, many, text in (
+        (log["unreadable"], "line", "lines", "could not be read"),
+        (log["out_of_order"], "request", "requests", "came late and got the time of the one before"),
+        (
+            log["without_host"],
+            "request",
+            "requests",
+            "left out: policies select by host, the log has none (--host)",
+        ),
+        (sum(log["unanswerable"].values()), "request", "requests", "would have been answered with 400"),
     ):
         if number:
-            print_line(("warning", "yellow"), f"  {number:,} {text}")
+            print_line(("warning", "yellow"), f"  {count_of(number, one, many)} {text}")
     for example in log["unreadable_examples"]:
         print_line(f"         line {example['line']}: {example['reason']}: {example['text']}")
     for message, number in log["unanswerable"].items():

@@ -357,6 +357,7 @@ def test_connect_pushes_a_file(start_edge: StartEdge, tmp_path: Path) -> None:
     assert (pushed.returncode, pushed.stdout) == (0, f"in force  {new}: version 2, generation 2\n")
     again = run(edge, "connect", "--push", str(new), "--format", "json")
     assert not json.loads(again.stdout)["changed"]
+    assert json.loads(run(edge, "connect", "--pull").stdout)["bundle_version"] == 2
     older = run(edge, "connect", "--push", "-", stdin=json.dumps(bundle_of(version=1)))
     assert (older.returncode, older.stdout) == (1, "")
     assert older.stderr == "Error: bundle_version 1 is not greater than that of the active bundle, 2\n"
