@@ -39,6 +39,7 @@ BEYOND_A_SCHEMA = {
     "jwt_key_algorithm_of_another_type",
     "jwt_key_broken_point",
     "jwt_key_for_encryption",
+    "jwt_key_jwk_with_algorithm",
     "jwt_key_private",
     "jwt_key_rsa_too_short",
     "jwt_key_secret_in_bundle",
