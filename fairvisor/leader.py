@@ -207,7 +207,8 @@ class Leader:
         """Put back what somebody removed, remove what nobody reads, and make the bundle durable if it is not."""
         mine = self._active_object()
         gone = mine is not None and not mine.exists()
-        generation = self._publisher.generation  # read afterwards: who publishes removes an object when this moved
+        # Read afterwards: who publishes removes an object when this moved.
+        generation = self._publisher.generation
         if mine is not None and gone and mine.generation == generation:
             mine.put_back()
             _log.warning("the bundle's shared memory was removed and is there again")
