@@ -60,6 +60,11 @@ class Beside:
         self._follower.stop()
         self._reporter.stop()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this worker does what one must do for all."""
+        return self._leader.leads
+
     def tell(self, connections: int, waiting: int) -> None:
         """This worker has so many connections, and so many answers wait for a throttle; for the metrics."""
         if self._entry is not None:

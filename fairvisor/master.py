@@ -18,7 +18,6 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.util import load_class
 from gunicorn.workers.base import Worker
 
-from fairvisor import notes
 from fairvisor.applog import Log, configure
 from fairvisor.beside import Beside
 from fairvisor.bundle.load import parse, verify_signature
@@ -29,6 +28,7 @@ from fairvisor.errors import BundleInvalid, SegmentError, SettingsError
 from fairvisor.http.accept import Board
 from fairvisor.http.admin import Admin
 from fairvisor.http.admin_listener import AdminServer, AdminSocket
+from fairvisor.http.operators import Operators, open_or_tell
 from fairvisor.http.service import Service
 from fairvisor.http.side import serve_in_thread
 from fairvisor.http.start import make_beside, make_proxy, make_service, open_segment, segment_name
@@ -93,7 +93,7 @@ class Master(BaseApplication):  # type: ignore[misc]
         self.admin: AdminSocket | None = None
         # in a worker
         self.beside: Beside | None = None
-        self.admin_server: AdminServer | None = None
+        self.operators: Operators | None = None
         self.side_sockets: list[socket.socket] = []
         self.board = Board()
         super().__init__()
@@ -147,29 +147,29 @@ class Master(BaseApplication):  # type: ignore[misc]
 
     def open_admin(self) -> None:
         """Open the operators' listener, or open it again when its file is gone. Decisions go on without it."""
-        bind, publisher = self.settings.admin_address, self.publisher
+        bind = self.settings.admin_address
         if bind is None or (self.admin is not None and self.admin.is_there):
             return
-        try:
-            opened = AdminSocket(bind)
-        except OSError as error:
-            why = f"the admin listener {bind} cannot be opened: {error.strerror}; HUP tries again"
-            if publisher.notes.put(notes.ADMIN, why, read_now()):
-                _log.error("%s", why)
-            return
-        if self.admin is not None:
+        opened = open_or_tell(bind, self.publisher.notes, read_now())
+        if opened is not None and self.admin is not None:
             self.admin.socket.close()
-        self.admin = opened
-        publisher.healed(notes.ADMIN)
+        self.admin = opened or self.admin
 
     def _serve_admin(self, beside: Beside) -> None:
         """Answer operators, in a worker."""
-        if self.admin is None:
+        settings, bind = self.settings, self.settings.admin_address
+        if bind is None:
             return
-        settings = self.settings
         api = Admin(settings.instance, self.segment, beside.publisher, beside.active, beside.audit)
-        self.admin_server = AdminServer(self.admin.socket, api, settings.admin_token, read_now)
-        self.admin_server.start()
+        self.operators = Operators(
+            bind,
+            self.admin,
+            lambda listener: AdminServer(listener, api, settings.admin_token, read_now),
+            lambda: beside.leads,
+            beside.publisher.notes,
+            read_now,
+        )
+        self.operators.start()
 
     def reload(self) -> None:
         """SIGHUP: read the bundle file again, then restart the workers."""
@@ -288,9 +288,9 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 def _worker_exit(server: Any, worker: Any) -> None:
     """A worker is about to end. gunicorn also calls this in the master, for a worker that it could not signal."""
-    admin_server, beside = worker.app.admin_server, worker.app.beside
-    if admin_server is not None:
-        admin_server.stop()
+    operators, beside = worker.app.operators, worker.app.beside
+    if operators is not None:
+        operators.stop()
     if beside is not None:
         beside.stop()
 

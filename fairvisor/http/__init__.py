@@ -16,5 +16,6 @@ service.py      request -> answer: decisions, health, usage
 debug.py           sessions that explain decisions
 admin.py        what operators may ask and do
 admin_listener.py  their own socket and threads
+operators.py       which sockets a worker serves, and opening one again
 complaints.py      what goes wrong, told without flooding the log
 """

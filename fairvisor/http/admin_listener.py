@@ -81,10 +81,12 @@ def _identity(path: Path | None) -> tuple[int, int]:
 
 def _bind_tcp(bind: Bind) -> socket.socket:
     family = socket.AF_INET6 if ":" in bind.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # during an upgrade there are two masters
-    listener.bind((bind.host, bind.port))
+    with _closed_on_error(socket.socket(family, socket.SOCK_STREAM)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEPORT, 1
+        )  # during an upgrade there are two masters
+        listener.bind((bind.host, bind.port))
     return listener
 
 
@@ -94,14 +96,23 @@ def _bind_unix(path: Path) -> socket.socket:
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.stat().st_mode):
             raise FileExistsError(0, "it exists and is not a socket", str(path))
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    os.fchmod(listener.fileno(), 0o600)  # the file takes it over: it is open to others at no moment
     new = path.with_name(f"{path.name}.{os.getpid()}")
     new.unlink(missing_ok=True)
-    with short_path(new) as address:
-        listener.bind(address)
-    new.rename(path)
+    with _closed_on_error(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listener:
+        os.fchmod(listener.fileno(), 0o600)  # the file takes it over: it is open to others at no moment
+        with short_path(new) as address:
+            listener.bind(address)
+        new.rename(path)
     return listener
+
+
+@contextmanager
+def _closed_on_error(listener: socket.socket) -> Iterator[socket.socket]:
+    try:
+        yield listener
+    except OSError:
+        listener.close()
+        raise
 
 
 @contextmanager
@@ -234,7 +245,9 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def _send(self, answer: Answer) -> None:
         self.close_connection = True
-        self.request_version = self.protocol_version  # to what cannot be read the parent answers as in HTTP/0.9
+        self.request_version = (
+            self.protocol_version
+        )  # to what cannot be read the parent answers as in HTTP/0.9
         self.send_response_only(answer.status)
         self.send_header("Date", self.date_time_string())
         for line in answer.head.splitlines():
