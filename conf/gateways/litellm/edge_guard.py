@@ -23,9 +23,27 @@ _log = logging.getLogger(__name__)
 
 # What a client must not tell Fairvisor, and what belongs to its own connection (RFC 9110 7.6.1).
 _DROPPED = frozenset(
-    "host connection keep-alive te trailer upgrade transfer-encoding content-length expect accept-encoding forwarded "
-    "x-country-code x-asn x-asn-type x-tor-exit x-token-estimate "
-    "x-litellm-key-hash x-litellm-team x-litellm-user".split()
+    [
+        "host",
+        "connection",
+        "keep-alive",
+        "te",
+        "trailer",
+        "upgrade",
+        "transfer-encoding",
+        "content-length",
+        "expect",
+        "accept-encoding",
+        "forwarded",
+        "x-country-code",
+        "x-asn",
+        "x-asn-type",
+        "x-tor-exit",
+        "x-token-estimate",
+        "x-litellm-key-hash",
+        "x-litellm-team",
+        "x-litellm-user",
+    ]
 )
 _DROPPED_PREFIXES = ("x-original-", "x-forwarded-", "x-fairvisor-")
 _SHOWN = ("ratelimit", "ratelimit-policy", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset")
