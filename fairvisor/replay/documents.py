@@ -168,7 +168,6 @@ def _entry(entry: Any) -> Document:
         (TIME, entry.get("startedDateTime")),
         ("method", request.get("method")),
         ("url", request.get("url")),
-        ("ip", entry.get("_clientAddress")),
         (BODY, (request.get("postData") or {}).get("text")),
     ):
         if isinstance(value, str):
