@@ -14,7 +14,11 @@ CONNECTIONS = 32
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.needs(kind.program)) for name, kind in KINDS.items()]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.needs(KINDS[name].program))
+        for name in ("nginx", "envoy", "caddy", "haproxy", "kong")
+    ],
 )
 def test_exactly_the_burst_passes(
     name: str, start_edge: Callable[..., Edge], start_gateway: StartGateway

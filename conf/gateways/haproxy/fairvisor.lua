@@ -55,6 +55,7 @@ local function question(txn)
     headers["x-original-uri"] = {txn.f:pathq()}
     headers["x-original-host"] = {txn.f:req_fhdr("host") or ""}
     headers["x-forwarded-for"] = {txn.f:src()}
+    headers["x-fairvisor-request-id"] = {txn.f:uuid()}
     if TOKEN then
         headers["x-fairvisor-token"] = {TOKEN}
     end
