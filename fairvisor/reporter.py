@@ -73,7 +73,8 @@ class Reporter:
         """Write what is left, then end."""
         if not self._stopped.is_set():
             self._stopped.set()
-            self._thread.join(STOPPED_WITHIN_S)
+            if self._thread.is_alive():  # a stop may come before the start is through
+                self._thread.join(STOPPED_WITHIN_S)
 
     def step(self, now: Now) -> None:
         """What is done ten times a second."""
