@@ -63,7 +63,8 @@ class Operators:
     def stop(self) -> None:
         """Take no more connections, and let the requests that are under way end."""
         self._stopped.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         for server in self._servers:
             server.stop()
         if self._own is not None:
