@@ -7,7 +7,7 @@ import json
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fairvisor.llm.scan import MAX_OBJECT_BYTES, UsageScanner
@@ -297,6 +297,9 @@ DOCUMENTS = st.recursive(
 
 @settings(max_examples=300)
 @given(DOCUMENTS, st.integers(1, 7))
+@example([[{"usage": None}, {}]], 1)
+@example([["usage", {}]], 1)
+@example({"a": ["usage", {}], "usage": {"input_tokens": 1}}, 3)
 def test_the_scanner_finds_what_a_parser_finds(document: object, size: int) -> None:
     roots = document if isinstance(document, list) else [document]
     expected = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from edge import Edge, Json, bucket, budget, moment, policy, tokens
+from edge import Edge, Json, bucket, budget, identity_of, moment, policy, tokens
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,7 +71,7 @@ def test_values_are_spelled_as_those_of_a_request(values: list[str | None], on_m
     found = dict(enumerate(values))
     keys = tuple((str(index), lambda context, index=index: found[index]) for index in found)
     scope = Scope("", keys, (), on_missing)
-    context: Context = None  # type: ignore[assignment] # the readers above do not look at it
+    context = Context("GET", "", "/", {}, "192.0.2.1", identity_of(()), moment(0))
     assert (scope.spell(values) or None) == (scope.values(context) or None)
 
 

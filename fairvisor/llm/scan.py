@@ -22,6 +22,7 @@ MAX_OBJECT_BYTES: Final = 65_536
 """A usage object larger than this is none: real ones have less than one kilobyte."""
 
 _MAX_KEY: Final = 32
+_MAX_BRACKETS: Final = 8  # no usage stands deeper than in four
 _OUTSIDE: Final = re.compile(rb'["{}\[\]]')
 _INSIDE: Final = re.compile(rb'["\\]')
 
@@ -36,6 +37,7 @@ class UsageScanner:
         self._found = found
         # per document
         self._depth = 0
+        self._brackets = bytearray()  # the outermost of those that are open
         self._root_depth = 1  # 2 when the root is an array
         self._holder = b""  # the key whose object is open one below the root object
         # per token
@@ -87,11 +89,17 @@ class UsageScanner:
             self._open(sign)
         else:
             self._depth -= 1
+            del self._brackets[max(0, self._depth) :]
+            self._key = b""
         return match.end()
 
     def _open(self, sign: bytes) -> None:
-        # Inside an object, where alone it matters, the string before a bracket is the key of what opens.
-        key = self._key if sign == b"{" else b""
+        # Inside an object the string before a bracket is the key of what opens; in an array it is a neighbour.
+        in_object = self._brackets[self._depth - 1 : self._depth] == b"{" if self._depth > 0 else False
+        key = self._key if sign == b"{" and in_object else b""
+        self._key = b""
+        if len(self._brackets) < _MAX_BRACKETS:
+            self._brackets += sign
         self._depth += 1
         if self._object is not None:
             return
