@@ -77,53 +77,6 @@
 #pragma GCC target("cx16")
 #elif !defined(__aarch64__)
 #error "fairvisor needs a 64-bit x86 or ARM processor"
-static inline u64 sweep(slot *at, u64 now_ns)
-{
-    record r = load_record(at);
-    return kind_of(r.a) != FREE && expired(r, now_ns) && cas(&at->rec, r, NOTHING); /* step: sweep */
-}
-
-/* ---- moving records --------------------------------------------------------------------------------------------- */
-
-/* A copy of a slot that was whole at one moment; FREE unless its record was live. */
-static slot read_whole(slot *at, u64 now_ns)
-{
-    for (unsigned tries = 0; tries < MAX_TRIES; tries++) {
-        slot copy = {load_record(at), load_relaxed(&at->used), load_relaxed(&at->key)};
-        if (kind_of(copy.rec.a) < TIME || expired(copy.rec, now_ns))
-            break;
-        if (cas(&at->rec, copy.rec, copy.rec)) /* step: read whole */
-            return copy;
-    }
-    return (slot){0};
-}
-
-/* A record dated `shift_ns` later. */
-static record shifted(record r, int64_t shift_ns)
-{
-    if (kind_of(r.a) == TIME)
-        return time_record(fp_of(r.a), (time_of(r) + ((u128)(i128)shift_ns << TICK_BITS)) & TIME_MASK);
-    int64_t units = (shift_ns >> UNIT_BITS) + ((shift_ns & (((int64_t)1 << UNIT_BITS) - 1)) != 0);
-    r.a = make_a(fp_of(r.a), TOTAL, exp_of(r.a) + (u64)units);
-    return r;
-}
-
-/* Puts a slot of another table into this one. 1: its key has at least this charge now, or it has run out.
- * 0: no room, or its key is not known. */
-static int merge(table *t, slot from, int64_t shift_ns, u64 now_ns)
-{
-    operation o = {.next = next_merge, .creates = 1, .now_ns = now_ns};
-    window w = aim(&o, t, from.key);
-    if (o.fp != fp_of(from.rec.a))
-        return 0;
-    o.given = shifted(from.rec, shift_ns);
-    o.used_ns = shift_ns < 0 && from.used < -(u64)shift_ns ? 0 : from.used + (u64)shift_ns;
-    if (expired(o.given, now_ns))
-        return 1;
-    apply(t, &w, &o);
-    return o.outcome == ALLOWED;
-}
-
 #endif
 
 typedef uint64_t u64;
