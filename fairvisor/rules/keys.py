@@ -74,16 +74,7 @@ class Scope:
         return lambda context: read(context) if self.applies(context) else None
 
     def _read_many(self, context: Context) -> str | None:
-        text = ""
-        for read in self._readers:
-            value = read(context)
-            if value:
-                text += f"{len(value)}:{value}"
-            elif self._on_missing == "shared":
-                text += _SHARED
-            else:
-                return None
-        return text or _NOBODY
+        return self.spell([read(context) for read in self._readers])
 
     def spell(self, values: Sequence[str | None]) -> str | None:
         """The text that `values` gives for a request with these values of `names`; None: the rule does not run."""
