@@ -17,5 +17,6 @@ debug.py           sessions that explain decisions
 admin.py        what operators may ask and do
 admin_listener.py  their own socket and threads
 operators.py       which sockets a worker serves, and opening one again
+undecided.py       what is said when nothing could be decided
 complaints.py      what goes wrong, told without flooding the log
 """

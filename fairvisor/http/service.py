@@ -30,12 +30,13 @@ from fairvisor.http.health import Health
 from fairvisor.http.hub import BodyRule
 from fairvisor.http.pages import NO_BODY, Page, Sliced, open_page, page_at, path_of
 from fairvisor.http.request import Peer, Request
+from fairvisor.http.undecided import Undecided
 from fairvisor.identity import Identity
 from fairvisor.llm.reservation import unseal
 from fairvisor.llm.usage import read_usage
-from fairvisor.metrics import DECISIONS, Counter, Latency, TokenMeter
+from fairvisor.metrics import Counter, Latency, TokenMeter
 from fairvisor.metrics.families import SETTLEMENTS
-from fairvisor.response import Answer, Renderer, error_answer, unavailable_answer
+from fairvisor.response import Answer, Renderer, error_answer
 from fairvisor.rules.llm_tokens import settle
 from fairvisor.settings import Settings
 from fairvisor.top_keys import TopKeys
@@ -83,18 +84,12 @@ class Service:
         self._token = settings.decision_token.encode() if settings.decision_token else b""
         self._debug = DebugSessions(settings.debug_session_secret)
         self._complaints = Complaints()
-        self._audit = audit
+        self._undecided = Undecided(segment, settings.fail_open, audit)
         self._noted_by = tuple(each.note for each in (audit, top_keys) if each is not None)
         self._is_timed = cycle((False,) * (_TIMED_ONE_IN - 1) + (True,)).__next__
         self._took = Latency(segment).observe
         self._tokens = TokenMeter(segment)
         self._settlements = {result: Counter(segment, SETTLEMENTS, result) for result in SETTLEMENTS.known}
-        self._fail_open = settings.fail_open
-        self._failed_open = Counter(segment, DECISIONS, "", "", "allow", Reason.ENGINE_ERROR.value)
-        self._unavailable = {
-            reason: Counter(segment, DECISIONS, "", "", "reject", reason.value)
-            for reason in (Reason.ENGINE_ERROR, Reason.NO_BUNDLE_LOADED)
-        }
 
     def _make_pages(self, *, with_health: bool) -> dict[str, Page]:
         return {
@@ -154,7 +149,7 @@ class Service:
             self._check_peer(request, now)
         active = self._active.current
         if active is None:
-            return self._refuse_undecided(Reason.NO_BUNDLE_LOADED)
+            return self._undecided.refuse(Reason.NO_BUNDLE_LOADED)
         method, target, host = endpoint.describe(request)
         bundle = active.bundle
         if not host and bundle.routes.selects_by_host:
@@ -199,19 +194,9 @@ class Service:
 
     def _failed(self, endpoint: Endpoint | None) -> Answer:
         """What a failure of ours means: the gateway decides by its own setting, or the request passes, counted."""
-        if endpoint is not None and self._fail_open:
-            self._failed_open.add()
-            if self._audit is not None:
-                self._audit.undecided("allow", Reason.ENGINE_ERROR)
+        if endpoint is not None and self._undecided.passes():
             return Answer(endpoint.allow_status or self._allow_status)
-        return self._refuse_undecided(Reason.ENGINE_ERROR)
-
-    def _refuse_undecided(self, reason: Reason) -> Answer:
-        """503, counted: the gateway decides by its own setting."""
-        self._unavailable[reason].add()
-        if self._audit is not None:
-            self._audit.undecided("reject", reason)
-        return unavailable_answer(reason)
+        return self._undecided.refuse(Reason.ENGINE_ERROR)
 
     # other pages
 

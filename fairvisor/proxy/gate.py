@@ -21,10 +21,11 @@ from fairvisor.follow import ActiveBundle
 from fairvisor.http.complaints import Complaints
 from fairvisor.http.debug import DebugSessions, explanation
 from fairvisor.http.request import Peer, Request
-from fairvisor.metrics import DECISIONS, Cells, Counter, Family, Latency, TokenMeter
+from fairvisor.http.undecided import Undecided
+from fairvisor.metrics import Cells, Counter, Family, Latency, TokenMeter
 from fairvisor.metrics.families import SETTLEMENTS, STREAMS_ENDED, USAGE_MISSING
 from fairvisor.proxy.account import Account, Ledger
-from fairvisor.response import Answer, Renderer, error_answer, unavailable_answer
+from fairvisor.response import Answer, Renderer, error_answer
 from fairvisor.route import Plan
 
 if TYPE_CHECKING:
@@ -73,13 +74,7 @@ class Gate:
         self._debug_on = bool(settings.debug_session_secret)
         self._debug = DebugSessions(settings.debug_session_secret)
         self._complaints = Complaints()
-        self._fail_open = settings.fail_open
-        self._failed_open = Counter(segment, DECISIONS, "", "", "allow", Reason.ENGINE_ERROR.value)
-        self._unavailable = {
-            reason: Counter(segment, DECISIONS, "", "", "reject", reason.value)
-            for reason in (Reason.ENGINE_ERROR, Reason.NO_BUNDLE_LOADED)
-        }
-        self._audit = audit
+        self._undecided = Undecided(segment, settings.fail_open, audit)
         self._noted_by = tuple(each.note for each in (audit, top_keys) if each is not None)
         self._is_timed = cycle((False,) * (_TIMED_ONE_IN - 1) + (True,)).__next__
         self._took = Latency(segment).observe
@@ -131,26 +126,16 @@ class Gate:
             return error_answer(error)
         except Exception as error:  # a fault of ours must not stop the worker
             self._complaints.failure(error, now)
-            if self._fail_open:
-                self._failed_open.add()
-                if self._audit is not None:
-                    self._audit.undecided("allow", Reason.ENGINE_ERROR)
+            if self._undecided.passes():
                 return Passage()
-            return self._refuse_undecided(Reason.ENGINE_ERROR, head)
-
-    def _refuse_undecided(self, reason: Reason, head: RequestHead) -> Answer:
-        """503, counted, in the dialect of the path."""
-        self._unavailable[reason].add()
-        if self._audit is not None:
-            self._audit.undecided("reject", reason)
-        return unavailable_answer(reason, head.target.partition("?")[0])
+            return self._undecided.refuse(Reason.ENGINE_ERROR, head.target.partition("?")[0])
 
     def _decide(
         self, head: RequestHead, peer: Peer, body: bytes | None, cut_bytes: int, whole: bool, now: Now
     ) -> Answer | Passage:
         active = self._active.current
         if active is None:
-            return self._refuse_undecided(Reason.NO_BUNDLE_LOADED, head)
+            return self._undecided.refuse(Reason.NO_BUNDLE_LOADED, head.target.partition("?")[0])
         bundle = active.bundle
         if head.repeated:
             _settle_repeated(head, bundle)
