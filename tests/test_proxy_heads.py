@@ -85,6 +85,7 @@ LINE = st.sampled_from(
 
 @given(line=LINE, fields=st.lists(FIELD, max_size=5), body=BODY)
 @example(b"POST / HTTP/1.1", [b"Host: a", b"Content-Length: 3"], [b"abc"])
+@example(b"GET /\xff HTTP/1.1", [b"Host: a"], [])
 @example(b"POST / HTTP/1.1", [b"Host: a", b"Transfer-Encoding: chunked"], [b"3\r\nabc\r\n", b"0\r\n\r\n"])
 def test_what_is_accepted_llhttp_reads_the_same(line: bytes, fields: list[bytes], body: list[bytes]) -> None:
     data = b"\r\n".join([line, *fields]) + b"\r\n\r\n" + b"".join(body)

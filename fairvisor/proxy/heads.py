@@ -158,6 +158,8 @@ def read_request_head(raw: bytes) -> RequestHead:
     first, *fields = raw.split(b"\r\n")
     if raw.translate(None, _TEXT) != b"\r\n" * len(fields) or b"\t" in first:
         raise RequestError("malformed HTTP: a control character or a bare line end in the head")
+    if not first.isascii():  # not a URI (RFC 3986 2); readers differ on what it means
+        raise RequestError("malformed HTTP: the request line holds a byte that is not ASCII")
     parts = first.split(b" ")
     if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]) or parts[2] not in (b"HTTP/1.1", b"HTTP/1.0"):
         raise RequestError("malformed HTTP: the request line is not `METHOD target HTTP/1.1`")
