@@ -71,14 +71,20 @@ $(BIN)/python:
 	done; \
 	echo "Python 3.10 or later was not found. Install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1
 
-$(RUN_STAMP): $(SOURCES_OF_THE_INSTALL) | $(BIN)/python
-	@echo 'Installing Fairvisor Edge and what it needs into $(VENV) (a few minutes the first time: the decision path is compiled)...'
-	@MEINHELD_NOGREEN=1 $(INSTALL) --editable '.[meinheld]' || { \
-	    echo 'With the optional meinheld worker it did not install; going on without meinheld.' >&2; \
-	    $(INSTALL) --editable .; }
-	@touch $@
+COMMA := ,
 
-$(DEV_STAMP): $(RUN_STAMP)
-	@echo 'Installing the tools of the tests into $(VENV)...'
-	@$(INSTALL) --editable '.[dev]'
-	@touch $@
+# The tools of the tests come together with what serving needs: the decision path is compiled once, not twice.
+$(RUN_STAMP): $(SOURCES_OF_THE_INSTALL) | $(BIN)/python
+	$(call install,.[meinheld],.)
+
+$(DEV_STAMP): $(SOURCES_OF_THE_INSTALL) | $(BIN)/python
+	$(call install,.[dev$(COMMA)meinheld],.[dev])
+	@touch $(RUN_STAMP)
+
+define install
+@echo 'Installing Fairvisor Edge and what it needs into $(VENV) (a few minutes the first time: the decision path is compiled)...'
+@MEINHELD_NOGREEN=1 $(INSTALL) --editable '$(1)' || { \
+    echo 'With the optional meinheld worker it did not install; going on without meinheld.' >&2; \
+    $(INSTALL) --editable '$(2)'; }
+@touch $@
+endef

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fairvisor.llm.models import CACHED_NAMES, _plain, canonical_model, compile_aliases
@@ -101,6 +101,7 @@ PIECES = st.sampled_from(
 )
 
 
+@example("ANTHROPIC. 0")
 @given(st.text(max_size=50) | st.lists(PIECES, max_size=8).map("".join))
 def test_a_canonical_name_is_canonical_already(name: str) -> None:
     canonical = canonical_model(name, {})

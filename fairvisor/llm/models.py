@@ -73,8 +73,8 @@ def _end_of_chain(name: str, steps: Mapping[str, str]) -> str:
 def _plain(name: str) -> str:
     """`name` (lower case) without provider and date; the name itself when nothing would be left of it."""
     plain = name.rstrip("/ ").rpartition("/")[2].strip()
-    while (match := _VENDOR.match(plain)) and match.end() < len(plain):
-        plain = plain[match.end() :]
+    while (match := _VENDOR.match(plain)) and (model := plain[match.end() :].lstrip()):
+        plain = model
     while (match := _SUFFIX.search(plain)) and match.start():
         plain = plain[: match.start()].rstrip()
     return plain or name

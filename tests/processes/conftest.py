@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from edge_server import Edge, StartEdge
+from edge_server import Edge, StartEdge, wait_until
 
 
 @pytest.fixture
@@ -31,6 +31,7 @@ def start_edge(tmp_path: Path) -> Iterator[StartEdge]:
         edges.append(edge)
         if ready:
             edge.wait_ready()
+            wait_until(lambda: len(edge.workers()) >= workers)
         return edge
 
     yield start
