@@ -28,6 +28,7 @@ from fairvisor.errors import BundleInvalid, SegmentError, SettingsError
 from fairvisor.http.accept import Board
 from fairvisor.http.admin import Admin
 from fairvisor.http.admin_listener import AdminServer, AdminSocket
+from fairvisor.http.connection import MAX_HEAD_BYTES
 from fairvisor.http.operators import Operators, open_or_tell
 from fairvisor.http.service import Service
 from fairvisor.http.side import serve_in_thread
@@ -51,7 +52,10 @@ _WORKER_TIMEOUT_S: Final = 30
 _BACKLOG: Final = 2048
 _SOCKET_UMASK: Final = 0o117  # whoever can connect to a unix socket is trusted: owner and group
 
-_GREEN: Final = ("gevent", "eventlet", "ggevent")
+# What gunicorn's own parser accepts. Its defaults are smaller than a gateway's: a long token or path would not pass.
+WSGI_LIMITS: Final = {"limit_request_line": 8190, "limit_request_field_size": MAX_HEAD_BYTES}
+
+_GREEN: Final = ("gunicorn.workers.ggevent", "gunicorn.workers.geventlet")
 
 _DESCRIPTORS_BESIDE_CONNECTIONS: Final = 64
 
@@ -63,8 +67,10 @@ def serve(settings: Settings, *, accept_older: bool = False) -> None:
 
     `accept_older`: take the bundle file even if its version is lower than that of the last good bundle.
     """
+    side_binds(
+        settings, worker_class(settings.worker_class)
+    )  # what cannot be is refused before anything is claimed
     configure(settings)
-    worker_class(settings.worker_class)
     # A proxied request has a connection on either side.
     _allow_descriptors(settings.max_connections * (2 if settings.mode == PROXY else 1))
     replaces = environment().get("GUNICORN_PID", "")
@@ -101,10 +107,11 @@ class Master(BaseApplication):  # type: ignore[misc]
     def load_config(self) -> None:
         """Everything gunicorn is told. Its own files and variables are not read: there is one list of settings."""
         settings = self.settings
+        served_by = worker_class(settings.worker_class)
         choices: Mapping[str, Any] = {
-            "bind": [str(bind) for bind in (*settings.bind, *side_binds(settings))],
+            "bind": [str(bind) for bind in (*settings.bind, *side_binds(settings, served_by))],
             "workers": settings.worker_processes or available_processors(),
-            "worker_class": worker_class(settings.worker_class),
+            "worker_class": served_by,
             "proc_name": f"fairvisor-{settings.instance}",
             "timeout": _WORKER_TIMEOUT_S,
             "graceful_timeout": _GRACEFUL_TIMEOUT_S,
@@ -119,6 +126,7 @@ class Master(BaseApplication):  # type: ignore[misc]
             "loglevel": settings.log_level,
             "logger_class": Log,
             "control_socket_disable": True,
+            **WSGI_LIMITS,
             "child_exit": _child_exit,
             "post_fork": _post_fork,
             "worker_exit": _worker_exit,
@@ -194,11 +202,11 @@ def warn_again(publisher: Publisher, environ: Mapping[str, str]) -> None:
         _log.warning("bundle %s: %s", version, warning)
 
 
-def side_binds(settings: Settings) -> tuple[Bind, ...]:
+def side_binds(settings: Settings, served_by: type[Worker]) -> tuple[Bind, ...]:
     """Where to listen beside decisions. Raises SettingsError where the worker class leaves no thread for it."""
     if settings.health_bind is None:
         return ()
-    if settings.worker_class.startswith(_GREEN):
+    if any(base.__module__ in _GREEN for base in served_by.__mro__):
         raise SettingsError(
             f"FAIRVISOR_HEALTH_BIND: {settings.health_bind} is wrong: not with FAIRVISOR_WORKER_CLASS="
             f"{settings.worker_class}, which has no threads"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 from request_checks import Received
+from request_script import Script, duration_ns
 
 from fairvisor.bundle.compile import compile_bundle
 from fairvisor.bundle.load import parse, verify_signature
@@ -91,6 +93,28 @@ class World:
         self._told = Told("")
         self._active = ActiveBundle(self._told)
         self.service = Service(self.settings, segment, identity, self._active, self.now)
+
+    @classmethod
+    def of(cls, script: Script, place: Path) -> World:
+        """The world in which a file begins."""
+        folder = script.path.parent
+        shared = folder / "settings.json"
+        environ = (json.loads(shared.read_text()) if shared.exists() else {}) | script.settings
+        environ = {name: value.replace("{folder}", str(folder)) for name, value in environ.items()}
+        world = cls(folder, place, environ, script.start_ns)
+        if script.bundle:
+            world.load(script.bundle)
+        return world
+
+    def direct(self, word: str, text: str) -> None:
+        """Do what stands between two requests of a file."""
+        if word == "@":
+            moment_ns = duration_ns(text.removeprefix("+"))
+            self.elapsed_ns = moment_ns + (self.elapsed_ns if text.startswith("+") else 0)
+        elif word == "load":
+            self.load(text)
+        elif word == "fail":
+            self.fail()
 
     def now(self) -> Now:
         """The simulated moment."""

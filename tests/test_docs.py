@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_requests import SCRIPTS, Run
+from test_requests import SCRIPTS, run_in_process
 
 from fairvisor import __version__
 from fairvisor.bundle.fields import FIXED_DESCRIPTORS, NAMED_DESCRIPTORS
@@ -140,7 +140,7 @@ def test_every_header_of_an_answer_is_described(tmp_path: Path) -> None:
     sent = {"X-Fairvisor-Throttle-Ms"}
     for script in SCRIPTS:
         if "service" in script.transports:
-            received = Run(script, "service", tmp_path).received
+            received = run_in_process(script, "service", tmp_path).received
             sent |= {name for answer in received for name, _ in answer.headers}
     assert len(sent) > 20
     described = page("headers.md").replace("-<n>-", "-1-")

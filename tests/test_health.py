@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import orjson
 import pytest
+from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.sync import SyncWorker
 
 from fairvisor.clock import Now
 from fairvisor.counters.segment import Segment
@@ -17,7 +19,7 @@ from fairvisor.http.hub import Hub, Limits
 from fairvisor.http.outbox import Outbox
 from fairvisor.http.pages import Sliced
 from fairvisor.http.request import Request
-from fairvisor.master import side_binds
+from fairvisor.master import serve, side_binds
 from fairvisor.notes import Notes
 from fairvisor.settings import Settings
 
@@ -162,6 +164,22 @@ def test_an_answer_whose_client_is_gone_is_dropped(hub: Hub, loop: Loop) -> None
 
 def test_the_listener_needs_a_worker_class_with_threads() -> None:
     settings = Settings.load({"FAIRVISOR_HEALTH_BIND": "127.0.0.1:9090"}, {})
-    assert [str(bind) for bind in side_binds(settings)] == ["127.0.0.1:9090"]
+    assert [str(bind) for bind in side_binds(settings, ThreadWorker)] == ["127.0.0.1:9090"]
+    with pytest.raises(SettingsError, match="FAIRVISOR_WORKER_CLASS=gevent"):
+        side_binds(replace(settings, worker_class="gevent"), Green)
+
+
+def test_settings_that_exclude_each_other_are_refused_before_anything_is_touched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fairvisor.master.worker_class", lambda _: Green)
+    monkeypatch.setattr("fairvisor.master.open_segment", lambda _: pytest.fail("the segment was opened"))
+    settings = Settings.load({"FAIRVISOR_HEALTH_BIND": "127.0.0.1:9090"}, {})
     with pytest.raises(SettingsError, match="FAIRVISOR_HEALTH_BIND"):
-        side_binds(replace(settings, worker_class="gevent"))
+        serve(replace(settings, worker_class="gevent"))
+
+
+class Green(SyncWorker):
+    """Stands for gunicorn's worker on gevent, which is not installed here."""
+
+    __module__ = "gunicorn.workers.ggevent"

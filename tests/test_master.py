@@ -38,7 +38,6 @@ def test_worker_classes_by_name() -> None:
 
 
 @pytest.mark.needs("meinheld")
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="meinheld does not import there")
 def test_meinheld_is_a_worker_class() -> None:
     assert worker_class("meinheld").__module__ == "meinheld.gmeinheld"
 

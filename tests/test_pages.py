@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from request_checks import Received
 from request_script import Exchange, Script, read_script
-from test_requests import Run
+from test_requests import run_in_process
 
 from fairvisor.bundle.load import parse
 
@@ -80,7 +80,7 @@ def test_an_example_shows_exactly_what_comes_out(example: Block, transport: str,
     script = written(example, tmp_path)
     place = tmp_path / "edge"
     place.mkdir()
-    run = Run(script, transport, place)
+    run = run_in_process(script, transport, place)
     assert not run.problems, "\n" + "\n".join(run.problems)
     exchanges = [step for step in script.steps if isinstance(step, Exchange)]
     for exchange, received in zip(exchanges, run.received, strict=True):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from request_checks import TELLING, Received, problems
@@ -14,7 +14,6 @@ from request_script import (
     Expectation,
     Script,
     ScriptError,
-    duration_ns,
     expect,
     read_script,
     request_bytes,
@@ -32,18 +31,12 @@ VOLATILE = frozenset({"date", "connection", "content-length", "x-fairvisor-reser
 
 
 class Run:
-    """One file on one transport."""
+    """One file on one transport: `world` does what stands between the requests, `transport` asks."""
 
-    def __init__(self, script: Script, transport: str, place: Path) -> None:
-        folder = script.path.parent
-        shared = folder / "settings.json"
-        environ = (json.loads(shared.read_text()) if shared.exists() else {}) | script.settings
-        environ = {name: value.replace("{folder}", str(folder)) for name, value in environ.items()}
+    def __init__(self, script: Script, world: Any, transport: Any) -> None:
         self.script = script
-        self.world = World(folder, place, environ, script.start_ns)
-        if script.bundle:
-            self.world.load(script.bundle)
-        self.transport = TRANSPORTS[transport](self.world)
+        self.world = world
+        self.transport = transport
         self.peer = "127.0.0.1"
         self.names: dict[str, str] = {}
         self.received: list[Received] = []
@@ -66,19 +59,19 @@ class Run:
         self.received.append(received)
 
     def direct(self, step: Directive) -> None:
-        if step.word == "@":
-            later = step.text.startswith("+")
-            moment_ns = duration_ns(step.text.removeprefix("+"))
-            self.world.elapsed_ns = moment_ns + (self.world.elapsed_ns if later else 0)
-        elif step.word == "peer":
+        if step.word == "peer":
             self.peer = "" if step.text == "unix" else step.text
-        elif step.word == "load":
-            self.world.load(step.text)
         elif step.word == "token":
             name, key, algorithm, claims = step.text.split(" ", 3)
             self.names[name] = mint(key, algorithm, claims, self.script.start_ns)
-        elif step.word == "fail":
-            self.world.fail()
+        else:
+            self.world.direct(step.word, step.text)
+
+
+def run_in_process(script: Script, transport: str, place: Path) -> Run:
+    """A file on one of the three ways in, without a socket."""
+    world = World.of(script, place)
+    return Run(script, world, TRANSPORTS[transport](world))
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +83,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @cache
 def run(index: int, transport: str, place: Path) -> Run:
     """What came of a file on a transport; worked out once."""
-    return Run(SCRIPTS[index], transport, place)
+    return run_in_process(SCRIPTS[index], transport, place)
 
 
 CASES = [

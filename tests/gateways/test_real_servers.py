@@ -1,5 +1,6 @@
-"""A sample of `tests/requests/` on real servers: the edge worker, meinheld and gunicorn's threads give what the files
-expect. (All of them run in simulated time without a socket; what needs simulated time is not in the sample.)
+"""A sample of `tests/requests/` on real edge workers gives what the files expect.
+
+All of them run in simulated time, on the same protocol without a socket; what needs that time is not in the sample.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from request_tokens import mint
 
 from fairvisor.clock import read_now
 
-needs = pytest.mark.needs
 FOLDER = ROOT / "tests" / "requests"
 SAMPLE = (
     "answers/001-ratelimit-headers-both",
@@ -35,14 +35,6 @@ SAMPLE = (
 )
 ONE = {"FAIRVISOR_WORKER_PROCESSES": "1"}
 
-# What docs/gateways/transports.md says is different. A difference that goes away must leave the page.
-DIFFERENT = {("meinheld", "selectors/012-both-readings-of-an-encoded-slash")}
-CLASSES = [
-    pytest.param("edge", id="edge"),
-    pytest.param("gthread", id="gthread"),
-    pytest.param("meinheld", id="meinheld", marks=needs("meinheld")),
-]
-
 
 def environ_of(folder: Path, settings: dict[str, str]) -> dict[str, str]:
     shared = folder / "settings.json"
@@ -51,13 +43,10 @@ def environ_of(folder: Path, settings: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-@pytest.mark.parametrize("worker_class", CLASSES)
-def test_requests_on_real_servers(worker_class: str, name: str, start_edge: Callable[..., Edge]) -> None:
+def test_requests_on_real_servers(name: str, start_edge: Callable[..., Edge]) -> None:
     script = read_script(FOLDER / f"{name}.http")
     environ = environ_of(script.path.parent, script.settings)
-    edge = start_edge(
-        script.path.parent / script.bundle, FAIRVISOR_WORKER_CLASS=worker_class, **environ | ONE
-    )
+    edge = start_edge(script.path.parent / script.bundle, **environ | ONE)
     names: dict[str, str] = {}
     found = []
     for step in script.steps:
@@ -72,4 +61,4 @@ def test_requests_on_real_servers(worker_class: str, name: str, start_edge: Call
             kept_as, key, algorithm, claims = step.text.split(" ", 3)
             names[kept_as] = mint(key, algorithm, claims, read_now().wall_ns)
     edge.process.terminate()
-    assert bool(found) == ((worker_class, name) in DIFFERENT), "\n" + "\n".join(found)
+    assert not found, "\n" + "\n".join(found)
