@@ -7,7 +7,9 @@ in one process; a share is computed within a round and its median is reported.
 
 Delays: a client sends requests at a constant rate, whatever the answers do, and measures each from the moment at which
 it was due. Reported are the requests that were due between the start of a reload and its acknowledgement, beside those
-of quiet seconds before. The bundle is published by a process of its own, as by the command line.
+of quiet seconds before. Bundles are pushed to the admin listener, as `fairvisor connect --push` does it. `elsewhere`
+is the share of the machine that processes outside this measurement had meanwhile, `stolen` what its host did not give
+it: where they are not small, they are what was measured.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import gc
 import json
 import multiprocessing
 import os
-import selectors
+import select
 import socket
 import statistics
 import sys
@@ -25,7 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,13 +37,12 @@ from rich.table import Table
 
 from fairvisor.bundle.compile import compile_bundle
 from fairvisor.bundle.load import parse
+from fairvisor.cli.edge import Edge
 from fairvisor.clock import read_now
 from fairvisor.context import Context
 from fairvisor.counters.segment import SHM_DIR, Segment
 from fairvisor.engine import Bundle, decide
-from fairvisor.http.start import segment_name
 from fairvisor.identity import Identity
-from fairvisor.reload import Publisher
 from fairvisor.settings import Settings
 
 QUIET_S = 4.0
@@ -119,12 +120,49 @@ def spent(loaded: Bundle, segment: Segment, identity: Identity) -> float:
 
 
 class Window(NamedTuple):
-    """A reload: when it began and was acknowledged (monotonic ns), and who lagged."""
+    """A reload: when it began and was acknowledged (monotonic ns), who lagged, and what the machine did meanwhile."""
 
     name: str
     begin_ns: int
     end_ns: int
     lagging: int
+    disturbed: Disturbed
+
+
+class Disturbed(NamedTuple):
+    """Shares of the machine, 0 to 1: what other processes had, and what its host did not give."""
+
+    elsewhere: float
+    stolen: float
+
+
+class Machine:
+    """What the processors have done since it was made, by all processes and by this process group (proc(5))."""
+
+    def __init__(self) -> None:
+        self._before = _processors()
+        self._ours = _ticks_of_group(os.getpgrp())
+
+    def disturbed(self) -> Disturbed:
+        used, stolen, total = (now - before for now, before in zip(_processors(), self._before, strict=True))
+        ours = _ticks_of_group(os.getpgrp()) - self._ours
+        return Disturbed(max(0.0, round((used - ours) / total, 2)), round(stolen / total, 2))
+
+
+def _processors() -> tuple[int, int, int]:
+    """Clock ticks: used by processes, stolen, and all there are."""
+    ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    *_, idle, waiting_for_disk, _, _, stolen = ticks
+    return sum(ticks) - idle - waiting_for_disk - stolen, stolen, max(1, sum(ticks))
+
+
+def _ticks_of_group(group: int) -> int:
+    total = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            total += sum(map(int, fields[11:15])) if int(fields[2]) == group else 0
+    return total
 
 
 class Steady:
@@ -141,12 +179,10 @@ class Steady:
         self.failed = 0
 
     def run(self) -> None:
-        """Until `stop`."""
-        selector = selectors.EpollSelector()
+        """Until `stop`. `select` and not `epoll`, whose time-outs are whole milliseconds."""
         for each in self._sockets:
             each.setblocking(False)
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            selector.register(each, selectors.EVENT_READ)
         next_ns, turn = time.monotonic_ns(), 0
         while not self._stop.is_set():
             while next_ns <= time.monotonic_ns():
@@ -155,8 +191,8 @@ class Steady:
                 self._due[each.fileno()].append(next_ns)
                 next_ns, turn = next_ns + self._every_ns, turn + 1
             wait_s = (next_ns - time.monotonic_ns()) / 1e9
-            for key, _ in selector.select(max(0.0, wait_s)):
-                self._read(key.fileobj)  # type: ignore[arg-type]
+            for each in select.select(self._sockets, [], [], max(0.0, wait_s))[0]:
+                self._read(each)
 
     def _read(self, connection: socket.socket) -> None:
         data = self._tail[connection.fileno()] + connection.recv(1 << 16)
@@ -228,19 +264,20 @@ def delays(policies: int, rate: int, workers: int) -> list[dict[str, Any]]:
         ("back to a small bundle", bundle(8, 1)),
     ]
     with scratch() as folder, serving(folder, workers, one) as (port, environ):
-        segment = Segment.attach(segment_name(environ["FAIRVISOR_INSTANCE"]))
-        publisher = Publisher(Settings.load(environ, {}), segment, os.environ)
+        admin = Edge(f"unix:{folder}/{environ['FAIRVISOR_INSTANCE']}.admin", None)
         here, there = multiprocessing.Pipe()
         asking = multiprocessing.get_context("spawn").Process(target=client, args=(port, rate, there))
         asking.start()
         time.sleep(2)
-        begin_ns = time.monotonic_ns()
+        machine, begin_ns = Machine(), time.monotonic_ns()
         time.sleep(QUIET_S)
-        windows = [Window("quiet", begin_ns, time.monotonic_ns(), 0)]
+        windows = [Window("quiet", begin_ns, time.monotonic_ns(), 0, machine.disturbed())]
         for name, data in steps:
-            begin_ns = time.monotonic_ns()
-            published = publisher.publish(data)
-            windows.append(Window(name, begin_ns, time.monotonic_ns(), len(published.lagging)))
+            machine, begin_ns = Machine(), time.monotonic_ns()
+            published = admin.ask("PUT", "bundle", body=data)
+            end_ns = time.monotonic_ns()
+            lagging = len(published["lagging"])
+            windows.append(Window(name, begin_ns, end_ns, lagging, machine.disturbed()))
             time.sleep(1.5)
         here.send("stop")
         seen, failed = here.recv()
@@ -263,6 +300,7 @@ def summary(window: Window, seen: list[tuple[int, int]]) -> dict[str, Any]:
         "p50_ms": round(p50, 3),
         "p99_ms": round(p99, 3),
         "max_ms": round(most, 3),
+        **window.disturbed._asdict(),
     }
 
 

@@ -19,7 +19,7 @@ from fairvisor.clock import NS_PER_S, Now
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import SHM_DIR, Segment
 from fairvisor.errors import BundleInvalid, BundleRefused, SegmentError
-from fairvisor.follow import TRY_AGAIN_NS, ActiveBundle, Follower
+from fairvisor.follow import SLICE_NS, TRY_AGAIN_NS, ActiveBundle, Follower
 from fairvisor.identity import Identity, Refresher
 from fairvisor.processes import identity, pid_of
 from fairvisor.reload import Publisher, forget
@@ -218,7 +218,7 @@ class TestSwitching:
         tick = instance.now
 
         def slow() -> Now:
-            instance.elapsed_ns += 100_000
+            instance.elapsed_ns += SLICE_NS // 4
             return tick()
 
         instance.follower._clock = slow

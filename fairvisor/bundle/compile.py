@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from fractions import Fraction
-from math import ceil, floor
 from typing import Final, NamedTuple
 
 from fairvisor.bundle import model
@@ -129,13 +127,13 @@ class Compiler:
         return None if source == "fixed" else compile_cost(source, default_cost)
 
     def _token_bucket(self, tally: Tally, rule: model.TokenBucketRule, config: model.TokenBucket) -> Limit:
-        rate = Fraction(config.tokens_per_second)
+        rate = config.tokens_per_second
         burst_u = round(config.burst * UNIT_U)
         return TokenBucket(
             tally,
             self._scope(tally, rule, "bucket"),
             self._seed,
-            Quota(tally.rule, burst_u, ceil(Fraction(config.burst) / rate)),
+            Quota(tally.rule, burst_u, _seconds(config.burst, rate)),
             rate,
             max(1, millionths(config.fixed_cost)),
             self._cost(config.cost_source, config.default_cost),
@@ -143,14 +141,12 @@ class Compiler:
         )
 
     def _budget(self, tally: Tally, rule: model.CostBasedRule, config: model.CostBased) -> Limit:
-        budget_u = Fraction(config.budget) * UNIT_U
-        shares = [
-            (stage, budget_u * Fraction(stage.threshold_percent) / 100) for stage in config.staged_actions
-        ]
-        limit_u = min(floor(share) for stage, share in shares if stage.action == "reject")
+        budget = config.budget
+        shares = [(stage, *_share_u(budget, stage.threshold_percent)) for stage in config.staged_actions]
+        limit_u = min(below_u for stage, below_u, _ in shares if stage.action == "reject")
         stages = [
-            Stage(ceil(share), Action(stage.action), int(stage.delay_ms or 0))
-            for stage, share in shares
+            Stage(above_u, Action(stage.action), int(stage.delay_ms or 0))
+            for stage, _, above_u in shares
             if stage.action != "reject"
         ]
         return Budget(
@@ -168,7 +164,7 @@ class Compiler:
 
     def _llm_tokens(self, tally: Tally, rule: model.LlmTokensRule, config: model.LlmTokens) -> Limit:
         burst_u = round(config.burst_tokens * UNIT_U)
-        window_s = ceil(Fraction(config.burst_tokens) * 60 / Fraction(config.tokens_per_minute))
+        window_s = _seconds(config.burst_tokens, config.tokens_per_minute, 60)
         day_u = round(config.tokens_per_day * UNIT_U) if config.tokens_per_day is not None else 0
         estimator = config.token_source.estimator
         caps = Caps(
@@ -316,6 +312,24 @@ def _streaming(config: model.LlmTokens) -> Streaming:
         streaming.on_limit_exceeded == "graceful_close",
         streaming.include_partial_usage,
     )
+
+
+# Exact, in whole numbers: fractions would cost a tenth of the time that a large bundle takes.
+
+
+def _seconds(amount: Decimal, rate: Decimal, period_s: int = 1) -> int:
+    """How long `amount` takes at `rate` in `period_s` seconds, rounded up."""
+    numerator, denominator = amount.as_integer_ratio()
+    per, of = rate.as_integer_ratio()
+    return -(-numerator * of * period_s // (denominator * per))
+
+
+def _share_u(amount: Decimal, percent: Decimal) -> tuple[int, int]:
+    """So many percent of `amount` in millionths, rounded down and up."""
+    numerator, denominator = amount.as_integer_ratio()
+    share, of = percent.as_integer_ratio()
+    over, under = numerator * share * UNIT_U, denominator * of * 100
+    return over // under, -(-over // under)
 
 
 def _whole(amount: Decimal | None) -> int | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal
-from fractions import Fraction
 from typing import Final, NamedTuple
 
 from fairvisor.clock import NS_PER_S, Now
@@ -94,7 +93,7 @@ class LlmTokens:
         self.quota = quota
         self._seed = seed
         self._burst_u = quota.amount_u
-        self._per = ticks_per_millionth(Fraction(tokens_per_minute) / 60)
+        self._per = ticks_per_millionth(tokens_per_minute, 60)
         self._day_quota = day_quota
         self._day_u = day_quota.amount_u if day_quota is not None else 0
         self._day = -1

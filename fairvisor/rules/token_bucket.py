@@ -6,8 +6,7 @@ ticks of 2^-28 ns so that any mix of millionths that sums to the burst fits and 
 
 from __future__ import annotations
 
-from fractions import Fraction
-from math import ceil
+from decimal import Decimal
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
@@ -25,9 +24,12 @@ TICKS_PER_NS: Final = 1 << 28
 FULL_WAIT_NS: Final = 1_000_000_000  # Retry-After when the table had no room and FAIRVISOR_TABLE_FULL=reject
 
 
-def ticks_per_millionth(rate_per_s: Fraction) -> int:
-    """The time one millionth takes to refill, in ticks, rounded up: the limit is never looser than written."""
-    return ceil(TICKS_PER_NS * 1000 / rate_per_s)
+def ticks_per_millionth(amount: Decimal, period_s: int = 1) -> int:
+    """The time one millionth takes to refill at `amount` in `period_s` seconds, in ticks, rounded up: the limit is
+    never looser than written.
+    """
+    numerator, denominator = amount.as_integer_ratio()
+    return -(-TICKS_PER_NS * 1000 * period_s * denominator // numerator)
 
 
 class TokenBucket:
@@ -51,7 +53,7 @@ class TokenBucket:
         scope: Scope,
         seed: int,
         quota: Quota,
-        rate_per_s: Fraction,
+        rate_per_s: Decimal,
         fixed_u: int,
         cost: Cost | None,
         reject_full: bool,
