@@ -134,8 +134,8 @@ class Decision:
 
     `verdict` is the limit that rejected, or the tightest of those that passed (None when no limit ran), `policies` all
     that matched. `marked` holds the verdicts that warn or throttle, `would_reject` the refusals of shadow policies,
-    `tripped` the circuit breakers that this request opened, `reservation` the sealed token of an LLM reservation; most
-    requests have none of these, and then they are not `remarked`.
+    `tripped` the circuit breakers that this request opened, `reservation` the sealed token of an LLM reservation, with
+    `passed`, what the enforced limits said; most requests have none of these, and then they are not `remarked`.
     """
 
     __slots__ = ("policies", "verdict")
@@ -147,6 +147,7 @@ class Decision:
     would_reject: tuple[Verdict, ...] = ()
     tripped: tuple[Limit, ...] = ()
     reservation: str = ""
+    passed: tuple[Verdict, ...] = ()
 
     def __init__(self, verdict: Verdict | None, policies: tuple[Policy, ...]) -> None:
         self.verdict = verdict
@@ -161,7 +162,7 @@ class Decision:
 class Remarked(Decision):
     """A decision about which there is more to say than what its limit has left."""
 
-    __slots__ = ("action", "delay_ms", "marked", "reservation", "tripped", "would_reject")
+    __slots__ = ("action", "delay_ms", "marked", "passed", "reservation", "tripped", "would_reject")
     remarked = True
 
     def __init__(
@@ -173,6 +174,7 @@ class Remarked(Decision):
         would_reject: tuple[Verdict, ...] = (),
         reservation: str = "",
         tripped: tuple[Limit, ...] = (),
+        passed: tuple[Verdict, ...] = (),
     ) -> None:
         super().__init__(verdict, policies)
         self.action = action
@@ -181,3 +183,4 @@ class Remarked(Decision):
         self.would_reject = would_reject
         self.reservation = reservation
         self.tripped = tripped
+        self.passed = passed

@@ -246,7 +246,10 @@ def _allowed(
     if not (marked or would_reject or reservation or tripped):
         return Decision(tightest, policies)
     _count_shadow(would_reject)
-    return Remarked(tightest, policies, action, tuple(marked), tuple(would_reject), reservation, tripped)
+    held = tuple(passed) if reservation else ()
+    return Remarked(
+        tightest, policies, action, tuple(marked), tuple(would_reject), reservation, tripped, held
+    )
 
 
 def _by_delay(verdict: Verdict) -> int:

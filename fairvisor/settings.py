@@ -114,6 +114,12 @@ class Settings:
         read.integer(10, 86_400_000),
         "How long an answer, or a WebSocket, may stand still, in milliseconds.",
     )
+    backend_total_timeout_ms: int = _setting(
+        "0",
+        read.integer(0, 86_400_000),
+        "How long a request and its answer may take in all, in milliseconds; 0: as long as they take. A WebSocket is "
+        "not counted.",
+    )
     backend_keep_ms: int = _setting(
         "30000",
         read.integer(0, 3_600_000),

@@ -412,6 +412,17 @@ def test_an_upstream_that_does_not_answer_in_time_is_a_504() -> None:
     run(test())
 
 
+def test_an_answer_that_does_not_begin_within_the_whole_time_is_a_504() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def test() -> None:
+        async with bench(OPEN, handler=silent, timeouts=Timeouts(5_000, 5_000, 100)) as proxy:
+            assert (await proxy.ask(GET)).status == 504
+
+    run(test())
+
+
 def test_an_idle_connection_that_was_closed_is_replaced_when_sending_twice_does_no_harm() -> None:
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)

@@ -12,6 +12,8 @@ import pytest
 from edge import policy, tokens
 from proxy_bench import Bench, Handler, bench, read_request, run
 
+from fairvisor.proxy.front import Timeouts
+
 TPM = 100_000
 CHAT = "/v1/chat/completions"
 
@@ -218,8 +220,6 @@ def test_a_failed_upstream_gives_everything_back(status: str) -> None:
     ids=["hang", "malformed", "reset"],
 )
 def test_an_upstream_that_breaks_gives_everything_back(handler: Handler) -> None:
-    from fairvisor.proxy.front import Timeouts
-
     async def test(proxy: Bench) -> None:
         client = await proxy.connect()
         client.send(request(STREAM))
@@ -336,6 +336,66 @@ def test_a_stream_past_its_limit_can_end_with_an_error() -> None:
         assert proxy.metric("streams_ended_total", how="error_chunk") == 1
 
     check(streaming(sse(*words(50), DONE)), test, policies=limited)
+
+
+def fallback(**config: Any) -> Any:
+    """A policy whose only rule does not apply, so that its fallback does."""
+    absent = tokens("absent", "header:x-key", tpm=TPM)
+    return policy("llm", absent, fallback_limit=tokens("fallback", tpm=TPM, **config))
+
+
+@pytest.mark.parametrize(
+    "policies",
+    [
+        rule(streaming={"limit": "reservation"}),
+        rule(streaming={"limit": "reservation"}, max_completion_tokens=100),
+        rule(streaming={"limit": "reservation"}, weights={"input": 3, "output": 0.5}),
+        rule(streaming={"limit": "reservation"}, max_completion_tokens=10),
+        fallback(max_completion_tokens=10),
+        fallback(streaming={"limit": "reservation"}),
+    ],
+)
+def test_a_stream_is_ended_at_its_reservation_or_by_a_fallback_limit(policies: Any) -> None:
+    """The client allows 10 tokens, or the rule does."""
+
+    async def test(proxy: Bench) -> None:
+        response = await proxy.ask(request({**STREAM, "max_tokens": 10}))
+        assert response.body.count(b'"content": "word"') == 10
+        assert b'"finish_reason":"length"' in response.body
+        assert proxy.metric("streams_ended_total", how="graceful_close") == 1
+        assert settled(proxy) == 1
+
+    check(streaming(sse(*words(50), DONE)), test, policies=policies)
+
+
+def test_a_stream_is_not_ended_while_every_policy_is_a_shadow() -> None:
+    events = sse(*words(50), DONE)
+    shadow = {"global_shadow": {"enabled": True, "reason": "trial", "expires_at": "2099-01-01T00:00:00Z"}}
+
+    async def test(proxy: Bench) -> None:
+        assert (await proxy.ask(request(STREAM))).body == b"".join(events)
+
+    check(streaming(events), test, policies=rule(max_completion_tokens=10), more=shadow)
+
+
+def test_a_stream_that_takes_too_long_in_all_is_cut_and_what_was_streamed_is_paid() -> None:
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(sse(chat_chunk("word"))[0])
+            await asyncio.sleep(0.01)
+
+    async def test(proxy: Bench) -> None:
+        client = await proxy.connect()
+        client.send(request(STREAM))
+        streamed = await client.rest()
+        assert not streamed.endswith(b"0\r\n\r\n")
+        assert settled(proxy) == 1
+        assert consumed(proxy) >= streamed.count(b"word") > 0
+        assert proxy.metric("upstream_failures_total") == 0
+
+    check(endless, test, timeouts=Timeouts(5_000, 5_000, 200))
 
 
 @pytest.mark.parametrize(

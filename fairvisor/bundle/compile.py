@@ -311,6 +311,7 @@ def _streaming(config: model.LlmTokens) -> Streaming:
         streaming.enabled and streaming.enforce_mid_stream,
         streaming.on_limit_exceeded == "graceful_close",
         streaming.include_partial_usage,
+        streaming.limit == "reservation",
     )
 
 

@@ -235,6 +235,10 @@ class Streaming(Strictly):
         default="graceful_close", description="How it ends: as the provider would end it, or with an error."
     )
     include_partial_usage: bool = Field(default=True, description="Whether the end tells the usage so far.")
+    limit: Literal["max_completion_tokens", "reservation"] = Field(
+        default="max_completion_tokens",
+        description="What a stream may not pass: `max_completion_tokens`, or also the tokens reserved for it.",
+    )
 
 
 Tokens = Annotated[Decimal, between("1", "9.2e12")]

@@ -28,7 +28,7 @@ from fairvisor.llm.usage import Usage
 from fairvisor.metrics import Counter, TokenMeter
 from fairvisor.proxy.events import Ending, Events
 from fairvisor.proxy.rewrite import content_type
-from fairvisor.rules.llm_tokens import LlmTokens, settle
+from fairvisor.rules.llm_tokens import LlmTokens, LlmVerdict, settle
 
 if TYPE_CHECKING:
     from fairvisor.context import Context
@@ -65,13 +65,9 @@ class Ledger:
         self._settlements = settlements
         self.ended = ended
 
-    def open(
-        self, token: str, context: Context, decision: Decision, *, whole: bool, shadowed: bool
-    ) -> Account:
-        """The account of a request that has reserved (`token`). `whole`: its body is all there; `shadowed`: every
-        policy acts as a shadow policy now, so none of them ends a stream."""
-        ending = None if shadowed else _ending(context, decision)
-        return Account(self, token, context, ending, whole=whole)
+    def open(self, token: str, context: Context, decision: Decision, *, whole: bool) -> Account:
+        """The account of a request that has reserved (`token`); `whole`: its body is all there."""
+        return Account(self, token, context, _ending(context, decision), whole=whole)
 
     def settle(self, token: str, usage: Usage | None) -> None:
         """Replace what was reserved by `usage`; None gives it back."""
@@ -217,16 +213,15 @@ class Account:
 
 
 def _ending(context: Context, decision: Decision) -> Ending | None:
-    """The smallest limit that a policy sets to a stream, and how it ends there."""
+    """The smallest limit that is set to a stream by what let it pass, and how it ends there."""
     least: Ending | None = None
-    for policy in decision.policies:
-        if policy.shadow:
-            continue
-        for rule in policy.rules:
-            if isinstance(rule, LlmTokens):
-                tokens = rule.stream_limit(context)
-                if tokens is not None and (least is None or tokens < least.tokens):
-                    least = Ending(tokens, rule.streaming.graceful, rule.streaming.tells_usage)
+    for verdict in decision.passed:
+        if isinstance(verdict, LlmVerdict):
+            rule = verdict.limit
+            assert isinstance(rule, LlmTokens), "only this limit reserves tokens"
+            tokens = rule.stream_limit(context, verdict)
+            if tokens is not None and (least is None or tokens < least.tokens):
+                least = Ending(tokens, rule.streaming.graceful, rule.streaming.tells_usage)
     return least
 
 

@@ -8,7 +8,7 @@ nor sizes written in an unusual way pass through. The module knows nothing of co
 from __future__ import annotations
 
 import re
-from typing import Final, Protocol
+from typing import Final
 
 from fairvisor.proxy.heads import CHUNKED, FIELDS, UNTIL_CLOSE
 
@@ -30,14 +30,18 @@ class BadBody(ValueError):
     """The body is not framed as it should be."""
 
 
-class Body(Protocol):
+class Body:
     """A body that is being read. `trailers` are complete lines, there when it is done."""
 
-    done: bool
-    trailers: bytes
+    __slots__ = ("done", "trailers")
 
-    def feed(self, data: bytes, /) -> tuple[bytes, bytes]:
+    def __init__(self, *, done: bool = False) -> None:
+        self.done = done
+        self.trailers = b""
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Content, and what comes after the body. Raises BadBody."""
+        raise NotImplementedError
 
 
 def body_of(length: int) -> Body:
@@ -47,16 +51,14 @@ def body_of(length: int) -> Body:
     return OpenBody() if length == UNTIL_CLOSE else SizedBody(length)
 
 
-class SizedBody:
+class SizedBody(Body):
     """A body of a known size."""
 
-    __slots__ = ("_left", "done")
-
-    trailers = b""
+    __slots__ = ("_left",)
 
     def __init__(self, size_bytes: int) -> None:
+        super().__init__(done=size_bytes == 0)
         self._left = size_bytes
-        self.done = size_bytes == 0
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Content, and what comes after it."""
@@ -67,29 +69,23 @@ class SizedBody:
         return (data, b"") if left == 0 else (data[:left], data[left:])
 
 
-class OpenBody:
+class OpenBody(Body):
     """A body that ends with its connection."""
 
-    __slots__ = ("done",)
-
-    trailers = b""
-
-    def __init__(self) -> None:
-        self.done = False
+    __slots__ = ()
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """All is content."""
         return data, b""
 
 
-class ChunkedBody:
+class ChunkedBody(Body):
     """A body in chunks."""
 
-    __slots__ = ("_extensions", "_held", "_in_trailers", "_left", "done", "trailers")
+    __slots__ = ("_extensions", "_held", "_in_trailers", "_left")
 
     def __init__(self) -> None:
-        self.done = False
-        self.trailers = b""
+        super().__init__()
         self._held = b""  # a line that is not whole yet
         self._left = 0  # of the chunk that is open, its CRLF included
         self._in_trailers = False

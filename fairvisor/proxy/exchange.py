@@ -20,7 +20,7 @@ from fairvisor.proxy.bodies import chunk, last_chunk
 from fairvisor.proxy.gate import Passage
 from fairvisor.proxy.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
 from fairvisor.proxy.link import Link
-from fairvisor.proxy.rewrite import request_head, request_line, response_head
+from fairvisor.proxy.rewrite import request_head, response_head
 
 if TYPE_CHECKING:
     from fairvisor.proxy.front import Front
@@ -34,10 +34,10 @@ _CONTINUE_STATUS: Final = 100
 class Exchange:
     """One request on `front`."""
 
-    __slots__ = ("_account", "_backend", "_begun", "_chunked", "_close", "_collected", "_complete", "_dead", "_extra",
-                 "_front", "_half_closed", "_last_ms", "_length", "_link", "_out", "_pending", "_pending_bytes",
-                 "_replay", "_size", "_task", "_timer", "_tried", "head", "sent_all", "to_head", "tunnel",
-                 "upgrades")  # fmt: skip
+    __slots__ = ("_account", "_backend", "_begun", "_chunked", "_close", "_collected", "_complete",
+                 "_continues", "_dead", "_extra", "_front", "_half_closed", "_last_ms", "_length", "_link",
+                 "_out", "_pending", "_pending_bytes", "_replay", "_sent_ms", "_size", "_task", "_timer", "_tried",
+                 "head", "sent_all", "to_head", "tunnel", "upgrades")  # fmt: skip
 
     def __init__(self, front: Front, head: RequestHead) -> None:
         self._front = front
@@ -51,6 +51,7 @@ class Exchange:
         self._collected: list[bytes] | None = None  # its body, while it is read before the decision
         self._size = 0
         self._complete = head.length == 0
+        self._continues = False  # the client waits for the upstream's 100 (Continue)
         self.sent_all = False
         self._length = head.length
         self._pending: list[bytes] = []
@@ -62,6 +63,7 @@ class Exchange:
         self._backend: Backend | None = None
         self._task: asyncio.Task[None] | None = None
         self._link: Link | None = None
+        self._sent_ms = 0  # when it was sent on
         self._last_ms = front.hub.tick_ms
         # the response
         self._account: Account | None = None
@@ -127,7 +129,7 @@ class Exchange:
             body = account.body
         if self._complete and body is not None:
             self._length = len(body)
-        self._put_head(account)
+        self._continues = not self._complete and self._size == 0
         if body:
             self._pending.append(body if self._length != CHUNKED else chunk(body))
         if outcome.delay_ms:
@@ -135,22 +137,10 @@ class Exchange:
         if self._timer is None:
             self._forward()
 
-    def _put_head(self, account: Account | None) -> None:
-        front, head = self._front, self.head
-        self._pending.append(
-            request_head(
-                head,
-                peer=front.peer.address,
-                trusted=front.peer.trusted,
-                length=self._length,
-                continues=not self._complete and self._size == 0,
-                coding=None if account is None else account.coding,
-            )
-        )
-
     def _forward(self) -> None:
         """The request may pass now."""
         self._timer = None
+        self._sent_ms = self._front.hub.tick_ms
         if self._complete and self.head.method in _IDEMPOTENT and self._size <= MAX_REPLAY:
             self._replay = b"".join(self._pending)
         self._reach()
@@ -185,8 +175,14 @@ class Exchange:
         self._pending_bytes = 0
         self._last_ms = self._front.hub.tick_ms
         self.sent_all = self._complete
-        link.write(request_line(self.head, host) + b"".join(pending))
-        self._front.let_read()
+        front = self._front
+        account = self._account
+        coding = None if account is None else account.coding
+        head = request_head(
+            self.head, host, front.hop, length=self._length, continues=self._continues, coding=coding
+        )
+        link.write(b"".join((head, *pending)) if pending else head)
+        front.let_read()
 
     def _send(self, data: bytes) -> None:
         self._last_ms = self._front.hub.tick_ms
@@ -278,17 +274,19 @@ class Exchange:
 
     def check(self, now_ms: int) -> None:
         """Act on a time limit that passed."""
-        link, limits = self._link, self._front.timeouts
-        if link is None or self._front.is_blocked():
+        link, front, limits = self._link, self._front, self._front.timeouts
+        if link is None or front.is_blocked():
             return
-        waited_ms = now_ms - self._last_ms
-        if waited_ms > (limits.idle_ms if self._begun or self.tunnel else limits.first_byte_ms):
+        begun = self._begun or self.tunnel
+        silent_ms = now_ms - self._last_ms
+        if limits.total_ms and begun and not self.tunnel and now_ms - self._sent_ms > limits.total_ms:
+            self.client_gone()  # what was streamed is paid: the upstream has not failed
+            front.cut(b"")
+        elif begun and silent_ms > limits.idle_ms:
             link.abort()
-            if self._begun or self.tunnel:
-                self.broken("timeout", "the upstream stopped sending")
-                return
-            backend, self._link = link.backend, None
-            backend.failed("timeout", now_ms)
+            self.broken("timeout", "the upstream stopped sending")
+        elif not begun and (silent_ms > limits.first_byte_ms or 0 < limits.total_ms < now_ms - self._sent_ms):
+            link.backend.failed("timeout", now_ms)
             self._fail(GatewayTimeout("the upstream did not answer in time"))
 
     # the response comes

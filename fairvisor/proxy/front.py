@@ -16,7 +16,8 @@ from fairvisor.http.request import Peer
 from fairvisor.http.wire import CLOSE, KEEP_ALIVE, Sendable, encode
 from fairvisor.proxy.bodies import BadBody, Body, SizedBody, body_of
 from fairvisor.proxy.exchange import Exchange
-from fairvisor.proxy.heads import RequestHead, read_request_head
+from fairvisor.proxy.heads import RequestHead, plain_request_head, read_request_head
+from fairvisor.proxy.rewrite import Hop
 from fairvisor.response import json_answer
 
 if TYPE_CHECKING:
@@ -27,25 +28,27 @@ MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_BUFFERED: Final = 64 * 1024  # of requests that come before the one before them is answered
 LINGER_S: Final = 1.0  # how long a refused client may go on sending before the connection is cut
 
-_NO_BODY: Final = SizedBody(0)
+_NO_BODY: Final[Body] = SizedBody(0)
 _TOO_LARGE: Final = HeadTooLarge(f"the request head exceeds {MAX_HEAD_BYTES} bytes")
 
 
 class Timeouts(NamedTuple):
-    """How long an upstream may keep silent, in milliseconds."""
+    """How long an upstream may keep silent, and how long it may take in all (0: no limit), in milliseconds."""
 
     first_byte_ms: int
     idle_ms: int
+    total_ms: int = 0
 
 
 class Front(asyncio.Protocol):
     """A connection of a worker's hub."""
 
     __slots__ = ("_body", "_buffer", "_closing", "_consuming", "_exchange", "_seen_ms", "_started_ms", "_transport",
-                 "_write_blocked", "backends", "gate", "hub", "peer", "reading_held", "timeouts")  # fmt: skip
+                 "_write_blocked", "backends", "gate", "hop", "hub", "peer", "reading_held", "timeouts")  # fmt: skip
 
     _transport: asyncio.Transport
     peer: Peer
+    hop: Hop
 
     def __init__(self, hub: Hub, gate: Gate, backends: Backends, timeouts: Timeouts) -> None:
         # per process
@@ -71,6 +74,7 @@ class Front(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class: one by its methods only
         name = transport.get_extra_info("peername")
         self.peer = self.gate.peer(name[0] if isinstance(name, tuple) else "")
+        self.hop = Hop(self.peer)
         self.hub.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -139,6 +143,11 @@ class Front(asyncio.Protocol):
 
     def _next_head(self, data: bytes) -> bytes | None:
         """Begin the next request, if its head is whole: what comes after it, else None."""
+        head = plain_request_head(data)
+        if head is not None:
+            self._started_ms = 0
+            self._begin(head)
+            return data[head.size_bytes :]
         end = data.find(b"\r\n\r\n")
         if end < 0 or end > MAX_HEAD_BYTES:
             if len(data) > MAX_HEAD_BYTES:
@@ -151,8 +160,7 @@ class Front(asyncio.Protocol):
         raw = data[:end]
         if raw[:2] == b"\r\n":  # an empty line before the request line (RFC 9112 2.2)
             raw = raw[2:]
-        head = read_request_head(raw)
-        self._begin(head)
+        self._begin(read_request_head(raw))
         return data[end + 4 :]
 
     def _begin(self, head: RequestHead) -> None:

@@ -137,8 +137,8 @@ class Gate:
         if active is None:
             return self._undecided.refuse(Reason.NO_BUNDLE_LOADED, head.target.partition("?")[0])
         bundle = active.bundle
-        if head.repeated:
-            _settle_repeated(head, bundle)
+        if head.repeated is not None:
+            _settle_repeated(head, head.repeated, bundle)
         host = head.host.decode("latin-1")
         context = Context(
             head.method,
@@ -163,8 +163,7 @@ class Gate:
             return answer
         account = None
         if reservation:
-            shadowed = now.wall_ns < bundle.shadow_until_ns
-            account = self._ledger.open(reservation, context, decision, whole=whole, shadowed=shadowed)
+            account = self._ledger.open(reservation, context, decision, whole=whole)
         return Passage(answer.head, answer.delay_ms, account)
 
     def _debug_page(self, head: RequestHead, peer: Peer, now: Now) -> Answer:
@@ -192,10 +191,10 @@ def _target(head: RequestHead) -> str:
     return "/" if head.target == "*" else head.target
 
 
-def _settle_repeated(head: RequestHead, bundle: Bundle) -> None:
+def _settle_repeated(head: RequestHead, repeated: dict[str, list[bytes]], bundle: Bundle) -> None:
     """Make what was sent more than once clear where something is counted by it. Raises RequestError."""
-    watched = bundle.kill_switches.headers.union(*(policy.headers for policy in _plan(bundle, head).policies))
-    for name, values in head.repeated.items():
+    watched = bundle.kill_switches.headers.union(*[policy.headers for policy in _plan(bundle, head).policies])
+    for name, values in repeated.items():
         if name == "authorization":
             raise RequestError("more than one Authorization")
         if name in watched:

@@ -3,15 +3,17 @@
 Request smuggling lives on heads that two parsers understand differently. So there is one form only: lines end with
 CRLF, no line is folded, names are tokens directly before their colon, no control characters, one Host, one way to say
 how long the body is (RFC 9112 2 to 6, without what it lets a lenient recipient repair). What is accepted here every
-other parser reads the same; the tests compare with llhttp. The module knows fields and framing, no sockets.
+other parser reads the same; the tests compare with llhttp. Heads that are beyond doubt, nearly all, are read by
+`_heads.c` in one pass; what it leaves is read here. The module knows fields and framing, no sockets.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import Final
 
 from fairvisor.errors import FairvisorError, MethodNotAllowed, RequestError
+from fairvisor.proxy import _heads
 
 CHUNKED: Final = -1  # as the length of a body: it is sent in chunks
 UNTIL_CLOSE: Final = -2  # of a response: it ends when the connection does
@@ -72,6 +74,9 @@ _KEPT: Final = frozenset({
 })  # fmt: skip
 
 
+_BODYLESS: Final = frozenset({204, 304})  # statuses of responses without a body (RFC 9112 6.3)
+
+
 class BadResponse(FairvisorError):
     """What the upstream sent is no response that may be passed on."""
 
@@ -103,23 +108,45 @@ class _Fields(dict[bytes, tuple[str, int]]):
 FIELDS: Final = _Fields()
 
 
-class RequestHead(NamedTuple):
-    """A request's head. `lines` are the fields that pass to the upstream as they are, `headers` all of them.
+class RequestHead:
+    """A request's head. `headers` are all its fields, `repeated` the names that came more than once, with their values
+    in order.
 
-    `target` is in origin form, `length` the size of the body or CHUNKED, `repeated` the names that came more than
-    once, with their values in order.
+    For the upstream: `start` is the request line, `lines` the fields that pass as they are, each with its CRLF.
+    `target` is in origin form, `length` the size of the body or CHUNKED. `size_bytes` is what the head took on the
+    wire, 0 where the reader was not asked.
     """
 
-    method: str
-    target: str
-    version: bytes
-    host: bytes
-    lines: list[bytes]
-    headers: dict[str, bytes]
-    flags: int
-    length: int
-    keep_alive: bool
-    repeated: dict[str, list[bytes]]
+    __slots__ = ("flags", "headers", "host", "keep_alive", "length", "lines", "method", "repeated", "size_bytes",
+                 "start", "target", "version")  # fmt: skip
+
+    def __init__(
+        self,
+        method: str,
+        target: str,
+        start: bytes,
+        host: bytes,
+        lines: bytes,
+        headers: dict[str, bytes],
+        flags: int,
+        length: int,
+        size_bytes: int = 0,
+        version: bytes = b"1.1",
+        keep_alive: bool = True,
+        repeated: dict[str, list[bytes]] | None = None,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.start = start
+        self.host = host
+        self.lines = lines
+        self.headers = headers
+        self.flags = flags
+        self.length = length
+        self.size_bytes = size_bytes
+        self.version = version
+        self.keep_alive = keep_alive
+        self.repeated = repeated
 
     @property
     def continues(self) -> bool:
@@ -135,26 +162,56 @@ class RequestHead(NamedTuple):
         return b"upgrade" in tokens and b"h2c" not in self.headers["upgrade"].lower()
 
 
-class ResponseHead(NamedTuple):
-    """A response's head. `start` is the status line, `lines` what passes to the client as it is."""
+class ResponseHead:
+    """A response's head. `start` is the status line, `lines` what passes to the client as it is, both with CRLF;
+    `special` holds the fields with flags. `length` is the size of the body, CHUNKED or UNTIL_CLOSE."""
 
-    status: int
-    start: bytes
-    lines: list[bytes]
-    flags: int
-    length: int  # of the body; CHUNKED; UNTIL_CLOSE
-    keep_alive: bool
-    special: dict[str, bytes]
+    __slots__ = ("flags", "keep_alive", "length", "lines", "size_bytes", "special", "start", "status")
+
+    def __init__(
+        self,
+        status: int,
+        start: bytes,
+        lines: bytes,
+        special: dict[str, bytes],
+        flags: int,
+        length: int,
+        size_bytes: int = 0,
+        keep_alive: bool = True,
+    ) -> None:
+        self.status = status
+        self.start = start
+        self.lines = lines
+        self.special = special
+        self.flags = flags
+        self.length = length
+        self.size_bytes = size_bytes
+        self.keep_alive = keep_alive and length != UNTIL_CLOSE
 
 
 _DROPPED_REQUEST: Final = (
     LENGTH | CODING | CONNECTION | HOP | EXPECT | UPGRADE | FORWARDED | HOST | TE | VIA | OURS
 )
 _DROPPED_RESPONSE: Final = LENGTH | CODING | CONNECTION | HOP | UPGRADE
+# What `_heads.c` leaves to the functions here: what must be looked at more closely.
+_RARE_REQUEST: Final = CODING | EXPECT | UPGRADE
+_RARE_RESPONSE: Final = UPGRADE | OURS
+
+
+def plain_request_head(data: bytes) -> RequestHead | None:
+    """The head that `data` begins with; None when it is not whole, or must be read by `read_request_head`."""
+    read = _heads.request(data, FIELDS, _DROPPED_REQUEST, _RARE_REQUEST)
+    if read is None:
+        return None
+    method, target, start, host, lines, headers, flags, length, size_bytes = read
+    return RequestHead(method, target, start, host, lines, headers, flags, length, size_bytes)
 
 
 def read_request_head(raw: bytes) -> RequestHead:
-    """The head in `raw`, without the empty line that ends it. Raises RequestError for anything but the one form."""
+    """The head in `raw`, without the empty line that ends it. Raises RequestError for anything but the one form.
+
+    Its `size_bytes` is 0: whoever cut `raw` out knows it.
+    """
     first, *fields = raw.split(b"\r\n")
     if raw.translate(None, _TEXT) != b"\r\n" * len(fields) or b"\t" in first:
         raise RequestError("malformed HTTP: a control character or a bare line end in the head")
@@ -210,15 +267,22 @@ def _request(
     return RequestHead(
         parts[0].decode("ascii"),
         target.decode("latin-1"),
-        version,
+        b"%b %b HTTP/1.1\r\n" % (parts[0], target),
         host,
-        lines,
+        joined(lines),
         headers,
         flags,
         _request_length(flags, headers, repeated, version),
+        0,
+        version,
         keep_alive,
-        repeated,
+        repeated or None,
     )
+
+
+def joined(lines: list[bytes]) -> bytes:
+    """Field lines as they are sent, each with its CRLF."""
+    return b"".join([line + b"\r\n" for line in lines])
 
 
 _USUAL_TOKENS: Final = frozenset({b"close", b"keep-alive", b"upgrade", b"te"})
@@ -271,6 +335,17 @@ def _request_length(
     return int(length)
 
 
+def plain_response_head(data: bytes, *, to_head: bool) -> ResponseHead | None:
+    """The head that `data` begins with; None when it is not whole, or must be read by `read_response_head`."""
+    read = _heads.response(data, FIELDS, _DROPPED_RESPONSE, _RARE_RESPONSE)
+    if read is None:
+        return None
+    status, start, lines, special, flags, length, size_bytes = read
+    if to_head or status in _BODYLESS:
+        length = 0
+    return ResponseHead(status, start, lines, special, flags, length, size_bytes)
+
+
 def read_response_head(raw: bytes, *, to_head: bool) -> ResponseHead:
     """The head of a response, without its last empty line; `to_head`: the request was a HEAD. Raises BadResponse."""
     start, *fields = raw.split(b"\r\n")
@@ -303,7 +378,8 @@ def read_response_head(raw: bytes, *, to_head: bool) -> ResponseHead:
             lines = [line for line in lines if line.partition(b":")[0].lower() not in tokens]
     status = int(match[2])
     length = _response_length(status, flags, special, to_head)
-    return ResponseHead(status, start, lines, flags, length, keep_alive and length != UNTIL_CLOSE, special)
+    start = b"HTTP/1.1%b%b\r\n" % (start[8:], b" " if len(start) == 12 else b"")
+    return ResponseHead(status, start, joined(lines), special, flags, length, 0, keep_alive)
 
 
 def _response_length(status: int, flags: int, special: dict[str, bytes], to_head: bool) -> int:
@@ -315,7 +391,7 @@ def _response_length(status: int, flags: int, special: dict[str, bytes], to_head
         length = special["content-length"]
         if not length.isdigit() or len(length) > _MAX_DIGITS:
             raise BadResponse("the upstream's Content-Length is not one number")
-    if to_head or status < 200 or status in (204, 304):
+    if to_head or status < 200 or status in _BODYLESS:
         return 0
     if flags & CODING:
         return CHUNKED

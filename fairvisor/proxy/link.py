@@ -9,37 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from fairvisor.proxy.bodies import BadBody, Body, OpenBody, body_of
-from fairvisor.proxy.heads import UPGRADE, BadResponse, ResponseHead, read_response_head
+from fairvisor.proxy.heads import (
+    UPGRADE,
+    BadResponse,
+    ResponseHead,
+    plain_response_head,
+    read_response_head,
+)
 
 if TYPE_CHECKING:
     from fairvisor.proxy.backends import Backend
+    from fairvisor.proxy.exchange import Exchange
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_INTERIM: Final = 16  # responses with 1xx before the real one
 _SWITCHED: Final = 101
 _KEEP_ALIVE: Final = re.compile(rb"(?:^|[,;\s])timeout=([0-9]{1,6})", re.IGNORECASE)
-
-
-class Asking(Protocol):
-    """What a link tells the exchange that uses it."""
-
-    to_head: bool
-    upgrades: bool
-    sent_all: bool
-
-    def interim(self, head: ResponseHead, /) -> None: ...
-    def switched(self, head: ResponseHead, data: bytes, /) -> None: ...
-    def tunnelled(self, data: bytes, /) -> None: ...
-    def upstream_eof(self) -> None: ...
-    def begun(self, head: ResponseHead, /) -> None: ...
-    def content(self, data: bytes, /) -> None: ...
-    def ended(self, trailers: bytes, reusable: bool, /) -> None: ...
-    def broken(self, kind: str, message: str, /) -> None: ...
-    def flush(self) -> None: ...
-    def upstream_full(self, full: bool, /) -> None: ...
 
 
 class Link(asyncio.Protocol):
@@ -69,7 +57,7 @@ class Link(asyncio.Protocol):
         self.keep_s: int | None = None  # how long the upstream says it keeps an idle connection
         self.keep_until_ms = 0
         # per request
-        self._exchange: Asking | None = None
+        self._exchange: Exchange | None = None
         self._tunnel = False
         self._held = b""
         self._head: ResponseHead | None = None
@@ -77,7 +65,7 @@ class Link(asyncio.Protocol):
         self._interims = 0
         self.heard = False  # something of the response has come
 
-    def attach(self, exchange: Asking) -> None:
+    def attach(self, exchange: Exchange) -> None:
         """The next request is this exchange's."""
         self._exchange = exchange
         self._held, self._body, self._head = b"", None, None
@@ -151,21 +139,16 @@ class Link(asyncio.Protocol):
 
     # responses
 
-    def _read(self, exchange: Asking, data: bytes) -> None:
+    def _read(self, exchange: Exchange, data: bytes) -> None:
         if self._held:
             data, self._held = self._held + data, b""
         while data and self._exchange is exchange:
             if self._body is None:
-                end = data.find(b"\r\n\r\n")
-                if end < 0 or end > MAX_HEAD_BYTES:
-                    if len(data) > MAX_HEAD_BYTES:
-                        raise BadResponse(
-                            f"the head of the upstream's response exceeds {MAX_HEAD_BYTES} bytes"
-                        )
+                head = self._next_head(exchange, data)
+                if head is None:
                     self._held = data
                     return
-                head = read_response_head(data[:end], to_head=exchange.to_head)
-                data = data[end + 4 :]
+                data = data[head.size_bytes :]
                 if head.status < 200:
                     self._interim(exchange, head, data)
                     if self._tunnel:
@@ -181,7 +164,19 @@ class Link(asyncio.Protocol):
                 self._end(exchange, self._body, data)
                 return
 
-    def _interim(self, exchange: Asking, head: ResponseHead, data: bytes) -> None:
+    def _next_head(self, exchange: Exchange, data: bytes) -> ResponseHead | None:
+        """The head that `data` begins with, None when it is not whole."""
+        head = plain_response_head(data, to_head=exchange.to_head)
+        if head is None:
+            end = data.find(b"\r\n\r\n")
+            if end > MAX_HEAD_BYTES or (end < 0 and len(data) > MAX_HEAD_BYTES):
+                raise BadResponse(f"the head of the upstream's response exceeds {MAX_HEAD_BYTES} bytes")
+            if end >= 0:
+                head = read_response_head(data[:end], to_head=exchange.to_head)
+                head.size_bytes = end + 4
+        return head
+
+    def _interim(self, exchange: Exchange, head: ResponseHead, data: bytes) -> None:
         self._interims += 1
         if self._interims > MAX_INTERIM:
             raise BadResponse("the upstream sends 1xx without end")
@@ -193,14 +188,15 @@ class Link(asyncio.Protocol):
         self._tunnel = True
         exchange.switched(head, data)
 
-    def _begin(self, exchange: Asking, head: ResponseHead) -> None:
+    def _begin(self, exchange: Exchange, head: ResponseHead) -> None:
         self._head = head
         self._body = body_of(head.length)
-        found = _KEEP_ALIVE.search(head.special.get("keep-alive", b""))
+        promise = head.special.get("keep-alive")
+        found = _KEEP_ALIVE.search(promise) if promise else None
         self.keep_s = int(found[1]) if found else None
         exchange.begun(head)
 
-    def _end(self, exchange: Asking, body: Body, surplus: bytes) -> None:
+    def _end(self, exchange: Exchange, body: Body, surplus: bytes) -> None:
         """The response is whole. A link whose upstream says more than it was asked for is not used again."""
         assert self._head is not None, "a body has a head"
         reusable = self._head.keep_alive and not surplus and exchange.sent_all

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from fairvisor.http.request import Peer
 from fairvisor.proxy.heads import (
     ACCEPT,
     CHUNKED,
@@ -22,6 +23,7 @@ from fairvisor.proxy.heads import (
     VIA,
     RequestHead,
     ResponseHead,
+    joined,
 )
 
 PSEUDONYM: Final = b"fairvisor"  # who we are in Via
@@ -29,55 +31,69 @@ _BODYLESS: Final = frozenset(
     {"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"}
 )  # say no length when they have no body
 
-__all__ = ["content_type", "request_head", "request_line", "response_head", "without"]
+__all__ = ["Hop", "content_type", "request_head", "response_head"]
+
+
+class Hop:
+    """What this hop says of one client's requests: where they come from, and which way they came."""
+
+    __slots__ = ("_address", "_host", "_lines", "_told")
+
+    def __init__(self, peer: Peer) -> None:
+        self._address = peer.address.encode("ascii", "replace")
+        self._told = VIA | FORWARDED if peer.trusted else VIA  # what the client may say of hops before it
+        # of the latest request, when the next one's are the same
+        self._host = b""
+        self._lines = b""
+
+    def lines(self, head: RequestHead) -> bytes:
+        """X-Forwarded-* and Via, each line with its CRLF."""
+        if head.flags & self._told or head.version != b"1.1":
+            return self._make(head)
+        if not self._lines or head.host != self._host:
+            self._host, self._lines = head.host, self._make(head)
+        return self._lines
+
+    def _make(self, head: RequestHead) -> bytes:
+        headers, flags = head.headers, head.flags
+        lines = _forwarded(headers, head.host, self._address, flags & self._told & FORWARDED)
+        via = headers["via"] + b", " if flags & VIA else b""
+        lines.append(b"Via: %b%b %b" % (via, head.version, PSEUDONYM))
+        return joined(lines)
 
 
 def request_head(
     head: RequestHead,
+    host: bytes,
+    hop: Hop,
     *,
-    peer: str,
-    trusted: bool,
     length: int,
     continues: bool,
     coding: bytes | None,
 ) -> bytes:
-    """The fields for the upstream, with the empty line that ends them; `request_line` comes before.
+    """The head for the upstream.
 
     `length` is the body's, or CHUNKED; `coding`, when not None, the content codings that are asked for; `continues`
     passes Expect on.
     """
-    lines: list[bytes] = []
-    headers, flags = head.headers, head.flags
-    if coding is None:
-        lines += head.lines
-    else:
-        lines += without(head.lines, b"accept-encoding") if flags & ACCEPT else head.lines
-        lines.append(b"Accept-Encoding: " + coding)
-    lines += _forwarded(headers, head.host, peer.encode("ascii", "replace"), trusted and flags & FORWARDED)
-    via = headers["via"] + b", " if flags & VIA else b""
-    lines.append(b"Via: %b%b %b" % (via, head.version, PSEUDONYM))
-    if head.upgrades:
-        lines.append(b"Connection: Upgrade\r\nUpgrade: " + headers["upgrade"])
-    elif flags & TE and b"trailers" in headers["te"].lower():
-        lines.append(b"Connection: TE\r\nTE: trailers")
-    if continues and flags & EXPECT:
-        lines.append(b"Expect: 100-continue")
+    flags, lines = head.flags, head.lines
+    if coding is not None:
+        if flags & ACCEPT:
+            lines = without(lines, b"accept-encoding:")
+        lines += b"Accept-Encoding: %b\r\n" % coding
+    end = b""
+    if flags:
+        if head.upgrades:
+            end = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.headers["upgrade"]
+        elif flags & TE and b"trailers" in head.headers["te"].lower():
+            end = b"Connection: TE\r\nTE: trailers\r\n"
+        if continues and flags & EXPECT:
+            end += b"Expect: 100-continue\r\n"
     if length == CHUNKED:
-        lines.append(b"Transfer-Encoding: chunked\r\n\r\n")
+        end += b"Transfer-Encoding: chunked\r\n"
     elif length or head.method not in _BODYLESS or flags & LENGTH:
-        lines.append(b"Content-Length: %d\r\n\r\n" % length)
-    else:
-        lines.append(b"\r\n")
-    return b"\r\n".join(lines)
-
-
-def request_line(head: RequestHead, host: bytes) -> bytes:
-    """The first line for the upstream, and Host, which depends on which upstream it is."""
-    return b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (
-        head.method.encode("ascii"),
-        head.target.encode("latin-1"),
-        host,
-    )
+        end += b"Content-Length: %d\r\n" % length
+    return b"".join((head.start, b"Host: ", host, b"\r\n", lines, hop.lines(head), end, b"\r\n"))
 
 
 def _forwarded(headers: dict[str, bytes], host: bytes, peer: bytes, believed: int) -> list[bytes]:
@@ -90,7 +106,7 @@ def _forwarded(headers: dict[str, bytes], host: bytes, peer: bytes, believed: in
             lines.append(b"X-Forwarded-Host: " + host)
         return lines
     before = headers.get("x-forwarded-for")
-    chain = b", ".join(part for part in (before, peer) if part)
+    chain = b", ".join([part for part in (before, peer) if part])
     lines = [b"X-Forwarded-Proto: " + headers.get("x-forwarded-proto", b"http")]
     if chain:
         lines.append(b"X-Forwarded-For: " + chain)
@@ -111,18 +127,18 @@ def response_head(head: ResponseHead, extra: str, length: int, connection: str, 
     lines = head.lines
     if extra and head.flags & OURS:
         lines = without(
-            lines, *(line.partition(":")[0].lower().encode() + b":" for line in extra.split("\r\n")[:-1])
+            lines, *[line.partition(":")[0].lower().encode() + b":" for line in extra.split("\r\n")[:-1]]
         )
     if edited:
-        lines = without(lines, b"content-encoding", b"etag", b"content-md5", b"digest", b"content-digest")
-    end = "Via: 1.1 fairvisor\r\n" + extra + connection
+        lines = without(
+            lines, b"content-encoding:", b"etag:", b"content-md5:", b"digest:", b"content-digest:"
+        )
     if length == CHUNKED:
-        end += "Transfer-Encoding: chunked\r\n"
-    elif length != UNTIL_CLOSE:
-        end += _length_line(head, length)
-    start = b"HTTP/1.1%b%b\r\n" % (head.start[8:], b" " if len(head.start) == 12 else b"")
-    fields = b"\r\n".join(lines)
-    return b"%b%b%b%b\r\n" % (start, fields, b"\r\n" if lines else b"", end.encode("latin-1"))
+        framing = "Transfer-Encoding: chunked\r\n"
+    else:
+        framing = "" if length == UNTIL_CLOSE else _length_line(head, length)
+    end = f"Via: 1.1 fairvisor\r\n{extra}{connection}{framing}\r\n"
+    return b"".join((head.start, lines, end.encode("latin-1")))
 
 
 def _length_line(head: ResponseHead, length: int) -> str:
@@ -136,9 +152,9 @@ def _length_line(head: ResponseHead, length: int) -> str:
     return "" if head.status == 304 or head.flags & CODING else "Content-Length: 0\r\n"
 
 
-def without(lines: list[bytes], *starts: bytes) -> list[bytes]:
-    """The lines whose names do not begin like this (lower case)."""
-    return [line for line in lines if not line.lower().startswith(starts)]
+def without(lines: bytes, *starts: bytes) -> bytes:
+    """The lines that do not begin like this (lower case)."""
+    return joined([line for line in lines.split(b"\r\n")[:-1] if not line.lower().startswith(starts)])
 
 
 def content_type(head: ResponseHead) -> str:

@@ -31,7 +31,9 @@ class Proxy:
         self.gate = Gate(
             settings, segment, beside.identity, beside.active, read_now, beside.audit, beside.top_keys
         )
-        self._timeouts = Timeouts(settings.backend_timeout_ms, settings.backend_idle_timeout_ms)
+        self._timeouts = Timeouts(
+            settings.backend_timeout_ms, settings.backend_idle_timeout_ms, settings.backend_total_timeout_ms
+        )
         authorities = str(settings.backend_ca) if settings.backend_ca is not None else None
         self.backends = Backends(
             addresses,

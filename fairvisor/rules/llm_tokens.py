@@ -43,11 +43,13 @@ class Caps(NamedTuple):
 
 class Streaming(NamedTuple):
     """What happens while an answer streams through the proxy: whether it is ended at its limit (looked at with every
-    event, so never later than `buffer_tokens`), whether as the provider would end it, and whether with its usage."""
+    event, so never later than `buffer_tokens`), whether as the provider would end it, whether with its usage, and
+    whether it may not pass its reservation either."""
 
     enforced: bool = False
     graceful: bool = True
     tells_usage: bool = True
+    at_reservation: bool = False
 
 
 NOT_ENFORCED: Final = Streaming()
@@ -184,24 +186,38 @@ class LlmTokens:
         return min(completion, max(0, room_u) // each_u) if each_u else completion
 
     def _prompt_tokens(self, context: Context) -> int:
+        estimate = self._estimated(context)
+        if estimate is None:
+            self.tally.add(ESTIMATE_MISSING)
+            return self._caps.default_prompt
+        return estimate
+
+    def _estimated(self, context: Context) -> int | None:
+        """The tokens of the prompt, None when nothing tells them."""
         llm = context.llm
         if self._estimate is not None and llm is not None:
             return self._estimate(llm)
         hint_u = read_amount(context.header("x-token-estimate")) if self._trust_hint else None
-        if hint_u is not None:
-            return -(-hint_u // UNIT_U)
-        self.tally.add(ESTIMATE_MISSING)
-        return self._caps.default_prompt
+        return None if hint_u is None else -(-hint_u // UNIT_U)
 
     def _never(self, reason: Reason) -> Refusal:
         return Refusal(self, reason, wait_ns=MISSING_WAIT_NS)
 
-    def stream_limit(self, context: Context) -> int | None:
-        """How many completion tokens may stream to this request before it is ended; None: this rule ends nothing."""
-        completion = self._caps.completion
-        if completion is None or not self.streaming.enforced or not self.scope.values(context):
+    def stream_limit(self, context: Context, verdict: LlmVerdict) -> int | None:
+        """How many completion tokens may stream to the request of this verdict; None: this rule ends nothing."""
+        if not self.streaming.enforced:
             return None
-        return completion * (context.llm.choices if context.llm is not None else 1)
+        limits = []
+        if self._caps.completion is not None:
+            limits.append(self._caps.completion * (context.llm.choices if context.llm is not None else 1))
+        each_u = weigh(Usage(output=1), self._weights)
+        if self.streaming.at_reservation and each_u and verdict.cost_u:
+            prompt = self._estimated(context)
+            prompt_u = weigh(
+                Usage(input=self._caps.default_prompt if prompt is None else prompt), self._weights
+            )
+            limits.append(max(0, verdict.cost_u - prompt_u) // each_u)
+        return min(limits, default=None)
 
     def describe(self, context: Context) -> Described:
         """For whom it counts this request."""

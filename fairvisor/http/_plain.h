@@ -1,0 +1,107 @@
+/* What the readers of plain heads share (_head.c, and _heads.c of the proxy): methods, targets, what may stand in a value.
+ *
+ * A plain head is one that every reader reads the same way; whoever includes this leaves everything else to a complete
+ * parser. So nothing here repairs or guesses.
+ */
+#ifndef FAIRVISOR_PLAIN_H
+#define FAIRVISOR_PLAIN_H
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <string.h>
+
+#define MAX_HEAD_BYTES 16384 /* as connection.py and front.py: what is longer is their business */
+
+/* what a request target may consist of, RFC 3986, without the rarely seen: visible ASCII */
+#define IS_TARGET(c) ((c) > 0x20 && (c) < 0x7f)
+/* field-value, RFC 9110 5.5: HTAB, SP, visible ASCII, obs-text */
+#define IS_VALUE(c) (((c) >= 0x20 && (c) != 0x7f) || (c) == '\t')
+#define IS_BLANK(c) ((c) == ' ' || (c) == '\t')
+
+typedef struct {
+    size_t length;
+    const char *text;
+} word;
+#define WORD(text) {sizeof(text) - 1, text}
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+static const word METHODS[] = {WORD("GET"), WORD("POST"), WORD("PUT"), WORD("PATCH"), WORD("DELETE"), WORD("OPTIONS")};
+
+/* The state of a module that reads requests: the methods as str, made once. */
+typedef struct {
+    PyObject *methods[COUNT(METHODS)];
+} state;
+
+typedef struct {
+    const unsigned char *at, *end;
+} cursor;
+
+/* The method: one of METHODS, followed by one space; a new reference, or NULL. */
+static PyObject *read_method(const state *known, cursor *c)
+{
+    for (size_t i = 0; i < COUNT(METHODS); i++) {
+        size_t length = METHODS[i].length;
+        if ((size_t)(c->end - c->at) > length && !memcmp(c->at, METHODS[i].text, length) && c->at[length] == ' ') {
+            c->at += length + 1;
+            return Py_NewRef(known->methods[i]);
+        }
+    }
+    return NULL;
+}
+
+/* The target, followed by one space and HTTP/1.1; a new reference, or NULL. */
+static PyObject *read_target(cursor *c)
+{
+    static const char VERSION[] = " HTTP/1.1\r\n";
+    const unsigned char *start = c->at;
+    while (c->at < c->end && IS_TARGET(*c->at))
+        c->at++;
+    Py_ssize_t length = c->at - start;
+    if (length == 0 || *start != '/' || (size_t)(c->end - c->at) < sizeof VERSION - 1 ||
+        memcmp(c->at, VERSION, sizeof VERSION - 1))
+        return NULL;
+    c->at += sizeof VERSION - 1;
+    return PyUnicode_DecodeASCII((const char *)start, length, NULL);
+}
+
+/* The value of a field and the CRLF after it: 1, with `start` and `stop` around it without white space; 0 for no value. */
+static int read_value(cursor *c, const unsigned char **start, const unsigned char **stop)
+{
+    while (c->at < c->end && IS_BLANK(*c->at))
+        c->at++;
+    *start = c->at;
+    while (c->at < c->end && IS_VALUE(*c->at))
+        c->at++;
+    if (c->end - c->at < 2 || c->at[0] != '\r' || c->at[1] != '\n')
+        return 0;
+    *stop = c->at;
+    while (*stop > *start && IS_BLANK((*stop)[-1]))
+        (*stop)--;
+    c->at += 2;
+    return 1;
+}
+
+static int fill_methods(PyObject *module)
+{
+    state *known = PyModule_GetState(module);
+    for (size_t i = 0; i < COUNT(METHODS); i++)
+        if (!(known->methods[i] = PyUnicode_InternFromString(METHODS[i].text)))
+            return -1;
+    return 0;
+}
+
+static int traverse(PyObject *module, visitproc visit, void *arg)
+{
+    state *known = PyModule_GetState(module);
+    for (size_t i = 0; i < COUNT(METHODS); i++)
+        Py_VISIT(known->methods[i]);
+    return 0;
+}
+
+static int clear(PyObject *module)
+{
+    state *known = PyModule_GetState(module);
+    for (size_t i = 0; i < COUNT(METHODS); i++)
+        Py_CLEAR(known->methods[i]);
+    return 0;
+}
+#endif
