@@ -34,7 +34,10 @@ os.environ["PATH"] = os.pathsep.join(
 
 def is_installed(name: str) -> bool:
     """Whether `name` is a program on the PATH or an importable Python module."""
-    return shutil.which(name) is not None or importlib.util.find_spec(name) is not None
+    try:
+        return shutil.which(name) is not None or importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of a dotted name, the package
+        return False
 
 
 def missing(item: pytest.Item) -> list[str]:

@@ -24,7 +24,9 @@ from fairvisor.bundle.compile import Options, compile_bundle
 from fairvisor.bundle.load import parse
 from fairvisor.clock import read_now
 from fairvisor.counters.segment import Segment
+from fairvisor.decision import UNIT_U
 from fairvisor.http.hub import Hub, Limits
+from fairvisor.lookup import Lookup
 from fairvisor.proxy.backends import Address, Backends
 from fairvisor.proxy.front import Front, Timeouts
 from fairvisor.proxy.gate import Gate
@@ -36,11 +38,11 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-def run(test: Awaitable[None]) -> None:
+def run(test: Awaitable[None], patience_s: int = PATIENCE_S) -> None:
     """Run a test's coroutine on the loop that workers use; it must not take long."""
 
     async def bounded() -> None:
-        await asyncio.wait_for(test, PATIENCE_S)
+        await asyncio.wait_for(test, patience_s)
 
     loop = uvloop.new_event_loop()
     try:
@@ -188,12 +190,15 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 class Bench:
     """A running proxy before upstreams."""
 
-    def __init__(self, segment: Segment, hub: Hub, port: int, backends: Backends, gate: Gate) -> None:
+    def __init__(
+        self, segment: Segment, hub: Hub, port: int, backends: Backends, gate: Gate, lookup: Lookup
+    ) -> None:
         self.segment = segment
         self.hub = hub
         self.port = port
         self.backends = backends
         self.gate = gate
+        self.lookup = lookup
         self.upstream = Upstream()
         self.clients: list[Client] = []
 
@@ -209,6 +214,11 @@ class Bench:
             return await client.ask(data, to_head=to_head)
         finally:
             client.close()
+
+    def taken(self, policy_id: str, rule: str) -> list[int]:
+        """What the counters of a rule without limit keys hold, in whole units: of each, limit less what is left."""
+        found = self.lookup.find(policy_id, rule, {}, read_now())
+        return [-(-(each.quota.amount_u - each.remaining_u) // UNIT_U) for each in found.standings]
 
     def metric(self, name: str, **labels: str) -> int:
         return sum(
@@ -254,7 +264,8 @@ async def bench(
     backends = Backends(tuple(map(Address.parse, where)), segment, tls, connect_ms, keep_ms)
     wait = timeouts or Timeouts(5_000, 5_000)
     server = await loop.create_server(lambda: Front(hub, gate, backends, wait), "127.0.0.1", 0)
-    made = Bench(segment, hub, server.sockets[0].getsockname()[1], backends, gate)
+    lookup = Lookup(compiled, identity, segment.table)
+    made = Bench(segment, hub, server.sockets[0].getsockname()[1], backends, gate, lookup)
     made.upstream = upstream
 
     def tick() -> None:

@@ -140,7 +140,7 @@ def test_chunks_are_the_same_however_they_are_cut(content: bytes, size: int) -> 
 
 def told(head: RequestHead | ResponseHead) -> dict[str, Any]:
     """All that a head says, but for what it took on the wire."""
-    return {name: getattr(head, name) for name in type(head).__slots__ if name != "size_bytes"}
+    return {name: getattr(head, name) for name in dir(head) if name[0] != "_" and name != "size_bytes"}
 
 
 PLAIN_FIELD = st.sampled_from(
@@ -148,11 +148,11 @@ PLAIN_FIELD = st.sampled_from(
         b"Host: a", b"Host: a:80", b"host:  a.b \t", b"Host: [::1]", b"Host: a:b", b"Host:", b"Host: a b", b"HOST: a,b",
         b"Content-Length: 3", b"Content-Length: 0", b"Content-Length: 1234567890123456", b"Content-Length: +3",
         b"Content-Length:", b"Transfer-Encoding: chunked", b"Connection: keep-alive", b"Connection: Keep-Alive, X",
-        b"Connection: close", b"Accept-Encoding: gzip", b"X-Forwarded-For: 1.2.3.4", b"X_Forwarded_For: 1", b"Via: 1.1 x",
-        b"TE: trailers", b"Keep-Alive: timeout=5", b"Expect: 100-continue", b"Upgrade: websocket", b"X-Fairvisor-A: b",
-        b"RateLimit: x", b"Content-Type: a/b; c=\xe4", b"Content-Type: d", b"Set-Cookie: a", b"Set-Cookie: b", b"X: y",
-        b"X:", b"X: \x00", b"X: \x7f", b"X : y", b" folded", b"nonsense", b"X: y\r", b"X: y\n", b"Proxy-Connection: x",
-        b"Date: now", b"Server: nginx/1.22.1",
+        b"Connection: close", b"Accept-Encoding: gzip", b"X-Forwarded-For: 1.2.3.4", b"X_Forwarded_For: 1",
+        b"Via: 1.1 x", b"TE: trailers", b"Keep-Alive: timeout=5", b"Expect: 100-continue", b"Upgrade: websocket",
+        b"X-Fairvisor-A: b", b"RateLimit: x", b"Content-Type: a/b; c=\xe4", b"Content-Type: d",
+        b"Set-Cookie: a", b"Set-Cookie: b", b"X: y", b"X:", b"X: \x00", b"X: \x7f", b"X : y", b" folded",
+        b"nonsense", b"X: y\r", b"X: y\n", b"Proxy-Connection: x", b"Date: now", b"Server: nginx/1.22.1",
     ]
 )  # fmt: skip
 END = st.sampled_from([b"\r\n\r\n", b"\r\n\r\nbody", b"\r\n", b"\n\n", b"\r\n\r\n\r\n"])

@@ -1,0 +1,71 @@
+"""The `litellm` package through the proxy, unchanged: after each call the counters hold what the provider tells.
+
+LiteLLM pins versions of what we use too, so it lives in a Python of its own: the one beside the program `litellm`. It
+takes seconds to import, so all calls are made by one process, one at a time (`litellm_calls.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from edge import policy, tokens
+from llm_provider import TEXT, USED, USED_BY_A_TOOL, USED_BY_AN_EMBEDDING, Provider
+from proxy_bench import Bench, bench, run
+
+pytestmark = pytest.mark.needs("litellm")
+
+STARTED_WITHIN_S = 180
+CALLS: dict[str, tuple[Any, int]] = {
+    **{
+        f"{provider}-{how}": (TEXT, USED)
+        for provider in ("openai", "anthropic", "gemini", "mistral")
+        for how in ("sync", "sync-streamed", "async", "async-streamed")
+    },
+    **{f"{provider}-tool": ({"city": "Paris"}, USED_BY_A_TOOL) for provider in ("openai", "anthropic", "gemini")},
+    "openai-embedding": ([0.5, 0.25], USED_BY_AN_EMBEDDING),
+}  # fmt: skip
+
+
+async def call_all(proxy: Bench, process: asyncio.subprocess.Process) -> None:
+    """Make the calls; each must give its answer and add its tokens to the counters, no more and no less."""
+    assert process.stdin is not None and process.stdout is not None
+    taken = 0
+    for number, (name, (expected, used)) in enumerate(CALLS.items(), 1):
+        process.stdin.write(f"{name}\n".encode())
+        line = await process.stdout.readline()
+        assert line, f"{name} failed, see above"
+        given = json.loads(line)
+        assert (json.loads(given) if name.endswith("-tool") else given) == expected, name
+        while proxy.metric("settlements_total", result="settled") < number:
+            await asyncio.sleep(0.005)
+        taken += used
+        assert proxy.taken("llm", "tokens") == [taken, taken], name
+
+
+def test_after_each_call_of_litellm_the_counters_hold_what_the_provider_tells() -> None:
+    program = shutil.which("litellm")
+    assert program is not None
+    python = Path(program).with_name("python")
+    script = Path(__file__).with_name("litellm_calls.py")
+    environ = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+
+    async def test() -> None:
+        limited = policy("llm", tokens("tokens", tpm=1, burst_tokens=100_000, tokens_per_day=100_000))
+        async with bench(limited, handler=Provider().serve) as proxy:
+            process = await asyncio.create_subprocess_exec(
+                str(python), str(script), f"http://127.0.0.1:{proxy.port}",
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environ,
+            )  # fmt: skip
+            try:
+                await call_all(proxy, process)
+            finally:
+                process.kill()
+                await process.wait()
+
+    run(test(), STARTED_WITHIN_S)
