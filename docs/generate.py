@@ -240,8 +240,8 @@ METRICS_EXACTNESS: Final = """\
 - **Connections and held answers** are told by each worker once a second.
 - The page is made in slices of less than a millisecond between requests: with 10,000 policies, some 20,000 samples
   take about 0.3 s of one worker, and no request waits for them.
-- The segment has room for one series in every 2 KiB (24,575 in 48 MiB); a policy in use takes two or three. What finds
-  no room is counted in `fairvisor_series_overflows_total`, and is missing.
+- The segment has room for one series in every KiB (49,151 in 48 MiB): a rule in use takes three, and two more when it
+  also refuses. What finds no room is counted in `fairvisor_series_overflows_total`, and is missing.
 """
 
 # What somebody should be told about, and what it means.

@@ -3,8 +3,7 @@
     python perf/scrape.py [--policies 10000] [--rounds 20] [--format table|json]
 
 One client asks for decisions one after the other and notes how long each took; in every second round another one
-scrapes. Both rounds are of the same length, so a drift of the machine meets both. The segment is large enough to hold
-every series.
+scrapes. Both rounds are of the same length, so a drift of the machine meets both.
 """
 
 from __future__ import annotations
@@ -133,9 +132,7 @@ def main() -> None:
     console = Console(stderr=True)
     with scratch() as folder:
         port = free_port()
-        contender = edge(
-            Path(folder), port, "many", many(options.policies), environ={"FAIRVISOR_SHARED_DICT_SIZE": "96m"}
-        )
+        contender = edge(Path(folder), port, "many", many(options.policies))
         with running(contender, port):
             rows = measure(port, options.policies, options.rounds, console)
     if options.format == "json":

@@ -170,9 +170,11 @@ def test_every_setting_that_a_page_names_exists() -> None:
 def test_the_sizes_of_segments_are_right() -> None:
     """To the two per cent that the page leaves out."""
     sizes = rows(page("counters.md").partition("## How large")[2].partition("A *key*")[0])
-    assert len(sizes) == 4
-    for size, (slots, keys) in sizes.items():
+    assert len(sizes) == 5
+    for size, (slots, keys, series) in sizes.items():
         number, unit = int(size.partition("`")[0][:-1]), {"m": 20, "g": 30}[size.partition("`")[0][-1]]
-        real = plan(number << unit).slots
+        made = plan(number << unit)
+        real = made.slots
+        assert int(series.replace(",", "")) == made.series - 1, size
         assert abs(int(slots.replace(",", "")) - real) < 0.02 * real, size
         assert abs(int(keys.replace(",", "")) - real / 2) < 0.02 * real / 2, size

@@ -38,7 +38,7 @@ WORKERS: Final = 512
 WORDS: Final = 128 + 8 * WORKERS
 SERIES_ENTRY_BYTES: Final = 16
 SERIES_BYTES: Final = 128  # of one series: 16 index, 8 cell, 104 text on average
-SERIES_SHARE: Final = 16  # one sixteenth of the segment is for series
+SERIES_SHARE: Final = 8  # one eighth of the segment is for series: those of 10,000 rules in use fit 48 MiB
 SLATE_BYTES: Final = 16 * 1024
 SLATES_SHARE: Final = 64  # one sixty-fourth of it is for slates: 48 workers have one in the default 48 MiB
 
