@@ -21,7 +21,7 @@ from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.engine import Bundle
 from fairvisor.metrics import families as family
-from fairvisor.metrics.counting import LEAST_BITS, MOST_BITS, read_lowest
+from fairvisor.metrics.counting import LEAST_BITS, MOST_BITS, read_lowest, read_open
 from fairvisor.metrics.families import FAMILIES, Family
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"  # the Prometheus text format
@@ -157,8 +157,11 @@ class Exposition:
         wall_s = now.wall_ns // NS_PER_S
         if each in (family.REMAINING, family.TOKENS_REMAINING):
             return self._lowest(each, wall_s)
-        if each is family.CIRCUIT_STATE:  # its cells hold when the breaker closes
-            return ((values, int(max(cells) > wall_s)) for values, cells in self._catalogue.cells(each))
+        if each is family.CIRCUIT_STATE:
+            return (
+                (values, int(any(read_open(cell, wall_s) for cell in cells)))
+                for values, cells in self._catalogue.cells(each)
+            )
         if each is family.TOKENS_ACCURACY:
             return self._accuracy()
         known: dict[Values, float] = dict.fromkeys(

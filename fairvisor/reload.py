@@ -129,7 +129,10 @@ class Publisher:
             self.tell(f"{source}: {error}", about)
             raise
         self._results["applied" if published.changed else "unchanged"].add()
-        self.notes.drop(notes.RELOAD)
+        told = self.notes.get(notes.RELOAD)
+        # That the file is in force, as before, is no answer to a push that was refused meanwhile.
+        if told is not None and (published.changed or not about or told.about):
+            self.notes.drop(notes.RELOAD)
         return published
 
     def start(self, *, accept_older: bool = False) -> None:

@@ -297,6 +297,47 @@ def test_a_breaker_that_only_an_operator_closes_stays_open() -> None:
     assert samples(shown["fairvisor_circuit_state"]) == {("enforce", "p"): 1}
 
 
+@pytest.mark.parametrize("minutes", [0, 5], ids=["by hand only", "by itself too"])
+def test_breakers_of_keys_are_shown_open_until_the_last_one_was_reset(minutes: int) -> None:
+    config = {"enabled": True, "spend_rate_threshold_per_minute": 3, "auto_reset_after_minutes": minutes}
+    edge = Edge(policy("p", bucket("r", "header:x-key"), circuit_breaker=config | {"scope": "key"}))
+    (found,) = edge.bundle.routes.policies()
+    breaker = found.breaker
+    assert breaker is not None
+
+    def state() -> float:
+        return samples(expose(edge.segment, NOTHING, moment(1))["fairvisor_circuit_state"])["enforce", "p"]
+
+    for value in ("a", "b"):
+        assert breaker.trip(edge.counters, value, moment(0))
+    assert not breaker.trip(edge.counters, "a", moment(0))
+    assert not breaker.reset(edge.counters, "c", moment(1))
+    assert breaker.reset(edge.counters, "a", moment(1))
+    assert state() == 1
+    assert breaker.reset(edge.counters, "b", moment(1))
+    assert state() == 0
+    assert not breaker.reset(edge.counters, "b", moment(1))
+    assert breaker.trip(edge.counters, "a", moment(1))
+    assert state() == 1
+    for value in ("b", "a"):
+        breaker.reset(edge.counters, value, moment(1))
+    assert state() == 0
+
+
+def test_an_open_breaker_that_is_asked_for_months_is_shown_as_long() -> None:
+    config = {"enabled": True, "spend_rate_threshold_per_minute": 1}
+    edge = Edge(policy("p", bucket("r", burst=99), circuit_breaker=config))
+    for day in range(0, 200, 20):
+        edge.ask(at=86_400 * day)
+    shown = expose(edge.segment, NOTHING, moment(86_400 * 200))
+    assert samples(shown["fairvisor_circuit_state"]) == {("enforce", "p"): 1}
+    (found,) = edge.bundle.routes.policies()
+    assert found.breaker is not None
+    assert found.breaker.reset(edge.counters, None, moment(86_400 * 200))
+    shown = expose(edge.segment, NOTHING, moment(86_400 * 200))
+    assert samples(shown["fairvisor_circuit_state"]) == {("enforce", "p"): 0}
+
+
 def test_kill_switch_hits_are_counted_by_descriptor() -> None:
     switches = [{"scope_key": "header:x-key", "scope_value": value} for value in "ab"]
     edge = Edge(policy("p", bucket("r")), kill_switches=switches)

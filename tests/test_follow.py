@@ -258,6 +258,23 @@ class TestPublishing:
         instance.publisher.publish(bundle(3, policy("b")))
         assert instance.active.reason == ""
 
+    def test_the_file_in_force_takes_back_its_own_refusal_and_not_that_of_a_push(
+        self, instance: Instance
+    ) -> None:
+        """A new leader offers the file as it finds it, at any moment."""
+        active = bundle(2, policy("a"))
+        instance.publisher.offer_file(active)
+        instance.publisher.offer_file(b"{")
+        assert instance.active.reason != ""
+        instance.publisher.offer_file(active)
+        assert instance.active.reason == ""
+        with pytest.raises(BundleRefused):
+            instance.publisher.publish(bundle(1, policy("b")))
+        instance.publisher.offer_file(active)
+        assert instance.active.reason.startswith("admin: version_not_monotonic: ")
+        instance.publisher.publish(active)
+        assert instance.active.reason == ""
+
     def test_an_object_holds_what_was_offered(self, instance: Instance) -> None:
         data = bundle(1, policy("a"), **{"$comment": "as it is"})
         instance.publisher.publish(data)

@@ -8,7 +8,7 @@ How the numbers become text for Prometheus is in `fairvisor/exposition.py`.
 
 from __future__ import annotations
 
-from fairvisor.metrics.counting import Cells, Counter, Gauge, Latency, Lowest, Tally, TokenMeter
+from fairvisor.metrics.counting import Cells, Counter, Latency, Lowest, Open, Tally, TokenMeter
 from fairvisor.metrics.families import (
     BREAKER_TRIPS,
     CIRCUIT_STATE,
@@ -51,9 +51,9 @@ __all__ = [
     "Cells",
     "Counter",
     "Family",
-    "Gauge",
     "Latency",
     "Lowest",
+    "Open",
     "Tally",
     "TokenMeter",
 ]

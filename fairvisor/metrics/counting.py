@@ -34,6 +34,7 @@ LOW_HELD_S: Final = 30  # how long a lowest amount is shown at least
 _LOW_BITS: Final = 40
 _LOW_MASK: Final = (1 << _LOW_BITS) - 1
 _SECONDS_MASK: Final = (1 << 24) - 1
+_OPEN_NUMBERS: Final = 1 << 24
 _NOTHING_SEEN: Final = 1 << 63
 _NEVER_LOWER: Final = -1
 
@@ -108,18 +109,45 @@ def _first_hit(counter: weakref.ref[Counter]) -> None:
     found.add()
 
 
-class Gauge(Series):
-    """One series that is set: a whole number of at least 0, of which the last word of any process counts."""
+class Open(Series):
+    """Whether something that many have one of is open for any: breakers that close by themselves or by hand.
+
+    Its cell holds when the last of them closes by itself (wall clock, 40 bits of seconds) and how many were opened
+    and not closed by hand since none was open (24 bits). One that closed by itself is not noticed, so after another
+    was closed by hand it may be shown until the last would have closed. Of two processes that write in the same
+    microsecond one may be forgotten.
+    """
 
     __slots__ = ()
 
-    def set(self, value: int) -> None:
-        """From now on it is `value`."""
-        self._cells.table.cell_set(self._cell(), value)
+    def opened(self, until_s: int, wall_s: int) -> None:
+        """One more is open, until `until_s` unless it is closed before."""
+        last_s, number = self._read()
+        if last_s <= wall_s:
+            last_s, number = until_s, 0
+        self._write(max(last_s, until_s), number + 1)
 
-    def get(self) -> int:
-        """What it is."""
-        return self._cells.table.cell_get(self._cell())
+    def prolonged(self, until_s: int) -> None:
+        """One that is open stays so until `until_s`."""
+        last_s, number = self._read()
+        self._write(max(last_s, until_s), max(1, number))
+
+    def closed(self) -> None:
+        """One that was open was closed by hand."""
+        last_s, number = self._read()
+        self._write(last_s if number > 1 else 0, max(0, number - 1))
+
+    def _read(self) -> tuple[int, int]:
+        return divmod(self._cells.table.cell_get(self._cell()), _OPEN_NUMBERS)
+
+    def _write(self, last_s: int, number: int) -> None:
+        cell = last_s * _OPEN_NUMBERS + min(number, _OPEN_NUMBERS - 1)
+        self._cells.table.cell_set(self._cell(), cell)
+
+
+def read_open(cell: int, wall_s: int) -> bool:
+    """Whether the cell of an `Open` says that something is open."""
+    return cell // _OPEN_NUMBERS > wall_s
 
 
 class Lowest(Series):
@@ -211,9 +239,9 @@ class Tally:
             counter = self._rare[series] = Counter(self._cells, family, *own, *values)
         counter.add(amount)
 
-    def set(self, family: Family, value: int) -> None:
-        """Set a gauge whose labels are the policy and its mode."""
-        Gauge(self._cells, family, self.policy_id, self.mode).set(value)
+    def open_of(self, family: Family) -> Open:
+        """What tells how many are open, in a family whose labels are the policy and its mode."""
+        return Open(self._cells, family, self.policy_id, self.mode)
 
 
 class TokenMeter:

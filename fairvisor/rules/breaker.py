@@ -37,6 +37,7 @@ class Breaker:
         "_minute",
         "_minute_keys",
         "_name",
+        "_open",
         "_prefix",
         "_seed",
         "_shared_open",
@@ -55,6 +56,7 @@ class Breaker:
         auto_reset_ns: int,
     ) -> None:
         self.tally = tally
+        self._open = tally.open_of(CIRCUIT_STATE)
         self._prefix = prefix
         self._seed = seed
         self._name = name
@@ -97,7 +99,7 @@ class Breaker:
             return None
         if not self._auto_reset_ns:
             if now.wall_ns - opened_ns > RENEWED_NS:
-                self._write(counters, key, now)
+                self._open.prolonged(self._write(counters, key, now))
             return Refusal(self, Reason.CIRCUIT_BREAKER_OPEN, wait_ns=NEVER_NS)
         wait_ns = opened_ns + self._auto_reset_ns - now.wall_ns
         return Refusal(self, Reason.CIRCUIT_BREAKER_OPEN, wait_ns=wait_ns) if wait_ns > 0 else None
@@ -116,7 +118,7 @@ class Breaker:
         _, total_u = counters.add(key, now.mono_ns, cost_u, _NO_LIMIT, KEPT_NS - into_ns)
         before_u = counters.peek_total(previous, now.mono_ns)
         if total_u * MINUTE_NS + before_u * (MINUTE_NS - into_ns) >= self._threshold_u * MINUTE_NS:
-            opened = self._open(counters, self._identity(context), now)
+            opened = self._trip(counters, self._identity(context), now)
             counters.delete(key, now.mono_ns)
             counters.delete(previous, now.mono_ns)
             return key, opened
@@ -130,7 +132,7 @@ class Breaker:
 
     def trip(self, counters: Counters, value: str | None, now: Now) -> bool:
         """Open it by hand for this value of `key_name`; False: it was open."""
-        return self._open(counters, self._identity_of(value), now)
+        return self._trip(counters, self._identity_of(value), now)
 
     def reset(self, counters: Counters, value: str | None, now: Now) -> bool:
         """Close it by hand, and forget what was spent; False: it was closed."""
@@ -139,23 +141,26 @@ class Breaker:
         minute = now.mono_ns // MINUTE_NS
         for record in ("open", str(minute), str(minute - 1)):
             counters.delete(hash64(identity + record, self._seed), now.mono_ns)
-        if self._key is None:  # of others nobody knows here whether they are open
-            self.tally.set(CIRCUIT_STATE, 0)
+        if was_open:
+            self._open.closed()
         return was_open
 
-    def _open(self, counters: Counters, identity: str, now: Now) -> bool:
+    def _trip(self, counters: Counters, identity: str, now: Now) -> bool:
         """Open, unless another request of this moment did."""
         key = hash64(identity + "open", self._seed)
         opened_ns = counters.peek_total(key, now.mono_ns)
         if opened_ns and not 0 < self._auto_reset_ns <= now.wall_ns - opened_ns:
             return False
-        self._write(counters, key, now)
+        self._open.opened(self._write(counters, key, now), now.wall_ns // NS_PER_S)
         self.tally.add(BREAKER_TRIPS)
         return True
 
-    def _write(self, counters: Counters, key: int, now: Now) -> None:
-        """The record of an earlier opening goes first: its life was fixed when it was made."""
+    def _write(self, counters: Counters, key: int, now: Now) -> int:
+        """Record that it is open: until when, in seconds of the wall clock.
+
+        The record of an earlier opening goes first: its life was fixed when it was made.
+        """
         lasts_ns = self._auto_reset_ns or UNTIL_RESET_NS
         counters.delete(key, now.mono_ns)
         counters.add(key, now.mono_ns, now.wall_ns, now.wall_ns, lasts_ns)
-        self.tally.set(CIRCUIT_STATE, -(-(now.wall_ns + lasts_ns) // NS_PER_S))
+        return -(-(now.wall_ns + lasts_ns) // NS_PER_S)
