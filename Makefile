@@ -18,7 +18,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint mutants check format docs wheels clean
+.PHONY: help run test lint mutants model sanitize check format docs wheels clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,12 @@ lint: $(DEV_STAMP) ## format, lint, types, and the C source with warnings as err
 
 mutants: $(DEV_STAMP) ## break every promise in turn, in a copy: a test must notice (some minutes; WORDS="kill_switch" chooses)
 	$(BIN)/python tests/mutants $(WORDS)
+
+model: $(DEV_STAMP) ## every interleaving of the slot protocol, of up to 3 processes with kills (some minutes; WORDS chooses)
+	$(BIN)/python tests/model $(WORDS)
+
+sanitize: $(DEV_STAMP) ## the C code under ASan, UBSan and TSan, for longer than the tests do
+	FAIRVISOR_SANITIZER_OPERATIONS=20000000 $(BIN)/python -m pytest tests/test_sanitizers.py
 
 check: lint test ## all that CI asks (the tests also hold the documentation to the code)
 

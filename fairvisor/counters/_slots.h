@@ -48,7 +48,8 @@
  *   The nonce makes "stood throughout" checkable, the fence before a scan keeps it after the announcement. Of two
  *   reservations the later in probe order is dropped, by whoever sees it. Loads are of 8 bytes and may be torn; only
  *   a successful compare-and-swap makes a pair true. That is why a refusal too swaps the record for itself.
- *   Every step carries a label, `step: name`, by which the tests' model of the interleavings refers to it.
+ *   Every step that reads or changes a record carries a label, `step: name`: tests/model/protocol.py has the same steps
+ *   under the same names, and explores every interleaving of them. `used` and `key` are hints, on which none relies.
  *
  * A KILLED PROCESS leaves at most one HELD slot. Its key can use it at once; others after 69 to 137 s. There is no
  * lock, no busy mark and no order of publication to repair; a stall of any length is as harmless as a kill.
@@ -416,10 +417,10 @@ static inline int try_update(const window *w, operation *o)
         for (unsigned i = 0; i < GROUP; i++) {
             slot *at = slot_at(w, g, i);
             record r;
-            r.a = load(&at->rec.a);
+            r.a = load(&at->rec.a); /* step: look */
             if (fp_of(r.a) != o->fp || kind_of(r.a) == HELD)
                 continue;
-            r.b = load(&at->rec.b);
+            r.b = load(&at->rec.b); /* step: look */
             return update(at, r, o);
         }
     return 0;
@@ -481,7 +482,7 @@ static int reserve(table *t, const sight *see, operation *o, place *mine)
     }
     record held;
     held.a = make_a(o->fp, HELD, unit_of(o->now_ns) + 1);
-    held.b = __atomic_fetch_add(&t->words[WORD_NONCE], 1, __ATOMIC_SEQ_CST);
+    held.b = __atomic_fetch_add(&t->words[WORD_NONCE], 1, __ATOMIC_SEQ_CST); /* step: nonce */
     if (!cas(&victim.at->rec, victim.rec, held)) /* step: reserve */
         return 0;
     store_relaxed(&victim.at->used, o->used_ns);
@@ -511,7 +512,7 @@ static void insert(table *t, const window *w, operation *o)
     int mine = 0;
     for (unsigned tries = 0; tries < MAX_TRIES; tries++) {
         if (tries)
-            __atomic_thread_fence(__ATOMIC_SEQ_CST);
+            __atomic_thread_fence(__ATOMIC_SEQ_CST); /* step: fence */
         sight see = scan(w, o, o->creates && !seen.at);
         if (see.live.at) {
             if (mine)
@@ -562,12 +563,12 @@ static record peek(const window *w, u64 fp, u64 now_ns)
         for (unsigned i = 0; i < GROUP; i++) {
             const slot *at = slot_at(w, g, i);
             record r;
-            r.a = load(&at->rec.a);
+            r.a = load(&at->rec.a); /* step: peek */
             if (fp_of(r.a) != fp || kind_of(r.a) == HELD)
                 continue;
             for (unsigned tries = 0; tries < MAX_TRIES; tries++) {
-                r.b = load(&at->rec.b);
-                u64 again = load(&at->rec.a);
+                r.b = load(&at->rec.b); /* step: peek */
+                u64 again = load(&at->rec.a); /* step: peek */
                 if (again == r.a)
                     return expired(r, now_ns) ? NOTHING : r;
                 r.a = again;
@@ -580,7 +581,7 @@ static record peek(const window *w, u64 fp, u64 now_ns)
 
 static inline u64 sweep(slot *at, u64 now_ns)
 {
-    record r = load_record(at);
+    record r = load_record(at); /* step: sweep */
     return kind_of(r.a) != FREE && expired(r, now_ns) && cas(&at->rec, r, NOTHING); /* step: sweep */
 }
 
@@ -590,7 +591,7 @@ static inline u64 sweep(slot *at, u64 now_ns)
 static slot read_whole(slot *at, u64 now_ns)
 {
     for (unsigned tries = 0; tries < MAX_TRIES; tries++) {
-        slot copy = {load_record(at), load_relaxed(&at->used), load_relaxed(&at->key)};
+        slot copy = {load_record(at), load_relaxed(&at->used), load_relaxed(&at->key)}; /* step: read whole */
         if (kind_of(copy.rec.a) < TIME || expired(copy.rec, now_ns))
             break;
         if (cas(&at->rec, copy.rec, copy.rec)) /* step: read whole */

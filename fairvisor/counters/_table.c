@@ -309,7 +309,7 @@ METHOD(census, 3)
     if (read_range(t, args, &at, &end, &now_ns) < 0)
         return NULL;
     for (; at < end; at++) {
-        record r = load_record(at);
+        record r = load_record(at); /* step: survey */
         unsigned kind = kind_of(r.a);
         *(kind != FREE && expired(r, now_ns) ? &ended : &kinds[kind]) += 1;
     }
