@@ -1,7 +1,7 @@
 """The C code under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer: not one complaint.
 
-The table runs in threads of one program, because the sanitizers see threads and not processes; both extensions run as
-Python loads them, with the tests of what they do. `make sanitizers` does more of the first.
+The table runs in threads of one program, because the sanitizers see threads and not processes; the extensions run as
+Python loads them, with the tests of what they do. `make sanitize` does more of the first.
 """
 
 from __future__ import annotations
@@ -55,17 +55,18 @@ def test_threads_on_one_table(sanitizer: str, tmp_path: Path) -> None:
 
 
 def test_the_extensions_in_python(tmp_path: Path) -> None:
-    """What tests the table and the reader of heads finds nothing amiss in how they use memory."""
+    """What tests the table and the readers of heads finds nothing amiss in how they use memory."""
     built = tmp_path / "built"
     shutil.copytree(TABLE.parent, built / "fairvisor", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     build = ["setup.py", "-q", "build_ext", "--build-temp", str(tmp_path / "t"), "--build-lib", str(built)]
     run(sys.executable, *build, FAIRVISOR_SANITIZE="address,undefined", FAIRVISOR_COMPILE="")
-    names = ("test_head.py", "test_table.py", "test_table_model.py")
+    names = ("test_head.py", "test_proxy_heads.py", "test_table.py", "test_table_model.py")
     tests = [str(ROOT / "tests" / name) for name in names]
     preloaded = run("gcc", "-print-file-name=libasan.so").strip()
     options = ["-q", "-p", "no:cacheprovider", "-o", f"pythonpath={built}", "-k", "not 120000"]
     environ = {"LD_PRELOAD": preloaded, "PYTHONPATH": str(built), "PYTHONDONTWRITEBYTECODE": "1"}
-    used = "import fairvisor.counters._table as t, fairvisor.http._head as h; print(t.__file__, h.__file__)"
-    assert run(sys.executable, "-c", used, cwd=tmp_path, **STRICT, **environ).count(str(built)) == 2
+    for module in ("fairvisor.counters._table", "fairvisor.http._head", "fairvisor.proxy._heads"):
+        where = f"import {module} as module; print(module.__file__)"
+        assert run(sys.executable, "-c", where, cwd=tmp_path, **STRICT, **environ).startswith(str(built))
     shown = run(sys.executable, "-m", "pytest", *options, *tests, cwd=tmp_path, **STRICT, **environ)
     assert " passed" in shown
