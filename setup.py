@@ -49,6 +49,7 @@ COMPILED = [
     "fairvisor/proxy/heads.py",
     "fairvisor/proxy/link.py",
     "fairvisor/proxy/rewrite.py",
+    "fairvisor/proxy/tunnel.py",
     "fairvisor/response.py",
     "fairvisor/route.py",
     "fairvisor/rules/breaker.py",

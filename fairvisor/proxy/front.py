@@ -89,15 +89,15 @@ class Front(asyncio.Protocol):
             return
         self._seen_ms = self.hub.tick_ms
         exchange = self._exchange
-        if exchange is not None and exchange.tunnel:
-            exchange.client_bytes(data)
+        if exchange is not None and exchange.tunnel is not None:
+            exchange.tunnel.from_client(data)
             return
         self._consume(self._buffer + data if self._buffer else data)
 
     def eof_received(self) -> bool:
         """A client that says no more before it has its response is gone, as for nginx; a tunnel has two directions."""
         exchange = self._exchange
-        return exchange is not None and exchange.tunnel and exchange.client_eof()
+        return exchange is not None and exchange.tunnel is not None and exchange.tunnel.client_eof()
 
     def pause_writing(self) -> None:
         self._write_blocked = True
@@ -126,8 +126,8 @@ class Front(asyncio.Protocol):
                 elif not self._body.done:
                     content, data = self._body.feed(data)
                     self._pass_body(self._exchange, content)
-                elif self._exchange.tunnel:
-                    self._exchange.client_bytes(data)
+                elif self._exchange.tunnel is not None:
+                    self._exchange.tunnel.from_client(data)
                     data = b""
                 else:
                     break
@@ -222,8 +222,8 @@ class Front(asyncio.Protocol):
     def switched(self) -> None:
         """The connection is a tunnel now."""
         data, self._buffer = self._buffer, b""
-        if data and self._exchange is not None:
-            self._exchange.client_bytes(data)
+        if data and self._exchange is not None and self._exchange.tunnel is not None:
+            self._exchange.tunnel.from_client(data)
 
     def done(self, exchange: Exchange, *, close: bool) -> None:
         """The response of this exchange is written."""

@@ -39,7 +39,6 @@ class Link(asyncio.Protocol):
         "_head",
         "_held",
         "_interims",
-        "_tunnel",
         "backend",
         "heard",
         "keep_s",
@@ -58,7 +57,6 @@ class Link(asyncio.Protocol):
         self.keep_until_ms = 0
         # per request
         self._exchange: Exchange | None = None
-        self._tunnel = False
         self._held = b""
         self._head: ResponseHead | None = None
         self._body: Body | None = None
@@ -101,8 +99,8 @@ class Link(asyncio.Protocol):
             self.transport.abort()
             return
         self.heard = True
-        if self._tunnel:
-            exchange.tunnelled(data)
+        if exchange.tunnel is not None:
+            exchange.tunnel.from_upstream(data)
             return
         try:
             self._read(exchange, data)
@@ -113,7 +111,7 @@ class Link(asyncio.Protocol):
         exchange.flush()
 
     def eof_received(self) -> bool:
-        if self._tunnel and self._exchange is not None:
+        if self._exchange is not None and self._exchange.tunnel is not None:
             self._exchange.upstream_eof()
             return True
         return False
@@ -151,7 +149,7 @@ class Link(asyncio.Protocol):
                 data = data[head.size_bytes :]
                 if head.status < 200:
                     self._interim(exchange, head, data)
-                    if self._tunnel:
+                    if exchange.tunnel is not None:
                         return
                     continue
                 self._begin(exchange, head)
@@ -185,7 +183,6 @@ class Link(asyncio.Protocol):
             return
         if not exchange.upgrades or not head.flags & UPGRADE:
             raise BadResponse("the upstream switches protocols unasked")
-        self._tunnel = True
         exchange.switched(head, data)
 
     def _begin(self, exchange: Exchange, head: ResponseHead) -> None:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from edge_server import PATIENCE_S, Client, Edge, StartEdge, reserve_port, token_bucket, wait_until
 
+MEBIBYTE = b"x" * (1 << 20)
+LARGE_BYTES = 100 << 20
 GET = b"GET /anything HTTP/1.1\r\nHost: example.com\r\n\r\n"
 
 
 class Upstream:
-    """Answers every request with 200 `ok`; to /slow it sends the second half when it is told to."""
+    """Answers every request with 200 `ok`; to /slow it sends the second half when it is told to; /large takes a body of
+    LARGE_BYTES in chunks, and answers with one."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.requests = 0
+        self.received = 0
         self.go_on = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -44,6 +50,10 @@ class Upstream:
                     data += more
                 head, _, data = data.partition(b"\r\n\r\n")
                 self.requests += 1
+                if head.startswith(b"POST /large"):
+                    self.received = self._take_chunks(connection, data)
+                    self._send_large(connection)
+                    return
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
                 if head.startswith(b"GET /slow"):
                     connection.sendall(b"o")
@@ -51,6 +61,20 @@ class Upstream:
                     connection.sendall(b"k")
                 else:
                     connection.sendall(b"ok")
+
+    def _take_chunks(self, connection: socket.socket, data: bytes) -> int:
+        """Read to the last chunk; how many bytes that took."""
+        taken, end = 0, data
+        while not end.endswith(b"0\r\n\r\n"):
+            taken += len(data)
+            data = connection.recv(1 << 20)
+            end = end[-5:] + data[-5:]
+        return taken + len(data)
+
+    def _send_large(self, connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LARGE_BYTES)
+        for _ in range(LARGE_BYTES // len(MEBIBYTE)):
+            connection.sendall(MEBIBYTE)
 
 
 @pytest.fixture
@@ -153,6 +177,37 @@ def test_a_graceful_stop_finishes_the_answer_that_is_under_way(
     upstream.go_on.set()
     assert client.answer()[2] == b"ok"
     assert proxied.edge.end() == 0
+
+
+def peak_kib(pid: int) -> int:
+    """The most memory that the process ever had, in KiB."""
+    return int(re.findall(r"^VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[0])
+
+
+def test_bodies_of_100_mb_pass_in_both_directions_without_being_held(
+    start_edge: StartEdge, upstream: Upstream
+) -> None:
+    """Also where a policy looks into bodies: it sees the beginning."""
+    rule = {"name": "t", "limit_keys": [], "algorithm": "token_bucket_llm",
+            "algorithm_config": {"tokens_per_minute": 1_000_000_000}}  # fmt: skip
+    spec = {"selector": {"pathPrefix": "/"}, "rules": [rule]}
+    bundle = {"bundle_version": 1, "policies": [{"id": "p", "spec": spec}]}
+    proxied = start(start_edge, upstream, bundle)
+    (worker,) = proxied.edge.workers()
+    assert not isinstance(proxied.edge.bind, str)
+    before_kib = peak_kib(worker)
+    with socket.create_connection(proxied.edge.bind, timeout=PATIENCE_S) as client:
+        client.sendall(b"POST /large HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(LARGE_BYTES // len(MEBIBYTE)):
+            client.sendall(b"%x\r\n%b\r\n" % (len(MEBIBYTE), MEBIBYTE))
+        client.sendall(b"0\r\n\r\n")
+        got = 0
+        while got < LARGE_BYTES:
+            data = client.recv(1 << 20)
+            assert data
+            got += len(data)
+    assert upstream.received > LARGE_BYTES
+    assert peak_kib(worker) - before_kib < 25 << 10
 
 
 def proxied_accepts(proxied: Proxied) -> bool:
