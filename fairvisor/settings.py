@@ -171,6 +171,12 @@ class Settings:
     ratelimit_headers: str = _setting(
         "both", read.one_of("both", "draft", "legacy", "off"), "Which RateLimit headers answers carry."
     )
+    ask_usage: bool = _setting(
+        "true",
+        read.yes_or_no,
+        "Ask for the usage of streams in OpenAI's form when the client did not. An upstream at mistral.ai is never "
+        "asked: it refuses the question, and tells the usage unasked.",
+    )
     llm_headers: bool = _setting(
         "false",
         read.yes_or_no,

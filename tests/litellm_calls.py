@@ -1,7 +1,7 @@
 """LiteLLM's own functions, called one after the other, in the Python that has LiteLLM.
 
-Started with the URL of a proxy. Each line on stdin is the name of a call; the answer is one line of JSON on stdout.
-It knows nothing of this repository, and imports nothing of it.
+Started with the URLs of two proxies, one of them before Mistral. Each line on stdin is the name of a call; the answer
+is one line of JSON on stdout. It knows nothing of this repository, and imports nothing of it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ litellm.num_retries = 0
 MESSAGES = [{"role": "user", "content": "hello"}]
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}]
-URL = sys.argv[1]
+URL, MISTRAL_URL = sys.argv[1:]
 PROVIDERS: dict[str, dict[str, Any]] = {
     "openai": {"model": "openai/gpt-4o", "api_base": f"{URL}/v1"},
     "anthropic": {"model": "anthropic/claude-sonnet-4-5", "api_base": URL, "max_tokens": 50},
     "gemini": {"model": "gemini/gemini-2.5-flash", "api_base": f"{URL}/v1beta/models/gemini-2.5-flash"},
-    "mistral": {"model": "mistral/mistral-large-latest", "api_base": f"{URL}/v1"},
+    "mistral": {"model": "mistral/mistral-large-latest", "api_base": f"{MISTRAL_URL}/v1"},
 }
 
 

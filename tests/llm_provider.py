@@ -40,7 +40,8 @@ def whole(document: Any) -> Content:
 
 
 def chat(document: Any) -> Content:
-    """Chat completions, of OpenAI, Azure and Mistral (which tells the usage in the last chunk, unasked)."""
+    """Chat completions, of OpenAI, Azure and Mistral, which tells the usage in the last chunk, unasked."""
+    assert "mistral" not in document["model"] or "stream_options" not in document, "422: extra_forbidden"
     frame = {"id": "chatcmpl-1", "created": 1, "model": document["model"]}
     tools = document.get("tools")
     output = len(ARGUMENTS if tools else WORDS)

@@ -32,20 +32,23 @@ CALLS: dict[str, tuple[Any, int]] = {
 }  # fmt: skip
 
 
-async def call_all(proxy: Bench, process: asyncio.subprocess.Process) -> None:
+async def call_all(proxies: dict[str, Bench], process: asyncio.subprocess.Process) -> None:
     """Make the calls; each must give its answer and add its tokens to the counters, no more and no less."""
     assert process.stdin is not None and process.stdout is not None
-    taken = 0
-    for number, (name, (expected, used)) in enumerate(CALLS.items(), 1):
+    taken = dict.fromkeys(proxies.values(), 0)
+    calls = dict.fromkeys(proxies.values(), 0)
+    for name, (expected, used) in CALLS.items():
+        proxy = proxies["mistral" if name.startswith("mistral") else ""]
         process.stdin.write(f"{name}\n".encode())
         line = await process.stdout.readline()
         assert line, f"{name} failed, see above"
         given = json.loads(line)
         assert (json.loads(given) if name.endswith("-tool") else given) == expected, name
-        while proxy.metric("settlements_total", result="settled") < number:
+        calls[proxy] += 1
+        while proxy.metric("settlements_total", result="settled") < calls[proxy]:
             await asyncio.sleep(0.005)
-        taken += used
-        assert proxy.taken("llm", "tokens") == [taken, taken], name
+        taken[proxy] += used
+        assert proxy.taken("llm", "tokens") == [taken[proxy], taken[proxy]], name
 
 
 def test_after_each_call_of_litellm_the_counters_hold_what_the_provider_tells() -> None:
@@ -57,13 +60,19 @@ def test_after_each_call_of_litellm_the_counters_hold_what_the_provider_tells() 
 
     async def test() -> None:
         limited = policy("llm", tokens("tokens", tpm=1, burst_tokens=100_000, tokens_per_day=100_000))
-        async with bench(limited, handler=Provider().serve) as proxy:
+        provider = Provider()
+        mistral = {"FAIRVISOR_BACKEND_URL": "https://api.mistral.ai"}
+        async with (
+            bench(limited, handler=provider.serve) as proxy,
+            bench(limited, handler=provider.serve, environ=mistral) as for_mistral,
+        ):
+            urls = [f"http://127.0.0.1:{each.port}" for each in (proxy, for_mistral)]
             process = await asyncio.create_subprocess_exec(
-                str(python), str(script), f"http://127.0.0.1:{proxy.port}",
+                str(python), str(script), *urls,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environ,
             )  # fmt: skip
             try:
-                await call_all(proxy, process)
+                await call_all({"": proxy, "mistral": for_mistral}, process)
             finally:
                 process.kill()
                 await process.wait()

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from edge import policy, tokens
 from llm_provider import TEXT, USED, USED_BY_A_TOOL, USED_BY_AN_EMBEDDING, Provider
-from proxy_bench import PATIENCE_S, Bench, Client, bench, run
+from proxy_bench import Bench, Client, bench, run
 
 pytestmark = [pytest.mark.needs("openai"), pytest.mark.needs("anthropic"), pytest.mark.needs("google.genai")]
 
+PATIENCE_S = 100  # an SDK may take seconds to import
 CHAT: Any = [{"role": "user", "content": "hello"}]
 PARAMETERS: Any = {"type": "object", "properties": {"city": {"type": "string"}}}
 CITY = {"city": "Paris"}
@@ -70,26 +71,35 @@ async def witness(proxy: Bench) -> AsyncIterator[tuple[Witness, str]]:
 
 
 def through(
-    call: Callable[[str], Any], *, used: int | None = None, takes_out: bytes = b"", **more: Any
+    call: Callable[[str], Any],
+    *,
+    used: int | None = None,
+    takes_out: bytes = b"",
+    backend: str = "http://a",
+    **more: Any,
 ) -> Any:
     """What `call` gives when it is told where the proxy is.
 
     `used`: what the counters must hold afterwards; then the SDK must have read what the provider sent, but for the
-    event in which `takes_out` stands, if any.
+    event in which `takes_out` stands, if any. `backend` is where the proxy is told that the provider is.
     """
     found: list[Any] = []
     provider = Provider()
 
     async def test() -> None:
         limited = policy("llm", tokens("tokens", **TPM, **more))
-        async with bench(limited, handler=provider.serve) as proxy, witness(proxy) as (seen, url):
+        environ = {"FAIRVISOR_BACKEND_URL": backend}
+        async with (
+            bench(limited, handler=provider.serve, environ=environ) as proxy,
+            witness(proxy) as (seen, url),
+        ):
             found.append(await asyncio.wait_for(asyncio.to_thread(call, url), PATIENCE_S))
             await proxy.until(lambda: proxy.metric("settlements_total", result="settled") == 1)
             if used is not None:
                 assert proxy.taken("llm", "tokens") == [used, used]
                 assert await seen.body() == without(provider.sent[-1], takes_out)
 
-    run(test())
+    run(test(), PATIENCE_S)
     return found[0]
 
 
@@ -146,12 +156,13 @@ def test_openai_chat_streamed_without_asking_for_usage(connect: Callable[[str], 
     assert all(chunk.usage is None for chunk in chunks)
 
 
-def test_mistral_tells_its_usage_unasked() -> None:
+def test_mistral_is_not_asked_for_its_usage_and_tells_it() -> None:
     def call(url: str) -> Any:
         with openai(url) as client:
             return list(client.chat.completions.create(model="mistral-large", messages=CHAT, stream=True))
 
-    assert through(call, used=USED, takes_out=USAGE)[-1].usage.total_tokens == USED
+    chunks = through(call, used=USED, backend="https://api.mistral.ai")
+    assert chunks[-1].usage.total_tokens == USED
 
 
 def test_openai_chat_streamed_with_usage() -> None:

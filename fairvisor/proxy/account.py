@@ -51,6 +51,7 @@ class Ledger:
         self,
         counters: Counters,
         reservation_key: bytes,
+        asks_usage: bool,
         read_now: Callable[[], Now],
         meter: TokenMeter,
         missing: Mapping[str, Counter],
@@ -59,6 +60,7 @@ class Ledger:
     ) -> None:
         self._counters = counters
         self._key = reservation_key
+        self.asks_usage = asks_usage
         self._read_now = read_now
         self._meter = meter
         self._missing = missing
@@ -106,10 +108,10 @@ class Account:
         self._path = context.path
         self._ending = ending
         self.body: bytes | None = None
-        if whole and context.body is not None and self._llm is not None and self._llm.stream:
+        streams = self._llm is not None and self._llm.stream
+        if ledger.asks_usage and whole and streams and context.body is not None and self._llm is not None:
             self.body = asking_for_usage(self._path, self._llm, context.body)
         self._strips = self.body is not None
-        streams = self._llm is not None and self._llm.stream
         takes_gzip = b"gzip" in context.headers.get("accept-encoding", b"").lower()
         self.coding = b"gzip" if takes_gzip and not streams else b"identity"
         self.stopped = False

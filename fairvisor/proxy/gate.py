@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import cycle
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from fairvisor.clock import Now
 from fairvisor.context import Context
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from fairvisor.top_keys import TopKeys
 
 _DEBUG_PREFIX: Final = "/v1/debug/"
+_TELLS_UNASKED: Final = (
+    ".mistral.ai"  # answers 422 to fields that it does not know, stream_options among them
+)
 _TIMED_ONE_IN: Final = 8  # decisions whose duration is counted
 
 
@@ -81,6 +85,7 @@ class Gate:
         self._ledger = Ledger(
             segment.table,
             segment.reservation_key,
+            _asks_usage(settings),
             read_now,
             TokenMeter(segment),
             _counters(segment, USAGE_MISSING),
@@ -175,6 +180,12 @@ class Gate:
         if path == "/v1/debug/logout":
             return self._debug.close()
         return self._debug.open(Request(head.method, head.target, head.headers, peer), now)
+
+
+def _asks_usage(settings: Settings) -> bool:
+    """Whether the usage of a stream is asked for when the client did not; one upstream is enough that refuses it."""
+    hosts = [urlsplit(url).hostname or "" for url in settings.backend_url or ()]
+    return settings.ask_usage and not any(f".{host}".endswith(_TELLS_UNASKED) for host in hosts)
 
 
 def _counters(cells: Cells, family: Family) -> dict[str, Counter]:
