@@ -23,7 +23,9 @@ DEPENDS = {
 }
 
 COMPILED = [
+    "fairvisor/audit.py",
     "fairvisor/bundle/compile.py",
+    "fairvisor/cli/trace.py",  # its limits are limits: a compiled class has compiled subclasses only
     "fairvisor/clock.py",
     "fairvisor/context.py",
     "fairvisor/decision.py",
@@ -39,6 +41,7 @@ COMPILED = [
     "fairvisor/identity/addresses.py",
     "fairvisor/identity/recent.py",
     "fairvisor/identity/tokens.py",
+    "fairvisor/metrics/counting.py",
     "fairvisor/proxy/account.py",
     "fairvisor/proxy/backends.py",
     "fairvisor/proxy/bodies.py",
@@ -57,9 +60,11 @@ COMPILED = [
     "fairvisor/rules/cost.py",
     "fairvisor/rules/keys.py",
     "fairvisor/rules/kill_switch.py",
+    "fairvisor/rules/limit.py",
     "fairvisor/rules/llm_tokens.py",
     "fairvisor/rules/loop.py",
     "fairvisor/rules/token_bucket.py",
+    "fairvisor/top_keys.py",
 ]
 
 extensions = [

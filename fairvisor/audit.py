@@ -25,8 +25,7 @@ from fairvisor.decision import Decision, Reason, Verdict
 from fairvisor.linefile import PartlyWritten
 from fairvisor.metrics import Cells, Counter
 from fairvisor.metrics.families import AUDIT_DROPPED, AUDIT_EVENTS, AUDIT_LINES, AUDIT_MERGED
-from fairvisor.rules import Limit
-from fairvisor.rules.keys import Described
+from fairvisor.rules.limit import Described, Limit
 
 LINES_PER_BATCH: Final = 1000
 # In the long run; a worker that was quiet may write ten seconds' worth at once. A million rejects in a minute then

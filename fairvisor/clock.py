@@ -12,6 +12,9 @@ from typing import Final
 
 NS_PER_S: Final = 1_000_000_000
 
+_monotonic_ns: Final = time.monotonic_ns
+_wall_ns: Final = time.time_ns
+
 
 class Now:
     """One moment: `mono_ns` on CLOCK_MONOTONIC, `wall_ns` since the Unix epoch in UTC; both in nanoseconds."""
@@ -28,4 +31,4 @@ class Now:
 
 def read_now() -> Now:
     """The present moment of this machine."""
-    return Now(time.monotonic_ns(), time.time_ns())
+    return Now(_monotonic_ns(), _wall_ns())

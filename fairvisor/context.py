@@ -37,13 +37,14 @@ class Context:
     """
 
     __slots__ = (
+        "_claim_texts",
+        "_claims",
         "_claims_asked",
         "_client",
         "_cookies",
         "_llm",
         "_query",
         "body",
-        "claims_read",
         "cut_bytes",
         "headers",
         "host",
@@ -81,7 +82,8 @@ class Context:
         self.request_id = request_id
         self.cut_bytes = cut_bytes
         self._client: Client | None = None
-        self.claims_read: Claims | None = None  # what `claims` gave: descriptors look here first
+        self._claims: Claims | None = None
+        self._claim_texts: dict[str, str | None] | None = None
         self._claims_asked = False
         self._query: Mapping[str, str] | _Unread = _UNREAD
         self._cookies: Mapping[str, str] | _Unread = _UNREAD
@@ -105,8 +107,17 @@ class Context:
         """The claims of the bearer token; None when there is no token that counts."""
         if not self._claims_asked:
             self._claims_asked = True
-            self.claims_read = self.identity.claims(self.headers.get("authorization"), self.now.wall_ns)
-        return self.claims_read
+            self._claims = self.identity.claims(self.headers.get("authorization"), self.now.wall_ns)
+            if self._claims is not None:
+                self._claim_texts = self._claims.texts
+        return self._claims
+
+    def claim_text(self, name: str) -> str | None:
+        """A claim as text, worked out once for a token; None also when there are no claims."""
+        if not self._claims_asked:
+            _ = self.claims
+        texts = self._claim_texts
+        return None if texts is None else texts[name]
 
     @property
     def query(self) -> Mapping[str, str]:

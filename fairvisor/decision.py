@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from fairvisor.engine import Policy
-    from fairvisor.rules import Limit
+    from fairvisor.rules.limit import Limit
 
 UNIT_U: Final = 1_000_000  # millionths in one whole unit: a request, a token, a unit of money
 NEVER_NS: Final = -1  # as a waiting time: it cannot fit, however long one waits
@@ -178,7 +178,9 @@ class Remarked(Decision):
     ) -> None:
         super().__init__(verdict, policies)
         self.action = action
-        self.delay_ms = max((verdict.delay_ms for verdict in marked), default=0)
+        self.delay_ms = 0
+        for each in marked:
+            self.delay_ms = max(self.delay_ms, each.delay_ms)
         self.marked = marked
         self.would_reject = would_reject
         self.reservation = reservation

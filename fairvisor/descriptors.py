@@ -1,4 +1,4 @@
-"""Descriptors: what identifies a request to a policy. `"jwt:sub"` becomes a function Context -> value at load.
+"""Descriptors: what identifies a request to a policy. `"jwt:sub"` becomes the reader of that claim at load.
 
 A value is text, or None when the request does not carry it; an empty value counts as missing. Claims, addresses and
 look-ups are asked of the context. This module knows the names of descriptors; it knows neither rules nor counters.
@@ -14,27 +14,86 @@ from fairvisor.identity.tokens import claim_values
 from fairvisor.llm.models import canonical_model
 from fairvisor.route import normal_route, read_path
 
-Descriptor = Callable[[Context], str | None]
 Matcher = Callable[[Context], bool]
 
 UNREAD_MODEL: Final = "unread"
 """`llm:model` of a body that was cut before it named its model: it counts, and matches every model."""
 
 
+class Descriptor:
+    """Reads one value of a request. One class for each kind: where they are compiled, `read` is called directly."""
+
+    __slots__ = ()
+
+    def read(self, context: Context) -> str | None:
+        """The value; None when the request does not carry it."""
+        raise NotImplementedError
+
+
+class Header(Descriptor):
+    """A header by its lower-case name."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def read(self, context: Context) -> str | None:
+        """Its value as text."""
+        value = context.headers.get(self._name)
+        return None if value is None else header_text(value)
+
+
+class Claim(Descriptor):
+    """A claim of the bearer token by its name."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def read(self, context: Context) -> str | None:
+        """Its value as text; None also for a request without claims."""
+        return context.claim_text(self._name)
+
+
+class Address(Descriptor):
+    """The client's address as it is counted."""
+
+    __slots__ = ()
+
+    def read(self, context: Context) -> str | None:
+        """The address, or the network of an IPv6 client."""
+        return context.client.key
+
+
+class Told(Descriptor):
+    """Whatever a function tells of the request."""
+
+    __slots__ = ("_tell",)
+
+    def __init__(self, tell: Callable[[Context], str | None]) -> None:
+        self._tell = tell
+
+    def read(self, context: Context) -> str | None:
+        """What the function tells."""
+        return self._tell(context)
+
+
 def compile_descriptor(name: str, model_aliases: Mapping[str, str]) -> Descriptor:
     """The reader of a descriptor whose name the bundle's validation has accepted."""
     source, _, rest = name.partition(":")
     if source == "header":
-        return _header(rest.lower())
+        return Header(rest.lower())
     if source == "query":
-        return lambda context: context.query.get(rest)
+        return Told(lambda context: context.query.get(rest))
     if source == "cookie":
-        return lambda context: context.cookies.get(rest)
+        return Told(lambda context: context.cookies.get(rest))
     if source == "jwt":
-        return _claim(rest)
+        return Claim(rest)
     if name == "llm:model":
-        return lambda context: _model(context, model_aliases)
-    return _FIXED[name]
+        return Told(lambda context: _model(context, model_aliases))
+    return Address() if name in ("ip:address", "ip:addr") else Told(_FIXED[name])
 
 
 def compile_match(name: str, values: Iterable[str], model_aliases: Mapping[str, str]) -> Matcher:
@@ -53,10 +112,10 @@ def compile_match(name: str, values: Iterable[str], model_aliases: Mapping[str, 
         return lambda context: context.path in accepted or not accepted.isdisjoint(read_path(context.target))
     if name in ("ip:address", "ip:addr"):
         return lambda context: context.client.key in accepted or context.client.text in accepted
-    read = compile_descriptor(name, model_aliases)
+    descriptor = compile_descriptor(name, model_aliases)
     if name == "llm:model":
         accepted |= {UNREAD_MODEL}
-    return lambda context: read(context) in accepted
+    return lambda context: descriptor.read(context) in accepted
 
 
 def accepted_values(name: str, values: Iterable[str], model_aliases: Mapping[str, str]) -> frozenset[str]:
@@ -72,29 +131,6 @@ def accepted_values(name: str, values: Iterable[str], model_aliases: Mapping[str
     return frozenset(values)
 
 
-def _header(name: str) -> Descriptor:
-    def read(context: Context) -> str | None:
-        value = context.headers.get(name)
-        if value is None:
-            return None
-        try:
-            return (
-                value.decode()
-            )  # header_text, without the call: limits are counted by headers more than by all else
-        except UnicodeDecodeError:
-            return header_text(value)
-
-    return read
-
-
-def _claim(name: str) -> Descriptor:
-    def read(context: Context) -> str | None:
-        claims = context.claims_read or context.claims
-        return claims.texts[name] if claims else None
-
-    return read
-
-
 def _model(context: Context, aliases: Mapping[str, str]) -> str | None:
     llm = context.llm
     if llm is None:
@@ -108,12 +144,10 @@ def _user_agent(context: Context) -> str:
     return context.header("user-agent") or ""
 
 
-_FIXED: Final[Mapping[str, Descriptor]] = {
+_FIXED: Final[Mapping[str, Callable[[Context], str | None]]] = {
     "request:method": lambda context: context.method,
     "request:host": lambda context: context.host,
     "request:path": lambda context: context.path,
-    "ip:address": lambda context: context.client.key,
-    "ip:addr": lambda context: context.client.key,
     "ip:country": lambda context: context.identity.country(context.client, context.headers),
     "ip:asn": lambda context: context.identity.asn(context.client, context.headers),
     "ip:type": lambda context: context.identity.asn_type(context.client, context.headers),

@@ -19,10 +19,10 @@ from fairvisor.decision import UNIT_U, Action, Decision, Remarked, Verdict
 from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take, fresh_nonce, seal
 from fairvisor.metrics import DECISIONS, SHADOW_REJECTS, Counter
 from fairvisor.route import Routes, Selector
-from fairvisor.rules import Limit
 from fairvisor.rules.breaker import KEPT_NS, Breaker
 from fairvisor.rules.keys import hash64, joined
 from fairvisor.rules.kill_switch import KillSwitches
+from fairvisor.rules.limit import Limit
 from fairvisor.rules.llm_tokens import LlmTokens, LlmVerdict
 
 _ALLOW: Final = Action.ALLOW
@@ -230,10 +230,15 @@ def _allowed(
 ) -> Decision:
     """The decision on a request that every limit lets pass, described by the tightest of them."""
     tightest: Verdict | None = None
+    least = 0.0
     marked: list[Verdict] = []
     for verdict in passed:
-        if verdict.quota is not None and (tightest is None or _tighter(verdict, tightest)):
-            tightest = verdict
+        quota = verdict.quota
+        if quota is not None:
+            # Of its quota; a division rounds, but never turns the order of two shares round.
+            share = verdict.remaining_u / (quota.amount_u or 1)
+            if tightest is None or share < least:
+                tightest, least = verdict, share
         if verdict.action is not _ALLOW:
             marked.append(verdict)
     if marked:
@@ -256,15 +261,9 @@ def _by_delay(verdict: Verdict) -> int:
     return verdict.delay_ms
 
 
-def _tighter(one: Verdict, other: Verdict) -> bool:
-    """Whether `one` has the smaller share of its quota left."""
-    assert one.quota is not None and other.quota is not None
-    return one.remaining_u * other.quota.amount_u < other.remaining_u * one.quota.amount_u
-
-
 def _rejected(refusal: Verdict, policies: tuple[Policy, ...], would_reject: list[Verdict]) -> Decision:
     assert refusal.reason is not None, "a refusal says why"
-    refusal.limit.tally.add(DECISIONS, "reject", refusal.reason.value)
+    refusal.limit.tally.reject(refusal.reason)
     _count_shadow(would_reject)
     return Remarked(refusal, policies, Action.REJECT, (), tuple(would_reject))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Final
 
 import orjson
@@ -27,6 +28,9 @@ NO_END_S: Final = 60  # Retry-After where nothing says when a retry could help
 UNAVAILABLE_RETRY_S: Final = 1
 MAX_JITTER_S: Final = 60
 JSON: Final = "Content-Type: application/json\r\n"
+
+# Ready, because reading the value off the enum costs a call.
+_REASON_LINES: Final = {reason: f"X-Fairvisor-Reason: {reason.value}\r\n" for reason in Reason}
 
 HEAD_FORMS: Final = ("both", "draft", "legacy", "off")
 
@@ -58,7 +62,7 @@ def error_answer(error: RequestError, head: str = "") -> Answer:
 
 def unavailable_answer(reason: Reason, path: str = "") -> Answer:
     """503: the edge cannot decide; the gateway's own fail-open or fail-closed setting takes over."""
-    head = f"{JSON}X-Fairvisor-Reason: {reason.value}\r\nRetry-After: {UNAVAILABLE_RETRY_S}\r\n"
+    head = f"{JSON}{_REASON_LINES[reason]}Retry-After: {UNAVAILABLE_RETRY_S}\r\n"
     return Answer(503, head, error_body(dialect_of(path), reason, UNAVAILABLE_RETRY_S))
 
 
@@ -129,7 +133,7 @@ class Renderer:
 
     def _refused(self, verdict: Verdict, reason: Reason, context: Context, carrier: bool) -> Answer:
         retry_s = retry_after(verdict, reason, context)
-        head = f"{JSON}{self._limit_head(verdict)}X-Fairvisor-Reason: {reason.value}\r\nRetry-After: {retry_s}\r\n"
+        head = f"{JSON}{self._limit_head(verdict)}{_REASON_LINES[reason]}Retry-After: {retry_s}\r\n"
         if self._llm:
             head += token_head(verdict, context)
         if reason in HOPELESS or verdict.reset_ns == NEVER_NS:
@@ -200,8 +204,14 @@ def retry_after(verdict: Verdict, reason: Reason, context: Context) -> int:
     if spread == 0:
         return wait_s
     tally = verdict.limit.tally
-    who = joined((_who(context), tally.policy_id, tally.rule, reason.value))
-    return wait_s + hash64(who, 0) % (spread + 1)
+    what = _named(tally.policy_id, tally.rule, reason)
+    return wait_s + hash64(joined((_who(context),)) + what, 0) % (spread + 1)
+
+
+@lru_cache(maxsize=1024)
+def _named(policy_id: str, rule: str, reason: Reason) -> str:
+    """What refuses, as a part of what `retry_after` hashes."""
+    return joined((policy_id, rule, reason.value))
 
 
 def _who(context: Context) -> str:

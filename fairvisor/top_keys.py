@@ -20,8 +20,8 @@ from fairvisor.clock import NS_PER_S, Now
 from fairvisor.context import Context
 from fairvisor.counters.sketch import Frequent, SpaceSaving, merged
 from fairvisor.counters.slates import MAX_TEXT_BYTES, Slates
-from fairvisor.decision import Decision
-from fairvisor.rules.keys import Described
+from fairvisor.decision import Decision, Reason, Verdict
+from fairvisor.rules.limit import Described
 
 WINDOW_NS: Final = 900 * NS_PER_S
 CAPACITY: Final = 64
@@ -37,6 +37,9 @@ class Rejected(NamedTuple):
     keys: Described
 
 
+Spot = tuple[Reason, int]  # one reject like the other: the reason, and the counter that refused
+
+
 class TopKeys:
     """The sketch of one process. `note` may be called from any thread, `write` from one.
 
@@ -49,7 +52,8 @@ class TopKeys:
         self._lock = threading.Lock()
         # what changes
         self._window = 0
-        self._sketch: SpaceSaving[Rejected] = SpaceSaving(CAPACITY)
+        self._sketch: SpaceSaving[Spot] = SpaceSaving(CAPACITY)
+        self._named: dict[Spot, Rejected] = {}  # what the sketch holds, for people
         self._before: list[Frequent[Rejected]] = []
         self._changed = True  # so that what a dead worker left on the slate goes
 
@@ -58,14 +62,16 @@ class TopKeys:
         verdict = decision.verdict
         if verdict is None or verdict.reason is None:
             return
-        tally = verdict.limit.tally
-        rejected = Rejected(
-            tally.policy_id, tally.rule, verdict.reason.value, verdict.limit.describe(context)
-        )
+        # A limit without a counter of its own is told apart by what it says of the request.
+        spot = (verdict.reason, verdict.key or hash((verdict.limit.tally, verdict.limit.describe(context))))
         with self._lock:
             self._turn(context.now)
-            self._sketch.hit(rejected)
             self._changed = True
+            if spot not in self._named:
+                self._named[spot] = _rejected(verdict, verdict.reason, context)
+            gone = self._sketch.hit(spot)
+            if gone is not None:
+                del self._named[gone]
 
     def write(self, now: Now) -> None:
         """Tell everybody, when there is something new."""
@@ -74,18 +80,27 @@ class TopKeys:
             if not self._changed or self._entry is None:
                 return
             self._changed = False
-            windows = [(self._window, self._sketch.top(CAPACITY)), (self._window - 1, self._before)]
+            windows = [(self._window, self._top()), (self._window - 1, self._before)]
         self._slates.write(self._entry, _text(windows))
+
+    def _top(self) -> list[Frequent[Rejected]]:
+        return [Frequent(self._named[each.key], each.hits, each.error) for each in self._sketch.top(CAPACITY)]
 
     def _turn(self, now: Now) -> None:
         """Begin a new window when its time has come; the lock is held."""
         window = now.wall_ns // WINDOW_NS
         if window == self._window:
             return
-        self._before = self._sketch.top(CAPACITY) if window == self._window + 1 else []
+        self._before = self._top() if window == self._window + 1 else []
         self._sketch = SpaceSaving(CAPACITY)
+        self._named = {}
         self._window = window
         self._changed = True
+
+
+def _rejected(verdict: Verdict, reason: Reason, context: Context) -> Rejected:
+    tally = verdict.limit.tally
+    return Rejected(tally.policy_id, tally.rule, reason.value, verdict.limit.describe(context))
 
 
 def read_top_keys(slates: Slates, now: Now) -> tuple[int, list[Frequent[Rejected]]]:
@@ -110,13 +125,13 @@ def _text(windows: list[tuple[int, list[Frequent[Rejected]]]]) -> bytes:
 
 def _line(window: int, frequent: Frequent[Rejected]) -> tuple[int, bytes]:
     rejected = frequent.key
-    keys = [(name, value if value is None else _shown(value)) for name, value in rejected.keys]
+    keys = [(name, _shown(value)) for name, value in rejected.keys]
     return frequent.hits, orjson.dumps([window, frequent.hits, frequent.error, *rejected[:3], keys])
 
 
-def _shown(value: str) -> str:
+def _shown(value: str | None) -> str | None:
     """A value that JSON can hold: claims may have lone surrogates in them."""
-    return value[:MAX_VALUE].encode("utf-8", "replace").decode()
+    return None if value is None else value[:MAX_VALUE].encode("utf-8", "replace").decode()
 
 
 def _read(text: bytes, first: int) -> Iterator[Frequent[Rejected]]:

@@ -45,7 +45,7 @@ def context(
 
 
 def read(name: str, asked: Context, aliases: dict[str, str] | None = None) -> str | None:
-    return compile_descriptor(name, compile_aliases(aliases or {}))(asked)
+    return compile_descriptor(name, compile_aliases(aliases or {})).read(asked)
 
 
 def matches(name: str, asked: Context, *values: str, aliases: dict[str, str] | None = None) -> bool:

@@ -20,7 +20,7 @@ FORWARDED = {"x-forwarded-method": b"POST", "x-forwarded-uri": b"/f", "x-forward
 def described(
     path: str, headers: dict[str, bytes], *, method: str = "GET", target: str = ""
 ) -> tuple[str, str, str]:
-    return ENDPOINTS[path].describe(Request(method, target or path, headers, PEER))
+    return ENDPOINTS[path].source.describe(Request(method, target or path, headers, PEER))
 
 
 def refusal(path: str, headers: dict[str, bytes]) -> str:
@@ -158,7 +158,7 @@ def test_any_method_is_a_token_in_upper_case_or_refused(value: bytes) -> None:
 
 def test_many_invented_hosts_do_not_grow_memory() -> None:
     endpoints = decision_endpoints(request_ids=False)
-    describe = endpoints["/v1/decision"].describe
+    describe = endpoints["/v1/decision"].source.describe
     for number in range(10_000):
         found = describe(Request("GET", "/", ORIGINAL | {"x-original-host": b"h%d.example" % number}, PEER))
         assert found[2] == f"h{number}.example"

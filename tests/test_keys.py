@@ -7,7 +7,7 @@ from edge import Edge, bucket, policy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairvisor.rules.keys import hash64, joined
+from fairvisor.rules.keys import hash64, joined, spelled
 
 PARTS = st.lists(st.text("ab|:10é", max_size=4), max_size=4)
 
@@ -15,6 +15,16 @@ PARTS = st.lists(st.text("ab|:10é", max_size=4), max_size=4)
 @given(PARTS, PARTS)
 def test_joined_parts_cannot_be_read_in_two_ways(one: list[str], other: list[str]) -> None:
     assert (joined(one) == joined(other)) == (one == other)
+
+
+VALUES = st.lists(st.none() | st.text("a\n:-0", max_size=4), min_size=2, max_size=2)
+
+
+@given(VALUES, VALUES)
+def test_spelled_values_cannot_be_read_in_two_ways(one: list[str | None], other: list[str | None]) -> None:
+    """An empty value is a missing one."""
+    same = [value or None for value in one] == [value or None for value in other]
+    assert (spelled(one) == spelled(other)) == same
 
 
 def test_a_key_depends_on_the_seed_and_takes_any_text() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairvisor.context import Context
+from fairvisor.descriptors import Told
 from fairvisor.engine import Policy
 from fairvisor.rules.keys import Scope
 
@@ -69,7 +70,7 @@ VALUE = st.none() | st.text(min_size=1, max_size=4)
 @given(st.lists(VALUE, max_size=3), st.sampled_from(["skip", "reject", "shared"]))
 def test_values_are_spelled_as_those_of_a_request(values: list[str | None], on_missing: str) -> None:
     found = dict(enumerate(values))
-    keys = tuple((str(index), lambda context, index=index: found[index]) for index in found)
+    keys = tuple((str(index), Told(lambda context, index=index: found[index])) for index in found)
     scope = Scope("", keys, (), on_missing)
     context = Context("GET", "", "/", {}, "192.0.2.1", identity_of(()), moment(0))
     assert (scope.spell(values) or None) == (scope.values(context) or None)

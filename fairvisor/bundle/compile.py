@@ -29,12 +29,12 @@ from fairvisor.metrics import (
     Tally,
 )
 from fairvisor.route import Routes, Selector, normal_route
-from fairvisor.rules import Limit
 from fairvisor.rules.breaker import MINUTE_NS, Breaker
 from fairvisor.rules.budget import Budget, Stage
 from fairvisor.rules.cost import Cost, compile_cost, millionths
 from fairvisor.rules.keys import Scope, joined
 from fairvisor.rules.kill_switch import ANY, KillSwitch, KillSwitches
+from fairvisor.rules.limit import Limit
 from fairvisor.rules.llm_tokens import Caps, LlmTokens, Streaming
 from fairvisor.rules.loop import Loop
 from fairvisor.rules.token_bucket import TokenBucket

@@ -17,8 +17,7 @@ from fairvisor.counters import Counters
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Decision, Verdict
 from fairvisor.engine import Bundle, Policy, decide
-from fairvisor.rules import Limit
-from fairvisor.rules.keys import Described
+from fairvisor.rules.limit import Described, Limit
 from fairvisor.settings import Settings
 
 SEGMENT_BYTES: Final = 1 << 20  # one request touches a handful of counters
@@ -31,11 +30,11 @@ class Step(NamedTuple):
     verdict: Verdict | None
 
 
-class Traced:
+class Traced(Limit):
     """A limit that notes its answers in `steps`."""
 
     def __init__(self, limit: Limit, steps: list[Step]) -> None:
-        self.tally = limit.tally
+        super().__init__(limit.tally)
         self._limit = limit
         self._steps = steps
 

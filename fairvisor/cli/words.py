@@ -16,8 +16,8 @@ from fairvisor.clock import NS_PER_S
 from fairvisor.context import Context
 from fairvisor.decision import UNIT_U, Verdict
 from fairvisor.descriptors import compile_descriptor, compile_match
-from fairvisor.rules import Limit
 from fairvisor.rules.kill_switch import KillSwitch
+from fairvisor.rules.limit import Limit
 
 Report = dict[str, object]
 
@@ -100,14 +100,15 @@ class Words:
 
     def _keys(self, rule: AnyRule) -> dict[str, str | None]:
         return {
-            name: compile_descriptor(name, self._aliases)(self._context) or None for name in rule.limit_keys
+            name: compile_descriptor(name, self._aliases).read(self._context) or None
+            for name in rule.limit_keys
         }
 
     def _why_not(self, rule: AnyRule) -> str:
         """Why a rule did not run: a `match` that does not hold, else a limit key that is missing."""
         for name, values in rule.match.items():
             if not compile_match(name, frozenset(values), self._aliases)(self._context):
-                value = compile_descriptor(name, self._aliases)(self._context)
+                value = compile_descriptor(name, self._aliases).read(self._context)
                 shown = "missing" if value is None else repr(value)
                 return f"does not run: {name} is {shown}, not {' or '.join(map(repr, values))}"
         missing = [name for name, value in self._keys(rule).items() if value is None]

@@ -30,31 +30,48 @@ static int says_how_to_read(const char *name, size_t length)
     return 0;
 }
 
+/* The name as str: the one that was made before, or a new one in its place; a new reference. NULL without an exception
+ * for one that says how to read on. */
+static PyObject *name_of(state *known, const char *name, size_t length)
+{
+    size_t spot = (length * 7 + (size_t)name[0] + (size_t)name[length / 2] * 3 + (size_t)name[length - 1] * 5) % KNOWN_NAMES;
+    PyObject *made = known->names[spot];
+    if (made && (size_t)PyUnicode_GET_LENGTH(made) == length && !memcmp(PyUnicode_DATA(made), name, length))
+        return Py_NewRef(made);
+    if (says_how_to_read(name, length) || !(made = PyUnicode_DecodeASCII(name, (Py_ssize_t)length, NULL)))
+        return NULL;
+    Py_XSETREF(known->names[spot], Py_NewRef(made));
+    return made;
+}
+
 /* One field line into `headers`: 1 done, 0 not a plain one, -1 an exception is set. */
-static int read_field(cursor *c, PyObject *headers)
+static int read_field(state *known, cursor *c, PyObject *headers)
 {
     char name[MAX_NAME_BYTES];
     size_t length = 0;
-    while (c->at < c->end && lower[*c->at]) {
+    const unsigned char *at = c->at;
+    while (at < c->end && lower[*at]) {
         if (length == sizeof name)
             return 0;
-        name[length++] = (char)lower[*c->at++];
+        name[length++] = (char)lower[*at++];
     }
-    if (length == 0 || c->at == c->end || *c->at != ':' || says_how_to_read(name, length))
+    if (length == 0 || at == c->end || *at != ':')
         return 0;
-    c->at++;
+    c->at = at + 1;
     const unsigned char *start, *stop;
     if (!read_value(c, &start, &stop))
         return 0;
 
-    PyObject *key = PyUnicode_DecodeASCII(name, (Py_ssize_t)length, NULL);
+    PyObject *key = name_of(known, name, length);
+    if (!key)
+        return PyErr_Occurred() ? -1 : 0;
     PyObject *value = PyBytes_FromStringAndSize((const char *)start, stop - start);
     int done = -1;
-    if (key && value) {
+    if (value) {
         Py_ssize_t before = PyDict_GET_SIZE(headers);
         done = PyDict_SetItem(headers, key, value) < 0 ? -1 : PyDict_GET_SIZE(headers) > before;
     }
-    Py_XDECREF(key);
+    Py_DECREF(key);
     Py_XDECREF(value);
     return done;
 }
@@ -70,11 +87,12 @@ static PyObject *parse(PyObject *module, PyObject *data)
         Py_RETURN_NONE;
     const unsigned char *bytes = (const unsigned char *)PyBytes_AS_STRING(data);
     cursor c = {bytes, bytes + size};
+    state *known = PyModule_GetState(module);
     PyObject *method = NULL, *target = NULL, *headers = NULL, *head = NULL;
-    if (!(method = read_method(PyModule_GetState(module), &c)) || !(target = read_target(&c)) || !(headers = PyDict_New()))
+    if (!(method = read_method(known, &c)) || !(target = read_target(&c)) || !(headers = PyDict_New()))
         goto end;
     while (c.end - c.at > 2) {
-        if (read_field(&c, headers) <= 0)
+        if (read_field(known, &c, headers) <= 0)
             goto end;
     }
     if (c.end - c.at == 2 && c.at[0] == '\r' && c.at[1] == '\n')

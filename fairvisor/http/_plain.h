@@ -26,9 +26,13 @@ typedef struct {
 
 static const word METHODS[] = {WORD("GET"), WORD("POST"), WORD("PUT"), WORD("PATCH"), WORD("DELETE"), WORD("OPTIONS")};
 
-/* The state of a module that reads requests: the methods as str, made once. */
+#define KNOWN_NAMES 64 /* a power of two */
+
+/* The state of a module that reads heads. A gateway sends the same field names again and again: a name that is there
+ * already needs no new str, and its hash is known. */
 typedef struct {
-    PyObject *methods[COUNT(METHODS)];
+    PyObject *methods[COUNT(METHODS)]; /* as str, made once */
+    PyObject *names[KNOWN_NAMES];      /* field names as they came last, as str; NULL where none did */
 } state;
 
 typedef struct {
@@ -52,10 +56,11 @@ static PyObject *read_method(const state *known, cursor *c)
 static PyObject *read_target(cursor *c)
 {
     static const char VERSION[] = " HTTP/1.1\r\n";
-    const unsigned char *start = c->at;
-    while (c->at < c->end && IS_TARGET(*c->at))
-        c->at++;
-    Py_ssize_t length = c->at - start;
+    const unsigned char *start = c->at, *at = start;
+    while (at < c->end && IS_TARGET(*at))
+        at++;
+    c->at = at;
+    Py_ssize_t length = at - start;
     if (length == 0 || *start != '/' || (size_t)(c->end - c->at) < sizeof VERSION - 1 ||
         memcmp(c->at, VERSION, sizeof VERSION - 1))
         return NULL;
@@ -66,17 +71,18 @@ static PyObject *read_target(cursor *c)
 /* The value of a field and the CRLF after it: 1, with `start` and `stop` around it without white space; 0 for no value. */
 static int read_value(cursor *c, const unsigned char **start, const unsigned char **stop)
 {
-    while (c->at < c->end && IS_BLANK(*c->at))
-        c->at++;
-    *start = c->at;
-    while (c->at < c->end && IS_VALUE(*c->at))
-        c->at++;
-    if (c->end - c->at < 2 || c->at[0] != '\r' || c->at[1] != '\n')
+    const unsigned char *at = c->at, *end = c->end;
+    while (at < end && IS_BLANK(*at))
+        at++;
+    *start = at;
+    while (at < end && IS_VALUE(*at))
+        at++;
+    if (end - at < 2 || at[0] != '\r' || at[1] != '\n')
         return 0;
-    *stop = c->at;
-    while (*stop > *start && IS_BLANK((*stop)[-1]))
-        (*stop)--;
-    c->at += 2;
+    c->at = at + 2;
+    while (at > *start && IS_BLANK(at[-1]))
+        at--;
+    *stop = at;
     return 1;
 }
 
@@ -94,6 +100,8 @@ static int traverse(PyObject *module, visitproc visit, void *arg)
     state *known = PyModule_GetState(module);
     for (size_t i = 0; i < COUNT(METHODS); i++)
         Py_VISIT(known->methods[i]);
+    for (size_t i = 0; i < KNOWN_NAMES; i++)
+        Py_VISIT(known->names[i]);
     return 0;
 }
 
@@ -102,6 +110,8 @@ static int clear(PyObject *module)
     state *known = PyModule_GetState(module);
     for (size_t i = 0; i < COUNT(METHODS); i++)
         Py_CLEAR(known->methods[i]);
+    for (size_t i = 0; i < KNOWN_NAMES; i++)
+        Py_CLEAR(known->names[i]);
     return 0;
 }
 #endif

@@ -48,20 +48,40 @@ ORIGINAL: Final = Family("x-original-method", "x-original-uri", "x-original-host
 FORWARDED: Final = Family("x-forwarded-method", "x-forwarded-uri", "x-forwarded-host")
 
 
-class Endpoint(NamedTuple):
+class Source:
+    """Where a gateway describes the original request."""
+
+    def describe(self, request: Request) -> Original:
+        """The original request. Raises RequestError (400) when it is not told, or not told clearly."""
+        raise NotImplementedError
+
+
+class Endpoint:
     """A path that decides.
 
-    `describe` finds the original request; `allow_status` is the status of an allow, None for the configured one;
+    `source` finds the original request; `allow_status` is the status of an allow, None for the configured one;
     `carrier` says that a deny is a 403 with the real status in a header, for gateways that pass nothing else;
     `host_header` is what a request without a host is told to send.
     """
 
-    describe: Callable[[Request], Original]
-    host_header: str
-    allow_status: int | None = None
-    carrier: bool = False
-    reads_body: bool = True
-    request_ids: bool = False
+    __slots__ = ("allow_status", "carrier", "host_header", "reads_body", "request_ids", "source")
+
+    def __init__(
+        self,
+        source: Source,
+        host_header: str,
+        *,
+        allow_status: int | None = None,
+        carrier: bool = False,
+        reads_body: bool = True,
+        request_ids: bool = False,
+    ) -> None:
+        self.source = source
+        self.host_header = host_header
+        self.allow_status = allow_status
+        self.carrier = carrier
+        self.reads_body = reads_body
+        self.request_ids = request_ids
 
 
 class Readings(dict[bytes, str]):
@@ -117,50 +137,52 @@ _METHODS: Final = Readings(normal_method)
 _HOSTS: Final = Readings(lambda value: normal_host(value.decode("latin-1")))
 
 
-def _read_family(family: Family) -> Callable[[Request], Original]:
-    """The reader of one family of headers."""
-    method_name, target_name, host_name = family
+class FamilySource(Source):
+    """One family of headers."""
 
-    def describe(request: Request) -> Original:
+    def __init__(self, family: Family) -> None:
+        self._method, self._target, self._host = family
+
+    def describe(self, request: Request) -> Original:
+        """What its three headers say."""
         headers = request.headers
-        method = headers.get(method_name)
-        target = headers.get(target_name)
+        method = headers.get(self._method)
+        target = headers.get(self._target)
         if not method or not target:
-            raise RequestError(f"the header {_written(target_name if method else method_name)} is missing")
-        if b" " in target:
-            raise RequestError(f"the header {_written(target_name)} holds a space or was sent twice")
-        host = headers.get(host_name)
+            raise RequestError(f"the header {_written(self._target if method else self._method)} is missing")
+        if target.find(b" ") >= 0:  # `in` goes through an exception first
+            raise RequestError(f"the header {_written(self._target)} holds a space or was sent twice")
+        host = headers.get(self._host)
         return _METHODS[method], target.decode("latin-1"), _HOSTS[host] if host else ""
 
-    return describe
 
-
-def _read_either() -> Callable[[Request], Original]:
+class EitherSource(Source):
     """X-Original-* when any of them is there, else X-Forwarded-*: one family whole."""
-    original, forwarded = _read_family(ORIGINAL), _read_family(FORWARDED)
-    method_name, target_name, host_name = ORIGINAL
 
-    def describe(request: Request) -> Original:
+    def __init__(self) -> None:
+        self._original, self._forwarded = FamilySource(ORIGINAL), FamilySource(FORWARDED)
+
+    def describe(self, request: Request) -> Original:
+        """What the family that is there says."""
         headers = request.headers
-        if target_name in headers or method_name in headers or host_name in headers:
-            return original(request)
+        if ORIGINAL.target in headers or ORIGINAL.method in headers or ORIGINAL.host in headers:
+            return self._original.describe(request)
         if FORWARDED.method not in headers and FORWARDED.target not in headers:
             raise RequestError("the header X-Original-Method (or X-Forwarded-Method) is missing")
-        return forwarded(request)
-
-    return describe
+        return self._forwarded.describe(request)
 
 
-def _read_request_line(prefix: str) -> Callable[[Request], Original]:
+class RequestLineSource(Source):
     """The request line after the prefix, and Host: Envoy prepends its prefix to the original path."""
-    kept = len(prefix) - 1
 
-    def describe(request: Request) -> Original:
+    def __init__(self, prefix: str) -> None:
+        self._kept = len(prefix) - 1
+
+    def describe(self, request: Request) -> Original:
+        """What the request itself says."""
         host = request.headers.get("host")
         method = _METHODS[request.method.encode("latin-1")]
-        return method, request.target[kept:], _HOSTS[host] if host else ""
-
-    return describe
+        return method, request.target[self._kept :], _HOSTS[host] if host else ""
 
 
 def _written(name: str) -> str:
@@ -174,17 +196,16 @@ def decision_endpoints(request_ids: bool) -> Mapping[str, Endpoint]:
     `request_ids` says whether X-Fairvisor-Request-Id counts where the gateway is not known to set it itself.
     """
     table = {
-        "/v1/decision": Endpoint(_read_either(), "X-Original-Host", request_ids=request_ids),
+        "/v1/decision": Endpoint(EitherSource(), "X-Original-Host", request_ids=request_ids),
         "/v1/auth-request": Endpoint(
-            _read_family(ORIGINAL),
+            FamilySource(ORIGINAL),
             "X-Original-Host",
             carrier=True,
             reads_body=False,
             request_ids=True,
         ),
-        "/v1/forward-auth": Endpoint(_read_family(FORWARDED), "X-Forwarded-Host", request_ids=request_ids),
+        "/v1/forward-auth": Endpoint(FamilySource(FORWARDED), "X-Forwarded-Host", request_ids=request_ids),
     }
     for prefix in ENVOY_PREFIXES:
-        describe = _read_request_line(prefix)
-        table[prefix] = Endpoint(describe, "Host", allow_status=200, request_ids=request_ids)
+        table[prefix] = Endpoint(RequestLineSource(prefix), "Host", allow_status=200, request_ids=request_ids)
     return table

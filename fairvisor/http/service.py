@@ -78,7 +78,7 @@ class Service:
         self._endpoints = decision_endpoints(settings.request_id)
         self.health = Health(segment, active)
         self._pages = self._make_pages(with_health=settings.health_bind is None)
-        self._render = Renderer(settings.ratelimit_headers, settings.llm_headers).answer
+        self._renderer = Renderer(settings.ratelimit_headers, settings.llm_headers)
         self._allow_status = settings.allow_status
         self._max_body = BodyRule(settings.max_body)
         self._token = settings.decision_token.encode() if settings.decision_token else b""
@@ -150,7 +150,7 @@ class Service:
         active = self._active.current
         if active is None:
             return self._undecided.refuse(Reason.NO_BUNDLE_LOADED)
-        method, target, host = endpoint.describe(request)
+        method, target, host = endpoint.source.describe(request)
         bundle = active.bundle
         if not host and bundle.routes.selects_by_host:
             raise RequestError(
@@ -175,7 +175,7 @@ class Service:
         if decision.remarked:
             for note in self._noted_by:
                 note(decision, context)
-        answer = self._render(
+        answer = self._renderer.answer(
             decision, context, endpoint.allow_status or self._allow_status, endpoint.carrier
         )
         if "cookie" in headers and self._debug.wanted(context):

@@ -70,6 +70,7 @@ _OPENAI_TYPES: Final[Mapping[Reason, str]] = {
 _SECONDS: Final = 987_654_321_987_654_321
 
 
+@lru_cache(maxsize=1024)
 def dialect_of(path: str) -> Dialect:
     """The dialect spoken at `path` (normalised, without query). A prefix before the provider's own path is fine."""
     if _ANTHROPIC_PATH.search(path):

@@ -8,12 +8,11 @@ left are gathered in the process and written once a second. How the numbers are 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
-from fairvisor.decision import UNIT_U
+from fairvisor.decision import UNIT_U, Reason
 from fairvisor.metrics.families import (
     DECISIONS,
     DURATION,
@@ -66,7 +65,7 @@ class Cells(Protocol):
 class Series:
     """A family with its label values. The cell is interned on first use."""
 
-    __slots__ = ("__weakref__", "_cells", "_family", "_index", "_values")
+    __slots__ = ("_cells", "_family", "_index", "_values")
 
     def __init__(self, cells: Cells, family: Family, *values: str) -> None:
         assert len(values) == len(family.labels), "one value for each label"
@@ -85,28 +84,23 @@ class Series:
 class Counter(Series):
     """One series. `hit()` counts one and `add(amount)` more; both are atomic over all processes."""
 
-    __slots__ = ("hit",)
-
-    hit: Callable[[], object]
+    __slots__ = ("_add_one",)
 
     def __init__(self, cells: Cells, family: Family, *values: str) -> None:
         super().__init__(cells, family, *values)
-        # Until it is interned; then the bare operation of the table. Not a bound method: a counter that referred to
-        # itself would never be freed when its bundle is replaced, since the collector does not look at bundles.
-        self.hit = partial(_first_hit, weakref.ref(self))
+        self._add_one: Callable[[], object] | None = (
+            None  # once it is interned: the bare operation of the table
+        )
+
+    def hit(self) -> None:
+        """Count one more."""
+        if self._add_one is None:
+            self._add_one = partial(self._cells.table.cell_add, self._cell(), 1)
+        self._add_one()
 
     def add(self, amount: int = 1) -> None:
         """Count `amount` more."""
-        cell_add = self._cells.table.cell_add
-        if self._index < 0:
-            self.hit = partial(cell_add, self._cell(), 1)
-        cell_add(self._index, amount)
-
-
-def _first_hit(counter: weakref.ref[Counter]) -> None:
-    found = counter()
-    assert found is not None, "whoever hits holds the counter"
-    found.add()
+        self._cells.table.cell_add(self._cell(), amount)
 
 
 class Open(Series):
@@ -202,8 +196,8 @@ class Tally:
     nothing is lower than it.
     """
 
-    __slots__ = ("_cells", "_lowest", "_rare", "admitted", "allowed", "lowest_u", "mode", "policy_id", "refused",
-                 "rule")  # fmt: skip
+    __slots__ = ("_cells", "_lowest", "_rare", "_rejected", "admitted", "allowed", "lowest_u", "mode", "policy_id",
+                 "refused", "rule")  # fmt: skip
 
     def __init__(
         self, cells: Cells, policy_id: str, rule: str, mode: str, remaining: Family | None = None
@@ -217,7 +211,16 @@ class Tally:
         self.admitted = Counter(cells, DECISIONS, policy_id, rule, "allow", "")
         self._lowest = None if remaining is None else Lowest(cells, remaining, policy_id, rule, mode)
         self.lowest_u = _NEVER_LOWER if remaining is None else _NOTHING_SEEN
+        self._rejected: dict[Reason, Counter] = {}
         self._rare: dict[tuple[str, ...], Counter] = {}
+
+    def reject(self, reason: Reason) -> None:
+        """A request was rejected by this limit."""
+        counter = self._rejected.get(reason)
+        if counter is None:
+            counter = Counter(self._cells, DECISIONS, self.policy_id, self.rule, "reject", reason.value)
+            self._rejected[reason] = counter
+        counter.hit()
 
     def lower(self, remaining_u: int) -> None:
         """Less is left than was seen before (`remaining_u < lowest_u`)."""

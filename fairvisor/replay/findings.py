@@ -11,7 +11,7 @@ from typing import Final
 
 from fairvisor.clock import NS_PER_S
 from fairvisor.counters.sketch import Frequent, SpaceSaving
-from fairvisor.rules.keys import Described
+from fairvisor.rules.limit import Described
 
 KEPT_KEYS: Final = 2000
 CELLS: Final = 480

@@ -13,7 +13,7 @@ from fairvisor.counters.sketch import Frequent
 from fairvisor.replay.findings import Finding
 from fairvisor.replay.reading import RequestLog
 from fairvisor.replay.run import Replay
-from fairvisor.rules.keys import Described
+from fairvisor.rules.limit import Described
 
 COLUMNS: Final = 48  # of a timeline
 

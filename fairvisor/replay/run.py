@@ -134,7 +134,7 @@ class Replay:
 
     def _strike_off(self, unseen: Readers, context: Context) -> None:
         """Forget the descriptors that this request has."""
-        unseen[:] = [each for each in unseen if not each[1](context)]
+        unseen[:] = [each for each in unseen if not each[1].read(context)]
 
     def _all_readers(self, model: Bundle) -> dict[str, Readers]:
         aliases = compile_aliases(model.defaults.model_aliases)

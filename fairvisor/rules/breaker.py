@@ -16,7 +16,8 @@ from fairvisor.counters import Counters
 from fairvisor.decision import NEVER_NS, Reason, Refusal, Verdict
 from fairvisor.descriptors import Descriptor
 from fairvisor.metrics import BREAKER_TRIPS, CIRCUIT_STATE, Tally
-from fairvisor.rules.keys import Described, hash64
+from fairvisor.rules.keys import hash64
+from fairvisor.rules.limit import Described, Limit
 
 MINUTE_NS: Final = 60 * NS_PER_S
 KEPT_NS: Final = 2 * MINUTE_NS  # a minute's total counts until the next one has ended
@@ -25,7 +26,7 @@ RENEWED_NS: Final = UNTIL_RESET_NS // 3  # so an open breaker that is asked now 
 _NO_LIMIT: Final = (1 << 63) - 1
 
 
-class Breaker:
+class Breaker(Limit):
     """A compiled `circuit_breaker`. `key` reads the value it is scoped by (None: the policy, or everything).
 
     `name` is the descriptor that `key` reads, `auto_reset_ns` is 0 when it stays open until an operator resets it.
@@ -42,7 +43,6 @@ class Breaker:
         "_seed",
         "_shared_open",
         "_threshold_u",
-        "tally",
     )
 
     def __init__(
@@ -55,7 +55,7 @@ class Breaker:
         threshold_u: int,
         auto_reset_ns: int,
     ) -> None:
-        self.tally = tally
+        super().__init__(tally)
         self._open = tally.open_of(CIRCUIT_STATE)
         self._prefix = prefix
         self._seed = seed
@@ -74,7 +74,7 @@ class Breaker:
         return self._name if self._key is not None else ""
 
     def _identity(self, context: Context) -> str:
-        return self._identity_of(self._key(context) if self._key is not None else None)
+        return self._identity_of(self._key.read(context) if self._key is not None else None)
 
     def _identity_of(self, value: str | None) -> str:
         return f"{self._prefix}{len(value)}:{value}" if value else self._prefix + "-:"
@@ -106,17 +106,20 @@ class Breaker:
 
     def describe(self, context: Context) -> Described:
         """The value that it is scoped by; nothing when it is the same for everybody."""
-        return () if self._key is None else ((self._name, self._key(context)),)
+        return () if self._key is None else ((self._name, self._key.read(context)),)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Nothing is taken before all have passed."""
 
     def spend(self, counters: Counters, context: Context, now: Now, cost_u: int) -> tuple[int, bool]:
         """Add the cost of a request that passed, open at the threshold: the minute's key, and whether it opened."""
-        minute, into_ns = divmod(now.mono_ns, MINUTE_NS)
+        minute = now.mono_ns // MINUTE_NS
+        into_ns = now.mono_ns % MINUTE_NS
         key, previous = self._minutes(context, minute)
         _, total_u = counters.add(key, now.mono_ns, cost_u, _NO_LIMIT, KEPT_NS - into_ns)
         before_u = counters.peek_total(previous, now.mono_ns)
+        if total_u + before_u < self._threshold_u:  # nearly always: nothing to weigh
+            return key, False
         if total_u * MINUTE_NS + before_u * (MINUTE_NS - into_ns) >= self._threshold_u * MINUTE_NS:
             opened = self._trip(counters, self._identity(context), now)
             counters.delete(key, now.mono_ns)

@@ -15,10 +15,11 @@ from fairvisor.counters import ALLOWED, REFUSED, Counters
 from fairvisor.decision import Action, Marked, Quota, Reason, Refusal, Verdict
 from fairvisor.metrics import TABLE_FULL, Tally
 from fairvisor.rules.cost import Cost
-from fairvisor.rules.keys import Described, Scope, hash64
+from fairvisor.rules.keys import Scope, hash64
+from fairvisor.rules.limit import Described, Limit
 from fairvisor.rules.standing import Standing
 from fairvisor.rules.token_bucket import FULL_WAIT_NS
-from fairvisor.rules.windows import Window, Windows
+from fairvisor.rules.windows import Windows
 
 
 class Stage(NamedTuple):
@@ -29,11 +30,11 @@ class Stage(NamedTuple):
     delay_ms: int
 
 
-class Budget:
+class Budget(Limit):
     """A compiled `cost_based` rule. `limit_u` is where it rejects; `stages` are ordered from the highest down."""
 
-    __slots__ = ("_cost", "_fixed_u", "_identity", "_limit_u", "_quota", "_reject_full", "_seed", "_stages", "_window",
-                 "_windows", "scope", "tally")  # fmt: skip
+    __slots__ = ("_cost", "_ends_ns", "_fixed_u", "_identity", "_limit_u", "_quota", "_reject_full", "_seed", "_stages",
+                 "_starts_ns", "_windows", "scope")  # fmt: skip
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Budget:
         cost: Cost | None,
         reject_full: bool,
     ) -> None:
-        self.tally = tally
+        super().__init__(tally)
         self.scope = scope
         self._seed = seed
         self._windows = windows
@@ -57,13 +58,15 @@ class Budget:
         self._fixed_u = fixed_u
         self._cost = cost
         self._reject_full = reject_full
-        self._window = Window(0, 0)  # derived from the time of the latest request
+        # derived from the time of the latest request
+        self._starts_ns = self._ends_ns = 0
         self._identity = ""
         self._quota = Quota(tally.rule, shown_u, 0)
 
-    def _enter(self, wall_s: int) -> None:
-        """Make the window that holds `wall_s` the current one."""
-        self._window = window = self._windows.at(wall_s)
+    def _enter(self, wall_ns: int) -> None:
+        """Make the window that holds `wall_ns` the current one."""
+        window = self._windows.at(wall_ns // NS_PER_S)
+        self._starts_ns, self._ends_ns = window.start_s * NS_PER_S, window.end_s * NS_PER_S
         self._identity = f"{self.scope.identity}{window.start_s}:"
         self._quota = Quota(self.tally.rule, self._quota.amount_u, window.end_s - window.start_s)
 
@@ -73,12 +76,11 @@ class Budget:
         values = scope.values(context)
         if not values:
             return scope.absent(self, context)
-        wall_s = now.wall_ns // NS_PER_S
-        if not self._window.start_s <= wall_s < self._window.end_s:
-            self._enter(wall_s)
+        if not self._starts_ns <= now.wall_ns < self._ends_ns:
+            self._enter(now.wall_ns)
         key = hash64(self._identity + values, self._seed)
         cost_u = self._fixed_u if self._cost is None else self._cost(context)
-        left_ns = self._window.end_s * NS_PER_S - now.wall_ns
+        left_ns = self._ends_ns - now.wall_ns
         outcome, total_u = counters.add(key, now.mono_ns, cost_u, self._limit_u, left_ns)
         if outcome == ALLOWED:
             verdict = Verdict(self, self._quota, key, cost_u, max(0, self._quota.amount_u - total_u), left_ns)

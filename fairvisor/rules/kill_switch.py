@@ -19,7 +19,7 @@ from fairvisor.counters import Counters
 from fairvisor.decision import Reason, Refusal, Verdict
 from fairvisor.descriptors import UNREAD_MODEL, Descriptor
 from fairvisor.metrics import Counter, Tally
-from fairvisor.rules.keys import Described
+from fairvisor.rules.limit import Described, Limit
 
 ANY: Final = "*"
 MODEL: Final = "llm:model"
@@ -29,25 +29,25 @@ MAX_WAIT_NS: Final = 3600 * NS_PER_S
 Network = IPv4Network | IPv6Network
 
 
-class KillSwitch:
-    """One compiled switch: `read` reads its descriptor; without expiry and route it has 0 and ""."""
+class KillSwitch(Limit):
+    """One compiled switch: `reader` reads its descriptor; without expiry and route it has 0 and ""."""
 
-    __slots__ = ("_hits", "_read", "expires_wall_ns", "route", "scope_key", "scope_value", "tally", "why")
+    __slots__ = ("_hits", "_reader", "expires_wall_ns", "route", "scope_key", "scope_value", "why")
 
     def __init__(
         self,
         tally: Tally,
         hits: Counter,
-        read: Descriptor,
+        reader: Descriptor,
         scope_key: str,
         scope_value: str,
         route: str,
         why: str,
         expires_wall_ns: int,
     ) -> None:
-        self.tally = tally
+        super().__init__(tally)
         self._hits = hits
-        self._read = read
+        self._reader = reader
         self.scope_key = scope_key
         self.scope_value = scope_value
         self.route = route
@@ -74,7 +74,7 @@ class KillSwitch:
 
     def describe(self, context: Context) -> Described:
         """What it looks at, with the value that this request has."""
-        return ((self.scope_key, self._read(context)),)
+        return ((self.scope_key, self._reader.read(context)),)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Nothing is ever taken."""
@@ -145,7 +145,7 @@ class KillSwitches:
 
     def _candidates(self, context: Context, readings: tuple[str, ...]) -> Iterator[KillSwitch]:
         for scope_key, reader in self._readers.items():
-            value = reader(context)
+            value = reader.read(context)
             if value:
                 by_value = self._values[scope_key]
                 for spelling in readings if scope_key == PATH else (value,):

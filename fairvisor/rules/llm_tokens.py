@@ -24,7 +24,8 @@ from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take
 from fairvisor.llm.usage import Usage, Weights, weigh
 from fairvisor.metrics import ESTIMATE_MISSING, TABLE_FULL, TOKENS_RESERVED, Tally
 from fairvisor.rules.cost import read_amount
-from fairvisor.rules.keys import MISSING_WAIT_NS, Described, Scope, hash64
+from fairvisor.rules.keys import MISSING_WAIT_NS, Scope, hash64
+from fairvisor.rules.limit import Described, Limit
 from fairvisor.rules.standing import Standing
 from fairvisor.rules.token_bucket import FULL_WAIT_NS, ticks_per_millionth
 
@@ -68,12 +69,11 @@ class LlmVerdict(Verdict):
         self.day_end_ns = day_end_ns
 
 
-class LlmTokens:
+class LlmTokens(Limit):
     """A compiled `token_bucket_llm` rule. `_day_u` is 0 when there is no daily limit."""
 
     __slots__ = ("_burst_u", "_caps", "_day", "_day_identity", "_day_quota", "_day_u", "_estimate", "_per",
-                 "_reject_full", "_seed", "_trust_hint", "_weights", "quota", "scope", "streaming",
-                 "tally")  # fmt: skip
+                 "_reject_full", "_seed", "_trust_hint", "_weights", "quota", "scope", "streaming")  # fmt: skip
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class LlmTokens:
         reject_full: bool,
         streaming: Streaming = NOT_ENFORCED,
     ) -> None:
-        self.tally = tally
+        super().__init__(tally)
         self.scope = scope
         self.quota = quota
         self._seed = seed

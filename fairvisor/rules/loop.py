@@ -18,14 +18,15 @@ from fairvisor.counters import Counters
 from fairvisor.decision import Action, Marked, Reason, Refusal, Verdict
 from fairvisor.descriptors import Descriptor
 from fairvisor.metrics import LOOPS, LOOPS_SKIPPED, TABLE_FULL, Tally
-from fairvisor.rules.keys import Described, hash64, joined
+from fairvisor.rules.keys import hash64, spelled
+from fairvisor.rules.limit import Described, Limit
 
 WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 THROTTLE_STEP_MS: Final = 100
 MAX_THROTTLE_MS: Final = 30_000
 
 
-class Loop:
+class Loop(Limit):
     """A compiled `loop_detection`."""
 
     __slots__ = (
@@ -37,7 +38,6 @@ class Loop:
         "_seed",
         "_threshold",
         "_window_ns",
-        "tally",
     )
 
     def __init__(
@@ -51,7 +51,7 @@ class Loop:
         action: Action,
         ignore_body: bool,
     ) -> None:
-        self.tally = tally
+        super().__init__(tally)
         self._prefix = prefix
         self._seed = seed
         self._keys = keys
@@ -87,11 +87,11 @@ class Loop:
         digest = xxh3_128_hexdigest(body) if body else ""
         # None of these four holds a space, neither method nor path a question mark: there is one way to read them.
         request = f"{context.method} {context.path}?{query} {digest} "
-        return request + joined([read(context) or "" for read in self._readers])
+        return request + spelled([reader.read(context) for reader in self._readers])
 
     def describe(self, context: Context) -> Described:
         """The values of the policy's descriptors; what was asked is not told."""
-        return tuple((name, read(context)) for name, read in self._keys)
+        return tuple((name, reader.read(context)) for name, reader in self._keys)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Arrivals stay counted."""

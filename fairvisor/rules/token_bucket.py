@@ -9,15 +9,14 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Final
 
-from xxhash import xxh3_64_intdigest
-
 from fairvisor.clock import Now
 from fairvisor.context import Context
 from fairvisor.counters import ALLOWED, REFUSED, Counters
 from fairvisor.decision import Quota, Reason, Refusal, Verdict
 from fairvisor.metrics import TABLE_FULL, Tally
 from fairvisor.rules.cost import Cost
-from fairvisor.rules.keys import Described, Scope, hash64
+from fairvisor.rules.keys import Scope, hash64
+from fairvisor.rules.limit import Described, Limit
 from fairvisor.rules.standing import Standing
 
 TICKS_PER_NS: Final = 1 << 28
@@ -32,7 +31,7 @@ def ticks_per_millionth(amount: Decimal, period_s: int = 1) -> int:
     return -(-TICKS_PER_NS * 1000 * period_s * denominator // numerator)
 
 
-class TokenBucket:
+class TokenBucket(Limit):
     """A compiled `token_bucket` rule. `burst_u` in millionths, `per` in ticks per millionth."""
 
     __slots__ = (
@@ -44,7 +43,6 @@ class TokenBucket:
         "_seed",
         "quota",
         "scope",
-        "tally",
     )
 
     def __init__(
@@ -58,7 +56,7 @@ class TokenBucket:
         cost: Cost | None,
         reject_full: bool,
     ) -> None:
-        self.tally = tally
+        super().__init__(tally)
         self.scope = scope
         self.quota = quota
         self._seed = seed
@@ -74,9 +72,7 @@ class TokenBucket:
         values = scope.values(context)
         if not values:
             return scope.absent(self, context)
-        key = xxh3_64_intdigest(
-            (scope.identity + values).encode("utf-8", "surrogatepass"), self._seed
-        )  # hash64
+        key = hash64(scope.identity + values, self._seed)
         cost_u = self._fixed_u if self._cost is None else self._cost(context)
         outcome, remaining_u, wait_ns = counters.take(key, now.mono_ns, cost_u, self._burst_u, self._per)
         if outcome == ALLOWED:
