@@ -108,16 +108,17 @@ class Context:
         if not self._claims_asked:
             self._claims_asked = True
             self._claims = self.identity.claims(self.headers.get("authorization"), self.now.wall_ns)
-            if self._claims is not None:
-                self._claim_texts = self._claims.texts
         return self._claims
 
     def claim_text(self, name: str) -> str | None:
         """A claim as text, worked out once for a token; None also when there are no claims."""
-        if not self._claims_asked:
-            _ = self.claims
         texts = self._claim_texts
-        return None if texts is None else texts[name]
+        if texts is None:
+            claims = self.claims
+            if claims is None:
+                return None
+            texts = self._claim_texts = claims.texts
+        return texts[name]
 
     @property
     def query(self) -> Mapping[str, str]:
