@@ -529,7 +529,7 @@ class Reference:
 
     def _breaker(self, policy_id: str, key: Key, control: Json) -> Refused | None:
         opened = self._opened.get(key)
-        closes = control.get("auto_reset_after_minutes", 0) * 60
+        closes = fraction(control.get("auto_reset_after_minutes", 0)) * 60
         if opened is None or not self._charging or (closes and self.now >= opened + closes):
             return None
         wait = opened + closes - self.now if closes else None
