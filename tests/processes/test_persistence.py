@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from edge_server import Edge, StartEdge, ask, bundle_of, remove_shared_memory, token_bucket, wait_until
 
 from fairvisor.clock import read_now
@@ -17,6 +19,8 @@ from fairvisor.http.start import segment_name
 from fairvisor.notes import Notes
 from fairvisor.reload import Published, Publisher
 from fairvisor.settings import Settings
+
+DECIDED = 'fairvisor_decisions_total{action="allow",policy="all",reason="",rule="day"} %d.0'
 
 
 def attach(edge: Edge) -> Segment:
@@ -67,13 +71,59 @@ def wait_for_snapshot(edge: Edge) -> None:
     wait_until(lambda: table.word_get(Word.SNAPSHOT_WALL_NS) > begun_ns)
 
 
-def test_everything_killed_and_started_again_goes_on_where_it_was(start_edge: StartEdge) -> None:
-    edge = start_edge(budget(10), workers=2)
-    assert allows(edge, 4) == 4
-    push(edge, budget(10, version=2))
+def kill_a_worker(edge: Edge) -> None:
+    killed = edge.workers()[0]
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: killed not in edge.workers() and len(edge.workers()) == 2)
+
+
+def kill_the_leader(edge: Edge) -> None:
+    table = attach(edge).table
+    wait_until(lambda: table.word_get(Word.LEADER_PID) in edge.workers())
+    leader = table.word_get(Word.LEADER_PID)
+    os.kill(leader, signal.SIGKILL)
+    wait_until(lambda: table.word_get(Word.LEADER_PID) != leader)
+
+
+def kill_the_master(edge: Edge) -> None:
+    workers = edge.workers()
+    edge.signal(signal.SIGKILL)
+    edge.end()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    edge.start_again()
+
+
+def kill_all(edge: Edge) -> None:
     kill_everything(edge)
     edge.start_again()
+
+
+def restart(edge: Edge) -> None:
+    edge.signal(signal.SIGTERM)
+    assert edge.end() == 0
+    edge.start_again()
+
+
+def hang_up(edge: Edge) -> None:
+    before = set(edge.workers())
+    edge.signal(signal.SIGHUP)
+    wait_until(lambda: len(edge.workers()) == 2 and not before & set(edge.workers()))
+
+
+@pytest.mark.parametrize(
+    "happens", [kill_a_worker, kill_the_leader, kill_the_master, kill_all, restart, hang_up]
+)
+def test_counters_bundle_and_metrics_are_as_they_were_whatever_happens(
+    start_edge: StartEdge, happens: Callable[[Edge], None]
+) -> None:
+    edge = start_edge(budget(10), workers=2)
+    push(edge, budget(10, version=2))
+    assert allows(edge, 4) == 4
+    happens(edge)
+    edge.wait_ready()
+    assert {DECIDED % 4, "fairvisor_bundle_version 2.0"} <= metrics(edge)
     assert allows(edge, 10) == 6
+    assert DECIDED % 10 in metrics(edge)
     assert attach(edge).table.word_get(Word.BUNDLE_GENERATION) == 2
 
 
@@ -118,11 +168,13 @@ def test_memory_lost_after_a_clean_stop_loses_nothing(start_edge: StartEdge) -> 
 
 def test_memory_lost_without_a_stop_is_as_of_the_last_snapshot(start_edge: StartEdge) -> None:
     edge = start_edge(budget(10), workers=2)
+    push(edge, budget(10, version=2))
     assert allows(edge, 4) == 4
     wait_for_snapshot(edge)
     kill_everything(edge)
     remove_shared_memory(edge.instance)
     edge.start_again()
+    assert {DECIDED % 4, "fairvisor_bundle_version 2.0"} <= metrics(edge)
     assert allows(edge, 10) == 6
 
 
@@ -186,6 +238,8 @@ def test_upgrading_by_usr2_keeps_counters_and_bundle(start_edge: StartEdge) -> N
     assert allows(edge, 4) == 4
     push(edge, budget(10, version=2))
     table = attach(edge).table
+    decided = DECIDED % 4
+    assert decided in metrics(edge)
     old = edge.process.pid
     edge.signal(signal.SIGUSR2)
     wait_until(lambda: table.word_get(Word.MASTER_PID) != old)
@@ -195,6 +249,7 @@ def test_upgrading_by_usr2_keeps_counters_and_bundle(start_edge: StartEdge) -> N
     edge.signal(signal.SIGTERM)
     edge.end()
     try:
+        assert decided in metrics(edge)
         assert allows(edge, 10) == 6
         assert push(edge, budget(12, version=3)).lagging == ()
         assert allows(edge, 10) == 2
