@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Iterable
+
 import pytest
 from edge import Edge, bucket, policy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairvisor.rules.keys import hash64, joined, spelled
+from fairvisor.rules.keys import MAX_REMEMBERED, REMEMBERED_KEYS, Keyring, hash64, joined, spelled
 
 PARTS = st.lists(st.text("ab|:10é", max_size=4), max_size=4)
 
@@ -30,6 +33,29 @@ def test_spelled_values_cannot_be_read_in_two_ways(one: list[str | None], other:
 def test_a_key_depends_on_the_seed_and_takes_any_text() -> None:
     assert hash64("a", 1) != hash64("a", 2)
     assert hash64("\ud800", 1) != hash64("?", 1)
+
+
+def test_a_keyring_gives_the_same_keys_however_often_it_is_asked() -> None:
+    keyring = Keyring(7)
+    identities = [f"policy:{number}" for number in range(REMEMBERED_KEYS + 10)] + ["x" * (MAX_REMEMBERED + 1)]
+    for _ in range(2):
+        assert [keyring.key(identity) for identity in identities] == [hash64(each, 7) for each in identities]
+
+
+def test_clients_cannot_fill_the_memory_with_keys() -> None:
+    def taken(identities: Iterable[str]) -> int:
+        """What is still held, in bytes, after a keyring was asked for all of these."""
+        keyring = Keyring(7)
+        tracemalloc.start()
+        for identity in identities:
+            keyring.key(identity)
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert keyring.key("a") == hash64("a", 7)
+        return held
+
+    assert taken(f"{number:0{MAX_REMEMBERED}}" for number in range(10 * REMEMBERED_KEYS)) < 4 << 20
+    assert taken(f"{number:0{MAX_REMEMBERED + 1}}" for number in range(100)) < 10_000
 
 
 def test_each_value_has_its_counter_and_no_limit_keys_are_one_for_all() -> None:

@@ -32,7 +32,7 @@ from fairvisor.route import Routes, Selector, normal_route
 from fairvisor.rules.breaker import MINUTE_NS, Breaker
 from fairvisor.rules.budget import Budget, Stage
 from fairvisor.rules.cost import Cost, compile_cost, millionths
-from fairvisor.rules.keys import Scope, joined
+from fairvisor.rules.keys import Keyring, Scope, joined
 from fairvisor.rules.kill_switch import ANY, KillSwitch, KillSwitches
 from fairvisor.rules.limit import Limit
 from fairvisor.rules.llm_tokens import Caps, LlmTokens, Streaming
@@ -61,6 +61,7 @@ class Compiler:
     def __init__(self, segment: Segment, options: Options, aliases: dict[str, str]) -> None:
         self._segment = segment
         self._seed = segment.table.seed
+        self._keyring = Keyring(self._seed)
         self._options = options
         self._aliases = aliases
         self._switch_hits: dict[str, Counter] = {}
@@ -132,7 +133,7 @@ class Compiler:
         return TokenBucket(
             tally,
             self._scope(tally, rule, "bucket"),
-            self._seed,
+            self._keyring,
             Quota(tally.rule, burst_u, _seconds(config.burst, rate)),
             rate,
             max(1, millionths(config.fixed_cost)),
@@ -152,7 +153,7 @@ class Compiler:
         return Budget(
             tally,
             self._scope(tally, rule, "budget", config.period, config.timezone),
-            self._seed,
+            self._keyring,
             Windows(config.period, config.timezone),
             limit_u,
             limit_u,
@@ -177,7 +178,7 @@ class Compiler:
         return LlmTokens(
             tally,
             self._scope(tally, rule, "llm"),
-            self._seed,
+            self._keyring,
             Quota(tally.rule, burst_u, window_s),
             Quota(tally.rule, day_u, 86_400) if day_u else None,
             config.tokens_per_minute,

@@ -15,7 +15,7 @@ from fairvisor.counters import ALLOWED, REFUSED, Counters
 from fairvisor.decision import Action, Marked, Quota, Reason, Refusal, Verdict
 from fairvisor.metrics import TABLE_FULL, Tally
 from fairvisor.rules.cost import Cost
-from fairvisor.rules.keys import Scope, hash64
+from fairvisor.rules.keys import Keyring, Scope
 from fairvisor.rules.limit import Described, Limit
 from fairvisor.rules.standing import Standing
 from fairvisor.rules.token_bucket import FULL_WAIT_NS
@@ -33,14 +33,14 @@ class Stage(NamedTuple):
 class Budget(Limit):
     """A compiled `cost_based` rule. `limit_u` is where it rejects; `stages` are ordered from the highest down."""
 
-    __slots__ = ("_cost", "_ends_ns", "_fixed_u", "_identity", "_limit_u", "_quota", "_reject_full", "_seed", "_stages",
-                 "_starts_ns", "_windows", "scope")  # fmt: skip
+    __slots__ = ("_cost", "_ends_ns", "_fixed_u", "_identity", "_keyring", "_limit_u", "_quota", "_reject_full",
+                 "_stages", "_starts_ns", "_windows", "scope")  # fmt: skip
 
     def __init__(
         self,
         tally: Tally,
         scope: Scope,
-        seed: int,
+        keyring: Keyring,
         windows: Windows,
         shown_u: int,
         limit_u: int,
@@ -51,7 +51,7 @@ class Budget(Limit):
     ) -> None:
         super().__init__(tally)
         self.scope = scope
-        self._seed = seed
+        self._keyring = keyring
         self._windows = windows
         self._limit_u = limit_u
         self._stages = stages
@@ -78,7 +78,7 @@ class Budget(Limit):
             return scope.absent(self, context)
         if not self._starts_ns <= now.wall_ns < self._ends_ns:
             self._enter(now.wall_ns)
-        key = hash64(self._identity + values, self._seed)
+        key = self._keyring.key(self._identity + values)
         cost_u = self._fixed_u if self._cost is None else self._cost(context)
         left_ns = self._ends_ns - now.wall_ns
         outcome, total_u = counters.add(key, now.mono_ns, cost_u, self._limit_u, left_ns)
@@ -108,7 +108,7 @@ class Budget(Limit):
     def standings(self, counters: Counters, values: str, now: Now) -> tuple[Standing, ...]:
         """What is left of the current window of these values (`Scope.spell`)."""
         window = self._windows.at(now.wall_ns // NS_PER_S)
-        key = hash64(f"{self.scope.identity}{window.start_s}:{values}", self._seed)
+        key = self._keyring.key(f"{self.scope.identity}{window.start_s}:{values}")
         quota = Quota(self.tally.rule, self._limit_u, window.end_s - window.start_s)
         remaining_u = max(0, self._limit_u - counters.peek_total(key, now.mono_ns))
         return (Standing("window", key, quota, remaining_u, window.end_s * NS_PER_S - now.wall_ns),)

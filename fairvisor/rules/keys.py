@@ -19,15 +19,39 @@ from fairvisor.metrics import DESCRIPTOR_MISSING
 from fairvisor.rules.limit import Described, Limit
 
 MISSING_WAIT_NS: Final = 60_000_000_000  # Retry-After of a request that lacks what identifies it
+REMEMBERED_KEYS: Final = 4096
+MAX_REMEMBERED: Final = 512  # characters
 _SHARED: Final = "-:"
 _NOBODY: Final = "*"  # the values of a rule without limit keys: one counter for all
 
-__all__ = ["Scope", "hash64", "joined", "spelled"]
+__all__ = ["Keyring", "Scope", "hash64", "joined", "spelled"]
 
 
 def hash64(identity: str, seed: int) -> int:
     """The key of a counter: 64 bits of xxh3 seeded (claims may hold lone surrogates, RFC 8259 8.2)."""
     return xxh3_64_intdigest(identity.encode("utf-8", "surrogatepass"), seed)
+
+
+class Keyring:
+    """The keys of one bundle's counters. Hashing is a fifth of what a limit costs, and clients come again: the latest
+    keys are remembered by their identity, unless a client made it long. A full memory is emptied and starts again."""
+
+    __slots__ = ("_known", "_seed")
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._known: dict[str, int] = {}
+
+    def key(self, identity: str) -> int:
+        """`hash64` of the identity."""
+        key = self._known.get(identity)
+        if key is None:
+            key = hash64(identity, self._seed)
+            if len(identity) <= MAX_REMEMBERED:
+                if len(self._known) >= REMEMBERED_KEYS:
+                    self._known.clear()
+                self._known[identity] = key
+        return key
 
 
 def joined(parts: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take
 from fairvisor.llm.usage import Usage, Weights, weigh
 from fairvisor.metrics import ESTIMATE_MISSING, TABLE_FULL, TOKENS_RESERVED, Tally
 from fairvisor.rules.cost import read_amount
-from fairvisor.rules.keys import MISSING_WAIT_NS, Scope, hash64
+from fairvisor.rules.keys import MISSING_WAIT_NS, Keyring, Scope
 from fairvisor.rules.limit import Described, Limit
 from fairvisor.rules.standing import Standing
 from fairvisor.rules.token_bucket import FULL_WAIT_NS, ticks_per_millionth
@@ -72,14 +72,14 @@ class LlmVerdict(Verdict):
 class LlmTokens(Limit):
     """A compiled `token_bucket_llm` rule. `_day_u` is 0 when there is no daily limit."""
 
-    __slots__ = ("_burst_u", "_caps", "_day", "_day_identity", "_day_quota", "_day_u", "_estimate", "_per",
-                 "_reject_full", "_seed", "_trust_hint", "_weights", "quota", "scope", "streaming")  # fmt: skip
+    __slots__ = ("_burst_u", "_caps", "_day", "_day_identity", "_day_quota", "_day_u", "_estimate", "_keyring",
+                 "_per", "_reject_full", "_trust_hint", "_weights", "quota", "scope", "streaming")  # fmt: skip
 
     def __init__(
         self,
         tally: Tally,
         scope: Scope,
-        seed: int,
+        keyring: Keyring,
         quota: Quota,
         day_quota: Quota | None,
         tokens_per_minute: Decimal,
@@ -93,7 +93,7 @@ class LlmTokens(Limit):
         super().__init__(tally)
         self.scope = scope
         self.quota = quota
-        self._seed = seed
+        self._keyring = keyring
         self._burst_u = quota.amount_u
         self._per = ticks_per_millionth(tokens_per_minute, 60)
         self._day_quota = day_quota
@@ -116,7 +116,7 @@ class LlmTokens(Limit):
         cost_u = self._price(context)
         if isinstance(cost_u, Refusal):
             return cost_u
-        key = hash64(scope.identity + values, self._seed)
+        key = self._keyring.key(scope.identity + values)
         outcome, remaining_u, wait_ns = counters.take(key, now.mono_ns, cost_u, self._burst_u, self._per)
         if outcome == FULL:
             return self._no_room()
@@ -132,7 +132,7 @@ class LlmTokens(Limit):
         if day != self._day:
             self._day, self._day_identity = day, f"day{day}:{self.scope.identity}"
         left_ns = DAY_NS - into_ns
-        key = hash64(self._day_identity + values, self._seed)
+        key = self._keyring.key(self._day_identity + values)
         outcome, total_u = counters.add(key, now.mono_ns, minute.cost_u, self._day_u, left_ns)
         if outcome != ALLOWED:
             counters.give(minute.key, now.mono_ns, minute.cost_u, self._per)
@@ -225,13 +225,13 @@ class LlmTokens(Limit):
 
     def standings(self, counters: Counters, values: str, now: Now) -> tuple[Standing, ...]:
         """The minute's bucket and, where there is one, the day's total of these values (`Scope.spell`)."""
-        key = hash64(self.scope.identity + values, self._seed)
+        key = self._keyring.key(self.scope.identity + values)
         remaining_u, reset_ns = counters.peek_bucket(key, now.mono_ns, self._burst_u, self._per)
         minute = Standing("minute", key, self.quota, remaining_u, reset_ns)
         if self._day_quota is None:
             return (minute,)
         day, into_ns = divmod(now.wall_ns, DAY_NS)
-        day_key = hash64(f"day{day}:{self.scope.identity}{values}", self._seed)
+        day_key = self._keyring.key(f"day{day}:{self.scope.identity}{values}")
         left_u = max(0, self._day_u - counters.peek_total(day_key, now.mono_ns))
         return (minute, Standing("day", day_key, self._day_quota, left_u, DAY_NS - into_ns))
 
