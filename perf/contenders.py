@@ -32,7 +32,7 @@ GENEROUS = {"tokens_per_second": 1e9, "burst": 1e9}
 
 
 class Contender(NamedTuple):
-    """A server and the request it is asked. `argv` gets the port; `environ` is added to ours."""
+    """A server and the request it is asked: a GET, or a POST when there is a `body`. `environ` is added to ours."""
 
     name: str
     argv: list[str]
@@ -40,6 +40,7 @@ class Contender(NamedTuple):
     path: str
     headers: dict[str, str]
     expect: int
+    body: bytes = b""
 
 
 def free_port() -> int:
@@ -82,22 +83,65 @@ def _await(port: int, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"{process.args!r} does not listen")
 
 
-def nginx(folder: Path, port: int) -> Contender:
-    """nginx answering 204: what one core can do."""
-    path = folder / "nginx.conf"
+def nginx(folder: Path, port: int, name: str = "nginx return 204", limit: str = "") -> Contender:
+    """nginx answering 204: what one core can do. `limit` goes into the http block, and limits the location."""
+    path = folder / f"{name.replace(' ', '-')}.conf"
+    # `return` answers before a limit is looked at; try_files comes after it.
+    place = "limit_req zone=keys burst=1000000 nodelay; try_files /none =204;" if limit else "return 204;"
     path.write_text(
-        f"""daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log /dev/null;
+        f"""daemon off; worker_processes 1; pid {path}.pid; error_log /dev/null;
 events {{ worker_connections 1024; }}
-http {{ access_log off; keepalive_requests 100000000;
-server {{ listen 127.0.0.1:{port}; location / {{ return 204; }} }} }}
+http {{ access_log off; keepalive_requests 100000000; {limit}
+server {{ listen 127.0.0.1:{port}; location / {{ {place} }} }} }}
 """
     )
     program = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") or sys.exit(
         "nginx is missing"
     )
-    return Contender("nginx return 204", [program, "-c", str(path)], {}, "/v1/decision", REQUEST, 204)
+    return Contender(name, [program, "-c", str(path)], {}, "/v1/decision", REQUEST, 204)
 
 
+def nginx_limit(folder: Path, port: int) -> Contender:
+    """nginx with `limit_req` per API key, which never refuses here."""
+    zone = "limit_req_zone $http_x_api_key zone=keys:10m rate=1000000r/s;"
+    return nginx(folder, port, "nginx limit_req", zone)
+
+
+def envoy_limit(folder: Path, port: int) -> Contender | None:
+    """Envoy answering 204 behind its local rate limit, which never refuses here; None where it is not installed."""
+    program = shutil.which("envoy")
+    if program is None:
+        return None
+    bucket = {"max_tokens": 1_000_000_000, "tokens_per_fill": 1_000_000_000, "fill_interval": "1s"}
+    always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
+    limit = {
+        "@type": f"{ENVOY_TYPES}.filters.http.local_ratelimit.v3.LocalRateLimit",
+        "stat_prefix": "l",
+        "token_bucket": bucket,
+        "filter_enabled": always,
+        "filter_enforced": always,
+    }
+    router = {"@type": f"{ENVOY_TYPES}.filters.http.router.v3.Router"}
+    routes = [{"match": {"prefix": "/"}, "direct_response": {"status": 204}}]
+    manager = {
+        "@type": f"{ENVOY_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "p",
+        "http_filters": [
+            {"name": "envoy.filters.http.local_ratelimit", "typed_config": limit},
+            {"name": "envoy.filters.http.router", "typed_config": router},
+        ],
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+    }
+    network = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
+    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+    listener = {"address": address, "filter_chains": [{"filters": [network]}]}
+    path = folder / "envoy.json"
+    path.write_text(json.dumps({"static_resources": {"listeners": [listener]}}))
+    argv = [program, "-c", str(path), "--concurrency", "1", "-l", "critical", "--disable-hot-restart"]
+    return Contender("Envoy local_ratelimit", argv, {}, "/v1/decision", REQUEST, 204)
+
+
+ENVOY_TYPES = "type.googleapis.com/envoy.extensions"
 REQUEST = {
     "X-Original-Method": "GET",
     "X-Original-URI": "/v1/orders/17",
@@ -120,7 +164,9 @@ def edge(folder: Path, port: int, name: str, bundle: dict[str, Any], **more: Any
     } | more.get("environ", {})
     headers = REQUEST | more.get("headers", {})
     argv = [sys.executable, "-c", "from fairvisor.cli.main import main; main()", "serve"]
-    return Contender(name, argv, environ, "/v1/decision", headers, more.get("expect", 204))
+    return Contender(
+        name, argv, environ, "/v1/decision", headers, more.get("expect", 204), more.get("body", b"")
+    )
 
 
 def bucket(name: str, *keys: str, **config: float) -> dict[str, Any]:
@@ -175,6 +221,21 @@ def five_limits() -> dict[str, Any]:
     }
 
 
+def llm_tokens() -> dict[str, Any]:
+    """Tokens per minute and day by API key, reserved from the body of the request."""
+    config = {"tokens_per_minute": 1e9, "tokens_per_day": 1e12, "burst_tokens": 1e9}
+    rule = {"name": "tokens", "limit_keys": ["header:x-api-key"], "algorithm": "token_bucket_llm"}
+    return {"bundle_version": 1, "policies": [policy("llm", rule | {"algorithm_config": config})]}
+
+
+def chat() -> bytes:
+    """The body of a chat completion request, of 2 KB."""
+    words = "Summarise the following support conversation for the team that will take it over. " * 23
+    return json.dumps(
+        {"model": "gpt-4o", "max_tokens": 16, "messages": [{"role": "user", "content": words}]}
+    ).encode()
+
+
 def bearer() -> dict[str, str]:
     """The Authorization header of a token that outlives the run."""
     claims = {"sub": "user-17", "org_id": "org-4", "plan": "pro", "exp": int(time.time()) + 86_400}
@@ -189,13 +250,17 @@ def scratch() -> Iterator[Path]:
 
 
 def line_up(folder: Path) -> list[tuple[Contender, int]]:
-    """Every contender with its port, the ceiling first."""
-    ports = [free_port() for _ in range(4)]
+    """Every contender with its port, the ceiling first; without Envoy where it is not installed."""
+    ports = [free_port() for _ in range(7)]
     secret = {"FAIRVISOR_PERF_SECRET": HS_SECRET}
+    asked = {"X-Original-Method": "POST", "X-Original-URI": "/v1/chat/completions"}
     contenders = [
         nginx(folder, ports[0]),
         edge(folder, ports[1], "one limit", one_limit()),
         edge(folder, ports[2], "five limits", five_limits(), headers=bearer(), environ=secret),
-        edge(folder, ports[3], "all rejected", all_rejected(), expect=429),
+        edge(folder, ports[3], "LLM tokens", llm_tokens(), headers=asked, body=chat()),
+        edge(folder, ports[4], "all rejected", all_rejected(), expect=429),
+        nginx_limit(folder, ports[5]),
+        envoy_limit(folder, ports[6]),
     ]
-    return list(zip(contenders, ports, strict=True))
+    return [(each, port) for each, port in zip(contenders, ports, strict=True) if each is not None]

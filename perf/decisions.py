@@ -18,6 +18,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -49,7 +50,7 @@ def check(contender: Contender, port: int) -> None:
     """Ask twice and see that the answer is the one that is meant to be measured."""
     for _ in range(2):
         request = urllib.request.Request(
-            f"http://127.0.0.1:{port}{contender.path}", headers=contender.headers
+            f"http://127.0.0.1:{port}{contender.path}", contender.body or None, contender.headers
         )
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
@@ -70,7 +71,12 @@ def measure(
     for name, value in contender.headers.items():
         argv += ["-H", f"{name}: {value}"]
     argv.append(f"http://127.0.0.1:{port}{contender.path}")
-    out = subprocess.run(argv, capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        if contender.body:
+            script = Path(folder, "post.lua")
+            script.write_text(f'wrk.method = "POST"\nwrk.body = [==[{contender.body.decode()}]==]\n')
+            argv[-1:-1] = ["-s", str(script)]
+        out = subprocess.run(argv, capture_output=True, text=True, check=True)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", out.stdout)
     quantiles = dict(re.findall(r"^\s+(50|99)%\s+([\d.]+(?:us|ms|s))$", out.stdout, re.M))
     assert rate is not None, out.stdout

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 from edge import Edge, bucket, policy
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fairvisor.rules.keys import MAX_REMEMBERED, REMEMBERED_KEYS, Keyring, hash64, joined, spelled
@@ -23,6 +23,9 @@ def test_joined_parts_cannot_be_read_in_two_ways(one: list[str], other: list[str
 VALUES = st.lists(st.none() | st.text("a\n:-0", max_size=4), min_size=2, max_size=2)
 
 
+@example(["a\n", "a"], ["a", "\na"])
+@example([None, "\n"], ["-:", "\n"])
+@example(["a", None], ["a", "-:"])
 @given(VALUES, VALUES)
 def test_spelled_values_cannot_be_read_in_two_ways(one: list[str | None], other: list[str | None]) -> None:
     """An empty value is a missing one."""
