@@ -222,6 +222,19 @@ SMUGGLING = {
     "no name": b": b\r\n\r\n",
     "a name with brackets": b"X[A]: b\r\n\r\n",
     "two hosts": b"Host: b\r\n\r\n",
+    "a length with a space inside": b"Content-Length: 3 4\r\n\r\nabc",
+    "a length and an empty coding": b"Content-Length: 3\r\nTransfer-Encoding:\r\n\r\nabc",
+    "an empty coding": b"Transfer-Encoding:\r\n\r\n0\r\n\r\n",
+    "two codings in two cases": b"transfer-encoding: chunked\r\nTRANSFER-ENCODING: identity\r\n\r\n0\r\n\r\n",
+    "chunked with a parameter": b"Transfer-Encoding: chunked;a=b\r\n\r\n0\r\n\r\n",
+    "chunked with a comma after it": b"Transfer-Encoding: chunked,\r\n\r\n0\r\n\r\n",
+    "a folded length": b"Content-Length:\r\n\t3\r\n\r\nabc",
+    "a length with a NUL": b"Content-Length: 3\0\r\n\r\nabc",
+    "length named by another name's underscore": b"Content_Length: 3\r\n\r\nabc",
+    "chunk size with a minus": b"Transfer-Encoding: chunked\r\n\r\n-1\r\na\r\n0\r\n\r\n",
+    "chunk size after a space": b"Transfer-Encoding: chunked\r\n\r\n 1\r\na\r\n0\r\n\r\n",
+    "an extension without a size": b"Transfer-Encoding: chunked\r\n\r\n;a=b\r\na\r\n0\r\n\r\n",
+    "a NUL in an extension": b"Transfer-Encoding: chunked\r\n\r\n1;\0\r\na\r\n0\r\n\r\n",
     "chunk size with a sign": b"Transfer-Encoding: chunked\r\n\r\n+1\r\na\r\n0\r\n\r\n",
     "chunk size with 0x": b"Transfer-Encoding: chunked\r\n\r\n0x1\r\na\r\n0\r\n\r\n",
     "chunk size with an underscore": b"Transfer-Encoding: chunked\r\n\r\n0_1\r\na\r\n0\r\n\r\n",
@@ -257,6 +270,30 @@ def test_nothing_ambiguous_is_forwarded(fields: bytes) -> None:
             for received in proxy.upstream.received:
                 assert b"/two" not in received
                 assert not received.endswith((b"0\r\n\r\n", b"abc"))
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "fields", [b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked\r\nContent-Length: 5"]
+)
+def test_chunks_are_unknown_to_http_1_0(fields: bytes) -> None:
+    async def test() -> None:
+        async with bench(OPEN) as proxy:
+            answer = await proxy.ask(b"POST / HTTP/1.0\r\nHost: a\r\n" + fields + b"\r\n\r\n0\r\n\r\n")
+            assert answer.status == 400
+            assert proxy.upstream.received == []
+
+    run(test())
+
+
+def test_extensions_and_odd_sizes_of_chunks_end_here() -> None:
+    async def test() -> None:
+        async with bench(OPEN) as proxy:
+            start = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+            answer = await proxy.ask(start + b'0003;a="b"\r\nabc\r\n00;x\r\nContent-Length: 9\r\n\r\n')
+            assert answer.status == 200
+            assert proxy.upstream.received[0].endswith(b"\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
 
     run(test())
 

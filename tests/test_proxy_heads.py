@@ -28,21 +28,44 @@ from fairvisor.proxy.heads import (
 
 
 class Llhttp:
-    """One request as llhttp reads it."""
+    """One message as llhttp reads it."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self) -> None:
         self.url = b""
         self.pairs: list[tuple[bytes, bytes]] = []
         self.body = b""
         self.done = 0
         self.in_head = True
-        parser = httptools.HttpRequestParser(self)
         self.method = b""
+        self.status = 0
+
+    @classmethod
+    def request(cls, data: bytes) -> Llhttp:
+        read = cls()
+        parser = httptools.HttpRequestParser(read)
         try:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.done += 1
-        self.method = parser.get_method()
+            read.done += 1
+        read.method = parser.get_method()
+        return read
+
+    @classmethod
+    def response(cls, data: bytes) -> Llhttp:
+        read = cls()
+        parser = httptools.HttpResponseParser(read)
+        parser.feed_data(data)
+        read.status = parser.get_status_code()
+        return read
+
+    @property
+    def headers(self) -> dict[str, bytes]:
+        """Fields by name, repeated ones joined."""
+        merged: dict[str, bytes] = {}
+        for name, value in self.pairs:
+            text = name.decode("latin-1")
+            merged[text] = merged[text] + b", " + value if text in merged else value
+        return merged
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -107,17 +130,13 @@ def test_what_is_accepted_llhttp_reads_the_same(line: bytes, fields: list[bytes]
     if ours is None:
         return
     head, content = ours
-    theirs = Llhttp(data)
+    theirs = Llhttp.request(data)
     assert theirs.done == 1
     assert theirs.method.decode() == head.method
     assert theirs.url.endswith(head.target.encode("latin-1"))
     if not head.flags & 64:  # llhttp hands everything after an upgrade on unread
         assert theirs.body == content
-    merged: dict[str, bytes] = {}
-    for name, value in theirs.pairs:
-        text = name.decode("latin-1")
-        merged[text] = merged[text] + b", " + value if text in merged else value
-    assert merged == head.headers
+    assert theirs.headers == head.headers
 
 
 @given(st.binary(max_size=200), st.integers(1, 7))
@@ -207,6 +226,28 @@ def test_a_plain_response_is_read_in_c_as_by_the_strict_reader(
         if plain is not None:
             assert told(plain) == told(strict)
             assert plain.size_bytes == len(raw) + 4
+
+
+@given(line=STATUS_LINE, fields=st.lists(PLAIN_FIELD, max_size=5), body=BODY)
+@example(b"HTTP/1.1 200 OK", [b"Content-Length: 3"], [b"abc"])
+@example(b"HTTP/1.1 200 OK", [b"Transfer-Encoding: chunked"], [b"3\r\nabc\r\n", b"0\r\n\r\n"])
+@example(b"HTTP/1.1 304 Not Modified", [b"Content-Length: 3"], [])
+def test_a_response_that_is_accepted_llhttp_reads_the_same(
+    line: bytes, fields: list[bytes], body: list[bytes]
+) -> None:
+    data = b"\r\n".join([line, *fields]) + b"\r\n\r\n" + b"".join(body)
+    raw, _, rest = data.partition(b"\r\n\r\n")
+    try:
+        head = read_response_head(raw, to_head=False)
+        reader = body_of(head.length)
+        content, rest = reader.feed(rest)
+    except (BadResponse, BadBody):
+        return
+    if head.status < 200 or rest or not reader.done:  # not a whole message, or more than one
+        return
+    theirs = Llhttp.response(data)
+    assert (theirs.done, theirs.status, theirs.body) == (1, head.status, content)
+    assert {name: theirs.headers[name] for name in head.special} == head.special
 
 
 @pytest.mark.parametrize("read", [plain_request_head, lambda data: plain_response_head(data, to_head=False)])
