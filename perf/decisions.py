@@ -61,13 +61,9 @@ def check(contender: Contender, port: int) -> None:
         sys.exit(f"{contender.name}: answered {status} instead of {contender.expect}: {body[:300]!r}")
 
 
-def measure(
-    contender: Contender, port: int, seconds: int, connections: int, script: Path | None = None
-) -> Measured:
-    """One run of wrk against a contender, perhaps with a script."""
+def measure(contender: Contender, port: int, seconds: int, connections: int) -> Measured:
+    """One run of wrk against a contender."""
     argv = ["taskset", "-c", str(LOAD_CORE), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
-    if script is not None:
-        argv += ["-s", str(script)]
     for name, value in contender.headers.items():
         argv += ["-H", f"{name}: {value}"]
     argv.append(f"http://127.0.0.1:{port}{contender.path}")

