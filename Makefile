@@ -18,7 +18,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint mutants model sanitize check format docs wheels clean
+.PHONY: help run test lint mutants model sanitize fuzz check format docs wheels clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,11 @@ model: $(DEV_STAMP) ## every interleaving of the slot protocol, of up to 3 proce
 
 sanitize: $(DEV_STAMP) ## the C code under ASan, UBSan and TSan, for longer than the tests do
 	FAIRVISOR_SANITIZER_OPERATIONS=20000000 $(BIN)/python -m pytest tests/test_sanitizers.py
+
+EXECUTIONS ?= 10000000
+
+fuzz: $(DEV_STAMP) ## EXECUTIONS (10,000,000) inputs that nobody wrote into all that reads (an hour; WORDS="jwt --seed 7" chooses)
+	PYTHONPATH=. $(BIN)/python tests/fuzz --executions $(EXECUTIONS) $(WORDS)
 
 check: lint test ## all that CI asks (the tests also hold the documentation to the code)
 
