@@ -5,7 +5,7 @@
 Victims are token buckets and budgets that were partly used up. Then come `--keys` new keys, as fast as one process can
 make them, each with a bucket that does not run out meanwhile; the clock of the table goes on as if 100,000 came in a
 second. What the victims have left is compared with what they had, and a look-up of a victim (a take of nothing) is
-timed before and after. Then the flood goes on until `--fill` times the slots of the table were asked for: what is answered,
+timed before and after. Then the flood goes on until `--fill` times the slots were asked for: what is answered,
 whom the table forgets, and whether keys used every second stay. One process; nanoseconds of processor time, the Python
 loop included.
 """

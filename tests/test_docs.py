@@ -178,3 +178,15 @@ def test_the_sizes_of_segments_are_right() -> None:
         assert int(series.replace(",", "")) == made.series - 1, size
         assert abs(int(slots.replace(",", "")) - real) < 0.02 * real, size
         assert abs(int(keys.replace(",", "")) - real / 2) < 0.02 * real / 2, size
+
+
+def test_the_tests_of_the_security_model_exist() -> None:
+    """Every threat names at least one, and each is there."""
+    text = page("security-model.md")
+    threats = text.partition("## Threats")[2].partition("## Measured")[0].splitlines()
+    assert [line for line in threats if line.startswith("| ") and "::" not in line] == [
+        "| threat | defence | tests |",
+        "| --- | --- | --- |",
+    ]
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
+        assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
