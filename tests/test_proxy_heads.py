@@ -263,6 +263,7 @@ def test_bytes_that_are_no_head_are_not_read_in_c(read: Any, data: bytes) -> Non
     [
         (b"GET /a?b HTTP/1.1\r\nHost: a\r\nAccept: */*\r\n\r\n", 0),
         (b"POST / HTTP/1.1\r\nHost: a:80\r\nConnection: keep-alive\r\nContent-Length: 7\r\n\r\n", 7),
+        (b"PUT / HTTP/1.1\r\nHost: My_app-1.example:8080\r\nContent-Length: 0\r\n\r\n", 0),
         (b"DELETE / HTTP/1.1\r\nX-Forwarded-For: 1.2.3.4\r\nVia: 1.1 a\r\nHost: a\r\n\r\n", 0),
     ],
 )

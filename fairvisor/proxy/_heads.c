@@ -47,6 +47,11 @@ static int is_digit(unsigned char c)
     return c >= '0' && c <= '9';
 }
 
+static int is_letter(unsigned char c)
+{
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
+
 /* Content-Length: digits alone (RFC 9112 6.3), -1 for anything else. */
 static long long read_number(const unsigned char *start, const unsigned char *stop)
 {
@@ -64,8 +69,8 @@ static long long read_number(const unsigned char *start, const unsigned char *st
 /* Host: a name or an IPv4 address, perhaps with a port (RFC 9110 7.2); what has brackets is left to heads.py. */
 static int is_host(const unsigned char *start, const unsigned char *stop)
 {
-    while (start < stop && ((*start | 32) >= 'a' ? (*start | 32) <= 'z' || *start == '~'
-                                                 : is_digit(*start) || memchr("._%!$&'()*+;=-", *start, 14)))
+    static const char MARKS[] = "._~%!$&'()*+;=-";
+    while (start < stop && (is_letter(*start) || is_digit(*start) || memchr(MARKS, *start, sizeof MARKS - 1)))
         start++;
     if (start < stop && *start == ':') {
         const unsigned char *port = ++start;
