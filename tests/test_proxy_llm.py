@@ -395,7 +395,7 @@ def test_a_stream_that_takes_too_long_in_all_is_cut_and_what_was_streamed_is_pai
         assert consumed(proxy) >= streamed.count(b"word") > 0
         assert proxy.metric("upstream_failures_total") == 0
 
-    check(endless, test, timeouts=Timeouts(5_000, 5_000, 200))
+    check(endless, test, timeouts=Timeouts(5_000, 5_000, 1_000))
 
 
 @pytest.mark.parametrize(
