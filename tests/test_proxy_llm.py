@@ -394,6 +394,7 @@ def test_a_stream_that_takes_too_long_in_all_is_cut_and_what_was_streamed_is_pai
         assert settled(proxy) == 1
         assert consumed(proxy) >= streamed.count(b"word") > 0
         assert proxy.metric("upstream_failures_total") == 0
+        await proxy.until(lambda: proxy.upstream.open == 0)
 
     check(endless, test, timeouts=Timeouts(5_000, 5_000, 1_000))
 
