@@ -12,7 +12,7 @@ PYTHON ?=
 FAIRVISOR_COMPILE ?= 1
 INSTALL := FAIRVISOR_COMPILE=$(FAIRVISOR_COMPILE) $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517
 
-COMPILED := $(if $(FAIRVISOR_COMPILE),$(shell sed -n 's/^    "\(fairvisor.*\.py\)",/\1/p' setup.py))
+COMPILED := $(if $(FAIRVISOR_COMPILE),$(shell sed -n 's/^    "\(fairvisor[^"]*\.py\)",.*/\1/p' setup.py))
 SOURCES_OF_THE_INSTALL := setup.cfg setup.py pyproject.toml $(wildcard fairvisor/*/*.[ch]) $(COMPILED)
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
