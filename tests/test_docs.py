@@ -190,3 +190,18 @@ def test_the_tests_of_the_security_model_exist() -> None:
     ]
     for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
         assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+
+
+GATEWAY_PAGES = sorted(
+    {path.name for path in (ROOT / "docs" / "gateways").glob("*.md")} - {"index.md", "transports.md"}
+)
+
+
+@pytest.mark.parametrize("name", GATEWAY_PAGES)
+def test_the_page_of_a_gateway_says_what_one_asks_first(name: str) -> None:
+    """The way of a request, the configuration, what fails how, what the client sees, what to do when it is wrong."""
+    text = page(f"gateways/{name}")
+    assert "```text" in text.partition("\n## ")[0]
+    assert "conf/gateways/" in text
+    for heading in ("Fail closed, fail open", "What the client sees", "When something is wrong"):
+        assert f"\n## {heading}\n" in text
