@@ -11,7 +11,10 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
@@ -49,6 +52,7 @@ MEINHELD: Final = "meinheld.gmeinheld.MeinheldWorker"
 # A throttled answer may wait 30 s; a stop lets it finish.
 _GRACEFUL_TIMEOUT_S: Final = 35
 _WORKER_TIMEOUT_S: Final = 30
+_BOOT_AGAIN_S: Final = 1.0
 _BACKLOG: Final = 2048
 _SOCKET_UMASK: Final = 0o117  # whoever can connect to a unix socket is trusted: owner and group
 
@@ -292,6 +296,24 @@ def _post_fork(server: Any, worker: Any) -> None:
     own = len(worker.app.settings.bind)
     worker.sockets, side = worker.sockets[:own], worker.sockets[own:]
     worker.app.side_sockets = [listener.sock for listener in side]
+    if worker.age > server.cfg.workers:
+        worker.init_process = partial(_boot_or_leave, worker, worker.init_process)
+
+
+def _boot_or_leave(worker: Any, boot: Callable[[], None]) -> None:
+    """Boot a worker that takes another one's place.
+
+    gunicorn stops everything when a worker does not boot. At the start that is right; later the machine is short of
+    descriptors or memory, the other workers serve, and the master tries again.
+    """
+    try:
+        boot()
+    except (OSError, MemoryError) as error:
+        if worker.booted:
+            raise
+        _log.error("a new worker cannot start, another one is tried: %s", error)
+        threading.Event().wait(_BOOT_AGAIN_S)
+        sys.exit(1)
 
 
 def _worker_exit(server: Any, worker: Any) -> None:

@@ -167,6 +167,20 @@ def test_every_setting_that_a_page_names_exists() -> None:
     assert named - known == set()
 
 
+def test_every_promise_names_tests_and_measurements_that_exist() -> None:
+    """A file, or a test function in it; and the checker of the fault campaign is among them."""
+    text = page("guarantees.md")
+    tables = re.findall(r"\| promise \|.*\n\| --- .*\n((?:\|.*\n)+)", text)
+    assert len(tables) == len(re.findall(r"^## (?!What)", text, re.MULTILINE)) == 4
+    for row in "".join(tables).splitlines():
+        named = re.findall(r"`((?:tests|perf)/[^`]+)`", row)
+        assert named, f"a promise that nothing would break: {row}"
+        for name in named:
+            path, _, function = name.partition("::")
+            assert (ROOT / path).is_file(), name
+            assert not function or f"def {function}(" in (ROOT / path).read_text(), name
+
+
 def test_the_sizes_of_segments_are_right() -> None:
     """To the two per cent that the page leaves out."""
     sizes = rows(page("counters.md").partition("## How large")[2].partition("A *key*")[0])

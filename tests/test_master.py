@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.sync import SyncWorker
 
+from fairvisor import master
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.errors import SegmentError, SettingsError
@@ -57,6 +60,30 @@ def test_another_worker_class_is_one_line(name: str, why: str) -> None:
     assert message.startswith(f"FAIRVISOR_WORKER_CLASS: {name!r} is wrong: allowed are edge, meinheld")
     assert why in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
+def test_a_worker_that_takes_the_place_of_another_one_and_cannot_boot_stops_nobody(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gunicorn ends the master over an error of a worker that is not booted, unless it exits by itself."""
+
+    def boot() -> None:
+        raise error
+
+    def forked(age: int, booted: bool) -> Any:
+        worker = SimpleNamespace(age=age, booted=booted, sockets=[], init_process=boot)
+        worker.app = SimpleNamespace(settings=SimpleNamespace(bind=()), side_sockets=[])
+        master._post_fork(SimpleNamespace(cfg=SimpleNamespace(workers=2)), worker)
+        return worker
+
+    monkeypatch.setattr(master, "_BOOT_AGAIN_S", 0)
+    with pytest.raises(SystemExit) as left:
+        forked(age=3, booted=False).init_process()
+    assert left.value.code == 1
+    for age, booted in ((2, False), (3, True)):
+        with pytest.raises(type(error)):
+            forked(age, booted).init_process()
 
 
 def test_start_times_tell_processes_apart() -> None:

@@ -1,0 +1,191 @@
+"""A fault campaign: clients count what was admitted while processes are killed, stopped and starved; then it is proved.
+
+Every request is for a key with a quota, and some are refused by a later rule. What must hold whatever happened, for
+each key: no more was admitted than its quota; what the counter holds was admitted, or belongs to a request that a
+killed worker left unanswered; and no other worker lost a request. Which faults there are stands in `faults.py`, who
+chooses them is the test, or `perf/chaos.py` for longer. The clients take part in no fault and know of none.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from edge_server import Client, Edge, ask
+from test_reload import worker_of
+
+from fairvisor.cli.edge import Edge as Admin
+
+QUOTA = 40
+KEYS_AT_ONCE = 4
+ASKED_PER_KEY = 5 * QUOTA
+LATE_EVERY = 7  # of so many requests one is refused by the later rule
+CLIENTS = 6
+_RETRY_S = 0.05
+
+
+def bundle(version: int) -> dict[str, Any]:
+    """A quota for each key; and a later rule that refuses what the quota has already been charged for."""
+    budget = {"budget": QUOTA, "period": "30d"}
+    nothing = {"budget": 0.5, "period": "30d"}
+    rules = [
+        {
+            "name": "quota",
+            "limit_keys": ["header:x-key"],
+            "algorithm": "cost_based",
+            "algorithm_config": budget,
+        },
+        {
+            "name": "later",
+            "limit_keys": [],
+            "match": {"header:x-late": "yes"},
+            "algorithm": "cost_based",
+            "algorithm_config": nothing,
+        },
+    ]
+    policy = {"id": "all", "spec": {"selector": {"pathPrefix": "/"}, "rules": rules}}
+    return {"bundle_version": version, "policies": [policy]}
+
+
+class Ledger:
+    """What the clients saw, by key: how many were admitted, and how many got no answer. Shared by their threads."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.admitted: Counter[str] = Counter()
+        self.unanswered: Counter[str] = Counter()
+        self.left_by: Counter[int] = Counter()  # pids that owed an answer
+        self.odd: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def next_request(self) -> tuple[str, bytes]:
+        """A key, and a question for it. Keys go out of use when they were asked for often."""
+        with self._lock:
+            self.asked += 1
+            asked = self.asked
+        group, place = divmod(asked, KEYS_AT_ONCE * ASKED_PER_KEY)
+        key = f"key-{group * KEYS_AT_ONCE + place % KEYS_AT_ONCE}"
+        late = ("X-Late: yes",) if asked % LATE_EVERY == 0 else ()
+        return key, ask("/", "GET", f"X-Key: {key}", *late)
+
+    def answered(self, key: str, status: int) -> None:
+        with self._lock:
+            self.admitted[key] += status == 204
+            if status not in (204, 429):
+                self.odd[f"status {status}"] += 1
+
+    def was_left(self, key: str, pid: int) -> None:
+        """The connection ended with no answer."""
+        with self._lock:
+            self.unanswered[key] += 1
+            self.left_by[pid] += 1
+
+
+class Asking:
+    """Threads that ask all the time, from entering to leaving the context."""
+
+    def __init__(self, edge: Edge, ledger: Ledger) -> None:
+        self._edge = edge
+        self._ledger = ledger
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
+
+    def __enter__(self) -> Asking:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        connection: tuple[Client, int] | None = None
+        while not self._stop.is_set():
+            connection = connection or self._connect()
+            if connection is None:
+                self._stop.wait(_RETRY_S)
+            elif not self._asked_on(*connection):
+                connection = None
+
+    def _asked_on(self, client: Client, pid: int) -> bool:
+        """One question; is the connection still good?"""
+        key, question = self._ledger.next_request()
+        try:
+            client.send(question)
+            status, headers, _ = client.answer()
+        except (OSError, AssertionError):
+            client.close()
+            self._ledger.was_left(key, pid)
+            return False
+        self._ledger.answered(key, status)
+        if headers.get("connection") == "close":
+            client.close()
+            return False
+        return True
+
+    def _connect(self) -> tuple[Client, int] | None:
+        """A connection and the worker that has it; None: nobody takes one now."""
+        try:
+            client = self._edge.connect()
+        except OSError:
+            return None
+        try:
+            client.send(b"GET /livez HTTP/1.1\r\nHost: edge\r\n\r\n")
+            if client.answer()[1].get("connection") != "close":
+                return client, worker_of(self._edge, client)
+        except (OSError, AssertionError):
+            pass  # nothing was asked yet, so nothing is lost
+        client.close()
+        return None
+
+
+class Found(NamedTuple):
+    """What a campaign came to: violations of what is promised, and how much was seen."""
+
+    violations: list[str]
+    asked: int
+    admitted: int
+    unanswered: int
+    keys: int
+
+
+def check(edge: Edge, ledger: Ledger, killed: set[int]) -> Found:
+    """Compare what the clients saw with what the edge holds; nobody asks any more."""
+    wrong = [f"{text} answered {times} times" for text, times in ledger.odd.items()]
+    wrong += [
+        f"process {pid} was not killed and left {times} requests unanswered"
+        for pid, times in ledger.left_by.items()
+        if pid not in killed
+    ]
+    keys = sorted(ledger.admitted.keys() | ledger.unanswered.keys())
+    for key in keys:
+        admitted, unanswered = ledger.admitted[key], ledger.unanswered[key]
+        charged = _charged(edge, key)
+        if admitted > QUOTA:
+            wrong.append(f"{key}: {admitted} were admitted of {QUOTA}")
+        if not admitted <= charged <= admitted + unanswered:
+            wrong.append(f"{key}: {charged} charged, {admitted} admitted, {unanswered} unanswered")
+    admitted, unanswered = ledger.admitted.total(), ledger.unanswered.total()
+    counted = _counted(edge)
+    if not admitted <= counted <= admitted + unanswered:
+        wrong.append(f"/metrics has {counted} allows, the clients {admitted} and {unanswered} unanswered")
+    return Found(wrong, ledger.asked, admitted, unanswered, len(keys))
+
+
+def _charged(edge: Edge, key: str) -> Decimal:
+    where = [("policy", "all"), ("rule", "quota"), ("key", f"header:x-key={key}")]
+    (counter,) = admin_of(edge).ask("GET", "limits", where)["counters"]
+    return QUOTA - Decimal(counter["remaining"])
+
+
+def _counted(edge: Edge) -> int:
+    by_action = admin_of(edge).ask("GET", "status")["decisions"]["by_action"]
+    return int(by_action.get("allow", 0))
+
+
+def admin_of(edge: Edge) -> Admin:
+    return Admin(edge.environ["FAIRVISOR_ADMIN_BIND"], None)
