@@ -37,13 +37,14 @@ BUNDLE = {
 class Proxy:
     """A running LiteLLM proxy."""
 
-    def __init__(self, place: Path, edge: int, provider: int) -> None:
+    def __init__(self, place: Path, edge: int, provider: int, *, fail_open: bool = False) -> None:
         self._reserved = reserve_port()
         self.address: tuple[str, int] = self._reserved.getsockname()
         install(((CONFIGURATIONS / "litellm", "."),), place, Ports(self.address[1], edge, provider), {})
         environ = {
             **os.environ,
             "EDGE_URL": f"http://127.0.0.1:{edge}",
+            "EDGE_FAIL_OPEN": str(fail_open).lower(),
             "LITELLM_MASTER_KEY": MASTER_KEY,
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "OPENAI_API_KEY": "sk-none",
@@ -103,27 +104,29 @@ def provider() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def proxies(
     tmp_path_factory: pytest.TempPathFactory, start_edge: Callable[..., Edge], provider: int
-) -> Iterator[tuple[Proxy, Proxy]]:
-    """One before an edge, one before none: they start at the same time, because it takes them long."""
+) -> Iterator[tuple[Proxy, Proxy, Proxy]]:
+    """One before an edge, two before none, of which the last fails open: they start at the same time, because it takes
+    them long."""
     bundle = tmp_path_factory.mktemp("bundle") / "bundle.json"
     bundle.write_text(json.dumps(BUNDLE))
     dead = FakeEdge()
-    both = (
+    started = (
         Proxy(tmp_path_factory.mktemp("litellm"), start_edge(bundle).bind[1], provider),
         Proxy(tmp_path_factory.mktemp("litellm"), dead.port, provider),
+        Proxy(tmp_path_factory.mktemp("litellm"), dead.port, provider, fail_open=True),
     )
     try:
-        for proxy in both:
+        for proxy in started:
             proxy.wait()
-        yield both
+        yield started
     finally:
-        for proxy in both:
+        for proxy in started:
             proxy.stop()
         dead.stop()
 
 
 @pytest.fixture
-def proxy(proxies: tuple[Proxy, Proxy]) -> Proxy:
+def proxy(proxies: tuple[Proxy, Proxy, Proxy]) -> Proxy:
     return proxies[0]
 
 
@@ -162,5 +165,7 @@ def test_a_client_chooses_neither_its_path_nor_its_key_nor_its_reservation(proxy
     assert proxy.chat("spoof", 245).status == 429, "the other requests were charged to the same key"
 
 
-def test_without_an_edge_it_refuses(proxies: tuple[Proxy, Proxy]) -> None:
-    assert proxies[1].chat("any", 10).status == 503
+def test_without_an_edge_it_refuses_or_goes_on_as_it_is_told(proxies: tuple[Proxy, Proxy, Proxy]) -> None:
+    _, closed, opened = proxies
+    assert closed.chat("any", 10).status == 503
+    assert opened.chat("any", 10).status == 200
