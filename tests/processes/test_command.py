@@ -10,6 +10,9 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
+
+from edge_server import wait_until
 
 COMMAND = [sys.executable, "-c", "from fairvisor.cli.main import main; main()"]
 
@@ -22,6 +25,11 @@ def unread_bytes(pipe: int) -> int:
     """How much of what was written into a pipe its reader has not taken yet."""
     count: int = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0]
     return count
+
+
+def is_asleep(pid: int) -> bool:
+    """Whether a process waits for something (proc(5), the state in `stat`)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def test_a_closed_pipe_ends_the_command_quietly() -> None:
@@ -49,8 +57,8 @@ def test_an_interrupt_ends_the_command_without_a_traceback() -> None:
         assert process.stdin is not None
         process.stdin.write(b"{")
         process.stdin.flush()
-        while unread_bytes(process.stdin.fileno()):
-            os.sched_yield()
+        pipe = process.stdin.fileno()
+        wait_until(lambda: not unread_bytes(pipe) and is_asleep(process.pid))  # it waits for more
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, output, errors) == (130, b"", b"\n")
