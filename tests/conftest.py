@@ -11,20 +11,29 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 TEST_ALL = "FAIRVISOR_TEST_ALL"
 LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
 
 # No test depends on how fast the machine is. CI gives every change the same examples, so that its verdict is about the
 # change; everywhere else hypothesis looks for new ones, and what it finds becomes an example in the test.
-settings.register_profile("fairvisor", deadline=None, derandomize=TEST_ALL in os.environ)
+settings.register_profile(
+    "fairvisor",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=TEST_ALL in os.environ,
+)
 settings.load_profile("fairvisor")
+
+# A shell that runs the tests in the background has them ignore SIGINT, and whatever they start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Debian keeps servers where the PATH of an ordinary user does not look, pip programs beside its Python.
 os.environ["PATH"] = os.pathsep.join(

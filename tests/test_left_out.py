@@ -38,7 +38,7 @@ def pytest_in(folder: Path, test_all: str) -> tuple[int, list[str]]:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_cases.py"],
         cwd=folder,
-        env={**os.environ, "FAIRVISOR_TEST_ALL": test_all},
+        env={**os.environ, "FAIRVISOR_TEST_ALL": test_all, "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         timeout=60,

@@ -140,10 +140,11 @@ def test_reload_reads_the_file_now(start_edge: StartEdge) -> None:
 
 def test_a_push_while_a_worker_is_stopped_says_who_lags(start_edge: StartEdge) -> None:
     edge = start_edge(bundle_of(per_client()), workers=2)
+    assert push(edge, 2, per_client())["lagging"] == []  # both have started
     stopped = edge.workers()[0]
     os.kill(stopped, signal.SIGSTOP)
     try:
-        published = push(edge, 2, per_client())
+        published = push(edge, 3, per_client())
     finally:
         os.kill(stopped, signal.SIGCONT)
     assert published["lagging"] == [stopped]
