@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,41 +107,59 @@ def nginx_limit(folder: Path, port: int) -> Contender:
     return nginx(folder, port, "nginx limit_req", zone)
 
 
-def envoy_limit(folder: Path, port: int) -> Contender | None:
-    """Envoy answering 204 behind its local rate limit, which never refuses here; None where it is not installed."""
+def envoy(
+    folder: Path,
+    port: int,
+    action: dict[str, Any],
+    filters: Sequence[dict[str, Any]] = (),
+    clusters: Sequence[dict[str, Any]] = (),
+) -> list[str] | None:
+    """How to start Envoy with one worker thread, `action` on every path behind `filters`; None where there is none."""
     program = shutil.which("envoy")
     if program is None:
         return None
-    bucket = {"max_tokens": 1_000_000_000, "tokens_per_fill": 1_000_000_000, "fill_interval": "1s"}
-    always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
-    limit = {
-        "@type": f"{ENVOY_TYPES}.filters.http.local_ratelimit.v3.LocalRateLimit",
-        "stat_prefix": "l",
-        "token_bucket": bucket,
-        "filter_enabled": always,
-        "filter_enforced": always,
-    }
-    router = {"@type": f"{ENVOY_TYPES}.filters.http.router.v3.Router"}
-    routes = [{"match": {"prefix": "/"}, "direct_response": {"status": 204}}]
+    router = {"@type": f"{ENVOY_FILTERS}.http.router.v3.Router"}
+    routes = [{"match": {"prefix": "/"}, **action}]
     manager = {
-        "@type": f"{ENVOY_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "@type": f"{ENVOY_FILTERS}.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "p",
-        "http_filters": [
-            {"name": "envoy.filters.http.local_ratelimit", "typed_config": limit},
-            {"name": "envoy.filters.http.router", "typed_config": router},
-        ],
+        "http_filters": [*filters, {"name": "envoy.filters.http.router", "typed_config": router}],
         "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
     }
     network = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
-    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
-    listener = {"address": address, "filter_chains": [{"filters": [network]}]}
+    listener = {"address": envoy_address(port), "filter_chains": [{"filters": [network]}]}
     path = folder / "envoy.json"
-    path.write_text(json.dumps({"static_resources": {"listeners": [listener]}}))
-    argv = [program, "-c", str(path), "--concurrency", "1", "-l", "critical", "--disable-hot-restart"]
+    path.write_text(json.dumps({"static_resources": {"listeners": [listener], "clusters": list(clusters)}}))
+    return [program, "-c", str(path), "--concurrency", "1", "-l", "critical", "--disable-hot-restart"]
+
+
+def envoy_address(port: int) -> dict[str, Any]:
+    """A port of this machine, as Envoy writes it."""
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+
+
+def envoy_limit(folder: Path, port: int) -> Contender | None:
+    """Envoy answering 204 behind its local rate limit, which never refuses here; None where it is not installed."""
+    always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
+    limit = {
+        "@type": f"{ENVOY_FILTERS}.http.local_ratelimit.v3.LocalRateLimit",
+        "stat_prefix": "l",
+        "token_bucket": {
+            "max_tokens": 1_000_000_000,
+            "tokens_per_fill": 1_000_000_000,
+            "fill_interval": "1s",
+        },
+        "filter_enabled": always,
+        "filter_enforced": always,
+    }
+    filters = [{"name": "envoy.filters.http.local_ratelimit", "typed_config": limit}]
+    argv = envoy(folder, port, {"direct_response": {"status": 204}}, filters)
+    if argv is None:
+        return None
     return Contender("Envoy local_ratelimit", argv, {}, "/v1/decision", REQUEST, 204)
 
 
-ENVOY_TYPES = "type.googleapis.com/envoy.extensions"
+ENVOY_FILTERS = "type.googleapis.com/envoy.extensions.filters"
 REQUEST = {
     "X-Original-Method": "GET",
     "X-Original-URI": "/v1/orders/17",

@@ -155,7 +155,7 @@ def show(rows: list[dict[str, Any]], form: str) -> None:
         return
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
     Console().print(table)
 
 

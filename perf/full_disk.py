@@ -23,8 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.table import Table
+from decisions import show
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "processes"))
 
@@ -198,13 +197,7 @@ def main() -> None:
     if os.geteuid():
         os.execvp("unshare", ["unshare", "--map-root-user", "--mount", sys.executable, *sys.argv])
     rows = run()
-    if options.format == "json":
-        print(json.dumps(rows, indent=2))
-        return
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
+    show(rows, options.format)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import resource
 import time
 from typing import Any
 
 from contenders import free_port, running, scratch
+from decisions import show
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from streams import memory_kib, page, proxy, worker_of
 
 SPARE_FILES = 100  # what a worker has open besides connections
@@ -115,13 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     connections = most_connections(options.connections)
     rows = [run_kind(kind, connections) for kind in REQUESTS if options.kind in (kind, "both")]
-    if options.format == "json":
-        print(json.dumps(rows, indent=2))
-        return
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
+    show(rows, options.format)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ that does nothing else: nginx beside shows what the machine adds.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -23,11 +22,21 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from contenders import LOAD_CORE, Contender, _await, edge, free_port, one_limit, running, scratch
+from contenders import (
+    LOAD_CORE,
+    Contender,
+    _await,
+    edge,
+    envoy,
+    envoy_address,
+    free_port,
+    one_limit,
+    running,
+    scratch,
+)
 from decisions import Measured, check, measure, report, show
 
 ANSWER = "x" * 213
-EXTENSIONS = "type.googleapis.com/envoy.extensions.filters"
 NGINX = (
     "daemon off; worker_processes 1; error_log /dev/null; events {{ worker_connections 4096; }} pid {pid};"
 )
@@ -81,31 +90,14 @@ def fairvisor(folder: Path, port: int, behind: int) -> Contender:
     })  # fmt: skip
 
 
-def envoy(folder: Path, port: int, behind: int) -> Contender | None:
+def envoy_proxy(folder: Path, port: int, behind: int) -> Contender | None:
     """Envoy with one worker thread; None where it is not installed."""
-    program = shutil.which("envoy")
-    if program is None:
-        return None
-    router = {"@type": f"{EXTENSIONS}.http.router.v3.Router"}
-    manager = {
-        "@type": f"{EXTENSIONS}.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "p",
-        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": router}],
-        "route_config": {
-            "virtual_hosts": [
-                {"name": "all", "domains": ["*"],
-                 "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}]}
-            ]
-        },
-    }  # fmt: skip
-    network = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
-    listener = {"address": _address(port), "filter_chains": [{"filters": [network]}]}
-    endpoint = {"endpoint": {"address": _address(behind)}}
+    endpoint = {"endpoint": {"address": envoy_address(behind)}}
     assignment = {"cluster_name": "upstream", "endpoints": [{"lb_endpoints": [endpoint]}]}
     cluster = {"name": "upstream", "type": "STATIC", "load_assignment": assignment}
-    path = folder / "envoy.json"
-    path.write_text(json.dumps({"static_resources": {"listeners": [listener], "clusters": [cluster]}}))
-    argv = [program, "-c", str(path), "--concurrency", "1", "-l", "critical", "--disable-hot-restart"]
+    argv = envoy(folder, port, {"route": {"cluster": "upstream"}}, clusters=[cluster])
+    if argv is None:
+        return None
     return Contender("envoy", argv, {}, "/", {}, 200)
 
 
@@ -136,10 +128,6 @@ def half_load(contender: Contender, ports: tuple[int, int], options: argparse.Na
     }
 
 
-def _address(port: int) -> dict[str, object]:
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
-
-
 def main() -> None:
     """Run all rounds and print the result."""
     parser = argparse.ArgumentParser(
@@ -156,7 +144,8 @@ def main() -> None:
         stack.enter_context(upstream(folder, behind))
         ports = [free_port() for _ in range(3)]
         made = [
-            make(folder, port, behind) for make, port in zip((nginx, fairvisor, envoy), ports, strict=True)
+            make(folder, port, behind)
+            for make, port in zip((nginx, fairvisor, envoy_proxy), ports, strict=True)
         ]
         contenders = [(each, port) for each, port in zip(made, ports, strict=True) if each is not None]
         for contender, port in contenders:

@@ -9,7 +9,6 @@ scrapes. Both rounds are of the same length, so a drift of the machine meets bot
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 import statistics
 import threading
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from contenders import GENEROUS, REQUEST, edge, free_port, running, scratch
+from decisions import show
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 
 def many(policies: int) -> dict[str, Any]:
@@ -135,13 +134,7 @@ def main() -> None:
         contender = edge(Path(folder), port, "many", many(options.policies))
         with running(contender, port):
             rows = measure(port, options.policies, options.rounds, console)
-    if options.format == "json":
-        print(json.dumps(rows, indent=2))
-        return
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    Console().print(table)
+    show(rows, options.format)
 
 
 if __name__ == "__main__":
