@@ -553,8 +553,12 @@ def test_only_the_first_bytes_of_a_long_body_count(client: Setup) -> None:
     assert not client.transport.closed
 
 
-def test_a_strict_endpoint_refuses_a_declared_length_at_once(client: Setup) -> None:
-    answer = client.send(post("/strict", f"Content-Length: {BODY_LIMIT + 1}", "Expect: 100-continue"))
+@pytest.mark.parametrize("expect", [("Expect: 100-continue",), ()])
+@pytest.mark.parametrize("body", [b"", b"a" * (BODY_LIMIT + 1)])
+def test_a_strict_endpoint_refuses_a_declared_length_at_once(
+    client: Setup, expect: tuple[str, ...], body: bytes
+) -> None:
+    answer = client.send(post("/strict", f"Content-Length: {BODY_LIMIT + 1}", *expect, body=body))
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert client.service.requests == []
     assert client.transport.half_closed
@@ -622,6 +626,8 @@ def test_an_endpoint_that_reads_no_body_ignores_one_that_is_here(client: Setup) 
     answer = client.send(post("/none", "Content-Length: 2", body=b"ab") + ASK % 1)
     assert answered(answer) == ["/none", "/1"]
     assert client.service.requests[0].body is None
+    assert answered(client.send(post("/none", "Content-Length: 2", body=b"ab"))) == ["/none"]
+    assert client.service.requests[2].body is None
 
 
 def test_trailers_without_end_are_refused(client: Setup) -> None:

@@ -1,26 +1,28 @@
-/* The head of a plain HTTP/1.1 request, read in one pass.
+/* A plain HTTP/1.1 request, read in one pass.
  *
- *   parse(data: bytes) -> (method: str, target: str, headers: dict[str, bytes]) | None
+ *   parse(data: bytes) -> (method: str, target: str, headers: dict[str, bytes], body: bytes | None) | None
  *
- * `data` must be exactly one request without a body, as gateways send it by the million: a request line of HTTP/1.1
- * with one of the methods of _plain.h, field lines, an empty line, nothing after. Names come out in lower case, values
- * without the white space around them (RFC 9112 5.1). Everything else is None and goes to the complete parser
- * (httptools): a body or its framing, `Connection`, `Expect`, `Upgrade`, a repeated field, a line ending other than
- * CRLF, a control or non-ASCII character outside a value, two requests at once, half a request. So this file decides
- * nothing about malformed input: it only knows what is beyond doubt. tests/test_head.py compares the two.
+ * `data` must be exactly one request, as gateways send it by the million: a request line of HTTP/1.1 with one of the
+ * methods of _plain.h, field lines, an empty line, then nothing, or as many bytes as the one Content-Length says. Names
+ * come out in lower case, values without the white space around them (RFC 9112 5.1). Everything else is None and goes to
+ * the complete parser (httptools): any other framing, `Connection`, `Expect`, `Upgrade`, a repeated field, a line ending
+ * other than CRLF, a control or non-ASCII character outside a value, two requests at once, half a request. So this file
+ * decides nothing about malformed input: it only knows what is beyond doubt. tests/test_head.py compares the two.
  *
  * It knows nothing of what headers mean, except for the names above, which say how to read on.
  */
 #include "_plain.h"
 
 #define MAX_NAME_BYTES 128
+#define MAX_LENGTH_DIGITS 9 /* of a Content-Length; what is read at once is never larger */
 
 /* tchar, RFC 9110 5.6.2: the value is the character in lower case, 0 elsewhere */
 static unsigned char lower[256];
 
-static const word FRAMING[] = {WORD("connection"), WORD("content-length"), WORD("expect"), WORD("transfer-encoding"),
-                               WORD("upgrade"), WORD("proxy-connection"), WORD("keep-alive"), WORD("trailer"),
-                               WORD("te"), WORD("http2-settings")};
+static const word FRAMING[] = {WORD("connection"), WORD("expect"), WORD("transfer-encoding"), WORD("upgrade"),
+                               WORD("proxy-connection"), WORD("keep-alive"), WORD("trailer"), WORD("te"),
+                               WORD("http2-settings")};
+static const word LENGTH = WORD("content-length");
 
 static int says_how_to_read(const char *name, size_t length)
 {
@@ -44,8 +46,23 @@ static PyObject *name_of(state *known, const char *name, size_t length)
     return made;
 }
 
-/* One field line into `headers`: 1 done, 0 not a plain one, -1 an exception is set. */
-static int read_field(state *known, cursor *c, PyObject *headers)
+/* The number in the value of Content-Length, -1 for one that is not plain: anything but digits, 0, too long. */
+static Py_ssize_t read_length(const unsigned char *at, const unsigned char *stop)
+{
+    Py_ssize_t length = 0;
+    if (at == stop || stop - at > MAX_LENGTH_DIGITS || *at == '0')
+        return -1;
+    for (; at < stop; at++) {
+        if (*at < '0' || *at > '9')
+            return -1;
+        length = length * 10 + (*at - '0');
+    }
+    return length;
+}
+
+/* One field line into `headers`, a Content-Length also into `body_bytes`: 1 done, 0 not a plain one, -1 an exception is
+ * set. */
+static int read_field(state *known, cursor *c, PyObject *headers, Py_ssize_t *body_bytes)
 {
     char name[MAX_NAME_BYTES];
     size_t length = 0;
@@ -60,6 +77,8 @@ static int read_field(state *known, cursor *c, PyObject *headers)
     c->at = at + 1;
     const unsigned char *start, *stop;
     if (!read_value(c, &start, &stop))
+        return 0;
+    if (length == LENGTH.length && !memcmp(name, LENGTH.text, length) && (*body_bytes = read_length(start, stop)) < 0)
         return 0;
 
     PyObject *key = name_of(known, name, length);
@@ -82,25 +101,27 @@ static PyObject *parse(PyObject *module, PyObject *data)
         PyErr_SetString(PyExc_TypeError, "parse() takes bytes");
         return NULL;
     }
-    Py_ssize_t size = PyBytes_GET_SIZE(data);
-    if (size > MAX_HEAD_BYTES)
-        Py_RETURN_NONE;
-    const unsigned char *bytes = (const unsigned char *)PyBytes_AS_STRING(data);
-    cursor c = {bytes, bytes + size};
+    const unsigned char *bytes = (const unsigned char *)PyBytes_AS_STRING(data), *stop = bytes + PyBytes_GET_SIZE(data);
+    cursor c = {bytes, stop - bytes > MAX_HEAD_BYTES ? bytes + MAX_HEAD_BYTES : stop};
     state *known = PyModule_GetState(module);
-    PyObject *method = NULL, *target = NULL, *headers = NULL, *head = NULL;
+    PyObject *method = NULL, *target = NULL, *headers = NULL, *body = NULL, *head = NULL;
+    Py_ssize_t body_bytes = 0;
     if (!(method = read_method(known, &c)) || !(target = read_target(&c)) || !(headers = PyDict_New()))
         goto end;
-    while (c.end - c.at > 2) {
-        if (read_field(known, &c, headers) <= 0)
+    while (c.end - c.at >= 2 && c.at[0] != '\r') {
+        if (read_field(known, &c, headers, &body_bytes) <= 0)
             goto end;
     }
-    if (c.end - c.at == 2 && c.at[0] == '\r' && c.at[1] == '\n')
-        head = PyTuple_Pack(3, method, target, headers);
+    if (c.end - c.at < 2 || c.at[1] != '\n' || stop - (c.at + 2) != body_bytes)
+        goto end;
+    body = body_bytes ? PyBytes_FromStringAndSize((const char *)c.at + 2, body_bytes) : Py_NewRef(Py_None);
+    if (body)
+        head = PyTuple_Pack(4, method, target, headers, body);
 end:
     Py_XDECREF(method);
     Py_XDECREF(target);
     Py_XDECREF(headers);
+    Py_XDECREF(body);
     if (head || PyErr_Occurred())
         return head;
     Py_RETURN_NONE;
@@ -116,7 +137,7 @@ static int fill_tables(PyObject *module)
 }
 
 static PyMethodDef methods[] = {
-    {"parse", parse, METH_O, "parse(data) -> (method, target, headers), or None for what is not a plain request"},
+    {"parse", parse, METH_O, "parse(data) -> (method, target, headers, body), or None for what is not a plain request"},
     {NULL, NULL, 0, NULL},
 };
 
@@ -128,7 +149,7 @@ static PyModuleDef_Slot slots[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "fairvisor.http._head",
-    .m_doc = "The head of a plain HTTP/1.1 request, read in one pass.",
+    .m_doc = "A plain HTTP/1.1 request, read in one pass.",
     .m_size = sizeof(state),
     .m_methods = methods,
     .m_slots = slots,

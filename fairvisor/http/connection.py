@@ -1,8 +1,8 @@
 """One client connection: bytes in, answers out, in the order of the requests.
 
-An asyncio protocol on an httptools parser. A request that comes whole, alone and without a body, nearly every one that
-a gateway sends, is read in one pass by `_head.c`; everything else (bodies, pipelining, closing, slow or malformed
-input) goes through httptools and may cost more. Answers are written once per arrival of data.
+An asyncio protocol on an httptools parser. A request that comes whole and alone, nearly every one that a gateway sends,
+is read in one pass by `_head.c`; everything else (chunks, pipelining, closing, slow, oversized or malformed input) goes
+through httptools and may cost more. Answers are written once per arrival of data.
 
 This module knows HTTP/1.x framing (RFC 9112) and time limits. It knows nothing of endpoints, gateways or policies: the
 service answers requests, and says how much of a body it wants.
@@ -129,10 +129,12 @@ class Connection(asyncio.Protocol):
             return
         self._seen_ms = self._hub.tick_ms
         if self._between:
-            head = parse_head(data)
-            if head is not None:
-                self._answer_plain(*head)
-                return
+            plain = parse_head(data)
+            if plain is not None:
+                method, target, headers, body = plain
+                if body is None or len(body) <= self._hub.service.body_rule(target).limit_bytes:
+                    self._answer_plain(Request(method, target, headers, self._peer, body))
+                    return
         self._between = False
         self._measured = len(data) + self._head_bytes > MAX_HEAD_BYTES
         try:
@@ -153,9 +155,9 @@ class Connection(asyncio.Protocol):
         if self._ready:
             self._flush()
 
-    def _answer_plain(self, method: str, target: str, headers: dict[str, bytes]) -> None:
+    def _answer_plain(self, request: Request) -> None:
         """A request that came whole and alone: the path of nearly all requests."""
-        answer = self._answer(Request(method, target, headers, self._peer), self._read_now())
+        answer = self._answer(request, self._read_now())
         if answer.delay_ms or self._queue or self._hub.ending:
             last = self._hub.is_last()
             self._put(answer, CLOSE if last else "", last=last, head_only=False)

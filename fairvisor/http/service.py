@@ -125,7 +125,7 @@ class Service:
 
     def body_rule(self, target: str) -> BodyRule:
         """How much of a request's body is read at this target."""
-        endpoint = self._find(target)
+        endpoint = self._endpoints.get(target) or self._find(target)
         if endpoint is not None:
             return self._max_body if endpoint.reads_body else NO_BODY
         page = self._pages.get(path_of(target))

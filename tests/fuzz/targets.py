@@ -156,8 +156,8 @@ def _head(data: bytes) -> Hashable:
     if head is None:
         return None
     assert_same(data)
-    method, _, headers = head
-    return method, tuple(sorted(headers))[:6]
+    method, _, headers, body = head
+    return method, tuple(sorted(headers))[:6], body is None
 
 
 def _proxy_head(data: bytes) -> Hashable:
