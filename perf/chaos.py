@@ -1,11 +1,12 @@
 """The fault campaign of the tests, for longer: many seeds, more workers, a /dev/shm of its own that is filled.
 
-    python perf/chaos.py [--runs 10] [--first-seed 1] [--faults 20] [--workers 4] [--format table|json]
+    python perf/chaos.py [--runs 10] [--first-seed 1] [--faults 20] [--seconds 10] [--workers 4] [--format table|json]
 
 Each run starts an edge, asks for decisions all the time, does faults to it that are drawn from the seed (processes
-killed and stopped, descriptors taken, memory and disks full or gone, bundles and snapshots half written or damaged),
-and proves afterwards that no limit was exceeded, nothing charged that was not answered or owed by a killed worker, and
-no request lost by another one. A seed that failed is named; `--first-seed N --runs 1` does the same faults again.
+killed and stopped, descriptors and memory taken, clocks set, disks slow or gone, bits flipped in shared memory, bundles
+and snapshots half written or damaged), and proves afterwards that no limit was exceeded, nothing charged that was not
+answered or owed by a killed worker, and no request lost by another one. A run has at least so many faults and seconds.
+A seed that failed is named, and its log kept; `--first-seed N --runs 1` does the same faults again.
 As root, or where unshare may make a user namespace, the run has a /dev/shm of 64 MiB for itself, as in a container.
 """
 
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,44 +29,48 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "processes"))
 
-from campaign import Asking, Found, Ledger, bundle, check
-from edge_server import Edge, wait_until
+import edge_server
+from campaign import Asking, Found, Ledger, check, start_edge_on
+from edge_server import wait_until
 from faults import Faults
+from machine import Machine
 
+PATIENCE_S = 120  # several campaigns may share the machine
 OWN_SHM = "FAIRVISOR_CHAOS_OWN_SHM"
 
 
-def run(seed: int, number: int, workers: int) -> dict[str, Any]:
+def run(seed: int, number: int, seconds: float, workers: int) -> dict[str, Any]:
     """One run; what it came to."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fairvisor-chaos-") as name:
-        edge = Edge(Path(name), bundle(1), {
-            "FAIRVISOR_WORKER_PROCESSES": str(workers),
-            "FAIRVISOR_ADMIN_BIND": f"unix:{name}/admin",
-            "FAIRVISOR_AUDIT_LOG": f"{name}/audit.log",
-            "FAIRVISOR_SHARED_DICT_SIZE": "16m",
-        })  # fmt: skip
-        faults, ledger = Faults(edge, seed, own_shm=OWN_SHM in os.environ), Ledger()
+        place = Path(name)
+        machine = Machine(place / "machine")
+        edge = start_edge_on(place / "machine", place, workers, FAIRVISOR_SHARED_DICT_SIZE="16m")
+        faults, ledger = Faults(edge, machine, seed, own_shm=OWN_SHM in os.environ), Ledger()
         try:
             edge.wait_ready()
             with Asking(edge, ledger):
+                began = time.monotonic()
                 faults.suffer(number)
+                while time.monotonic() - began < seconds:
+                    faults.suffer(1)
                 until = ledger.asked + 1000
                 wait_until(lambda: ledger.asked >= until)
-            found = check(edge, ledger, faults.killed)
+            found = check(edge, ledger, faults.hurt, faults.exempt(ledger.admitted))
         except AssertionError as error:  # it hangs, or does not start again
-            found = Found([f"after {', '.join(faults.done)}: {error}"], ledger.asked, 0, 0, 0)
+            found = Found([f"after {', '.join(faults.done)}: {error}"], ledger.asked, 0, 0, 0, 0)
         finally:
             log = edge.log.read_text()
             edge.clean_up()
-    if found.violations:
+    violations = found.violations + faults.wrong
+    if violations:
         Path(f"chaos-{seed}.log").write_text(log)
     return {
         "seed": seed,
         "seconds": round(time.monotonic() - began),
-        "faults": len(faults.done),
-        "killed": len(faults.killed),
+        "faults": dict(Counter(faults.done)),
         **found._asdict(),
+        "violations": violations,
     }
 
 
@@ -73,22 +79,37 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--format", choices=("table", "json"), default="table")
     options = parser.parse_args()
     _own_shm()
+    edge_server.PATIENCE_S = PATIENCE_S
     seeds = range(options.first_seed, options.first_seed + options.runs)
-    rows = [run(seed, options.faults, options.workers) for seed in track(seeds, console=Console(stderr=True))]
-    if options.format == "json":
-        print(json.dumps(rows, indent=2))
-    else:
-        table = Table(*rows[0])
-        for row in rows:
-            table.add_row(
-                *("\n".join(each) if isinstance(each, list) else str(each) for each in row.values())
-            )
-        Console().print(table)
+    rows = []
+    for seed in track(seeds, console=Console(stderr=True)):
+        rows.append(run(seed, options.faults, options.seconds, options.workers))
+        if options.format == "json":
+            print(json.dumps(rows[-1]), flush=True)
+    if options.format == "table":
+        Console().print(_runs(rows), _kinds(rows))
     sys.exit(any(row["violations"] for row in rows))
+
+
+def _runs(rows: list[dict[str, Any]]) -> Table:
+    table = Table(*rows[0])
+    for row in rows:
+        shown = {**row, "faults": sum(row["faults"].values()), "violations": "\n".join(row["violations"])}
+        table.add_row(*(str(value) for value in shown.values()))
+    return table
+
+
+def _kinds(rows: list[dict[str, Any]]) -> Table:
+    """How often each fault was done, in all runs."""
+    table = Table("fault", "times")
+    for kind, times in sum((Counter(row["faults"]) for row in rows), Counter()).most_common():
+        table.add_row(kind.replace("_", " "), str(times))
+    return table
 
 
 def _own_shm() -> None:

@@ -210,6 +210,11 @@ class TestNeverMisread:
         overwrite(used, len(MAGIC) + 16, b"\xff")
         self.replaced(used)
 
+    def test_and_says_why(self, used: str) -> None:
+        overwrite(used, len(MAGIC) + 16, b"\xff")
+        assert Segment.open(used, SIZE).replaces == f"segment {used}: its header is damaged"
+        assert Segment.open(used, SIZE).replaces == ""
+
     def test_with_a_geometry_that_is_not_its_size(self, used: str) -> None:
         geometry = layout.plan(SIZE)
         rewrite_header(used, geometry=geometry._replace(slots=geometry.slots * 1000))

@@ -248,10 +248,16 @@ class TestTotals:
         assert table.peek_total(KEY, NOW + self.LIFE + 2 * UNIT_NS) == 0
         assert table.add(KEY, NOW + self.LIFE + 2 * UNIT_NS, 7, 10, self.LIFE) == (ALLOWED, 7)
 
-    def test_life_is_set_once(self, table: AnyTable) -> None:
-        table.add(KEY, NOW, 1, 10, self.LIFE)
-        table.add(KEY, NOW + self.LIFE, 1, 10, self.LIFE)
-        assert table.peek_total(KEY, NOW + self.LIFE + 2 * UNIT_NS) == 0
+    @pytest.mark.parametrize(("amount", "outcome"), [(1, ALLOWED), (11, REFUSED)])
+    def test_an_addition_may_prolong_its_life_and_never_shortens_it(
+        self, table: AnyTable, amount: int, outcome: int
+    ) -> None:
+        """A wall clock that ran ahead tells too short a life; set right, the window is as long as it is."""
+        table.add(KEY, NOW, 6, 10, SECOND)
+        assert table.add(KEY, NOW + SECOND, amount, 10, self.LIFE)[0] == outcome
+        assert table.add(KEY, NOW + 2 * SECOND, amount, 10, SECOND)[0] == outcome
+        assert table.peek_total(KEY, NOW + self.LIFE) == 6 + 2 * (outcome == ALLOWED)
+        assert table.peek_total(KEY, NOW + self.LIFE + 3 * UNIT_NS) == 0
 
     def test_kept_for_100_days(self, table: AnyTable) -> None:
         table.add(KEY, NOW, 6, 10, 100 * DAY)

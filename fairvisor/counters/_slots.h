@@ -261,11 +261,10 @@ static change next_add(operation *o, const record *old, record *put)
     }
     o->outcome = o->cost_u <= o->limit_u && total <= o->limit_u - o->cost_u;
     o->result = o->outcome == ALLOWED ? total + o->cost_u : total;
-    if (o->outcome == REFUSED || (!old && o->cost_u == 0))
-        return KEEP;
-    put->a = old ? old->a : make_a(o->fp, TOTAL, unit_of(o->now_ns + o->ttl_ns) + 1);
+    u64 exp = unit_of(o->now_ns + o->ttl_ns) + 1;           /* only ever later: the wall clock may be set back */
+    put->a = old && units_between(exp, exp_of(old->a)) <= 0 ? old->a : make_a(o->fp, TOTAL, exp);
     put->b = o->result;
-    return WRITE;
+    return old || (o->outcome == ALLOWED && o->cost_u) ? WRITE : KEEP;
 }
 
 static change next_sub(operation *o, const record *old, record *put)

@@ -64,7 +64,8 @@ class Table:
     def add(self, key: int, now_ns: int, amount_u: int, limit_u: int, ttl_ns: int, /) -> tuple[int, int]:
         """Add when the total stays within `limit_u`: (outcome, total_u afterwards, as it is unless ALLOWED).
 
-        The first addition fixes the life of the total: kept for `ttl_ns` (1 ns to 100 days) and 69 to 137 s more.
+        The total is kept for `ttl_ns` (1 ns to 100 days) and 69 to 137 s more. A later addition may prolong that, when
+        the wall clock was set back and the window ends later than was thought, and never shortens it.
         """
     def sub(self, key: int, now_ns: int, amount_u: int, /) -> None:
         """Take back from a total, not below 0; never makes a record."""

@@ -121,12 +121,16 @@ class ModelTable:
         found = Found(self, key, now_ns)
         if isinstance(found.record, Time):
             return self._full(), 0
-        total_u, last_unit = found.record or Total(0, ((now_ns + ttl_ns) // UNIT_NS + 1) % UNIT_WRAP)
-        if total_u + amount_u > limit_u:
-            return REFUSED, total_u
-        if (found.record or amount_u) and not found.put(Total(total_u + amount_u, last_unit)):
+        unit = ((now_ns + ttl_ns) // UNIT_NS + 1) % UNIT_WRAP
+        total = (found.record or Total(0, unit)).kept_to(unit)
+        if total.total_u + amount_u > limit_u:
+            if found.record:
+                found.put(total)
+            return REFUSED, total.total_u
+        total = total._replace(total_u=total.total_u + amount_u)
+        if (found.record or amount_u) and not found.put(total):
             return self._full(), 0
-        return ALLOWED, total_u + amount_u
+        return ALLOWED, total.total_u
 
     def sub(self, key: int, now_ns: int, amount_u: int, /) -> None:
         checked(amount_u, "amount_u")

@@ -46,6 +46,10 @@ class Total(NamedTuple):
     def expired(self, now_ns: int) -> bool:
         return signed(self.last_unit - now_ns // UNIT_NS, UNIT_WRAP) < 0
 
+    def kept_to(self, unit: int) -> Total:
+        """The same sum, not forgotten before this unit is past."""
+        return self._replace(last_unit=unit) if signed(unit - self.last_unit, UNIT_WRAP) > 0 else self
+
 
 Record = Time | Total
 

@@ -87,6 +87,7 @@ class Segment:
         self.name = name
         self.origin = origin
         self.dropped = 0  # records that found no room when the segment was resized
+        self.replaces = ""  # why the one that was there cannot be used, if there was one
         self.geometry = geometry
         self.reservation_key = header.reservation_key
         self.table = Table(
@@ -123,16 +124,18 @@ class Segment:
         with _building_site(name) as site:
             origin = Origin.CREATED
             old: Segment | None = None
+            unreadable = ""
             try:
                 old = cls.attach(name)
-            except _Unreadable:
-                origin = Origin.REPLACED
+            except _Unreadable as error:
+                origin, unreadable = Origin.REPLACED, str(error)
             except FileNotFoundError:
                 pass
             if old is not None and old.geometry == geometry:
                 return old
             saved = find_saved() if old is None and find_saved is not None else None
             fresh = cls._build(name, site, geometry, old, saved, origin)
+            fresh.replaces = unreadable
             if old is not None:
                 fresh._take_over(old, read_now().mono_ns if now_ns is None else now_ns)
             if saved is not None:

@@ -32,7 +32,10 @@ def open_segment(settings: Settings) -> Segment:
     """The instance's segment: the one that is there, else a new one, with what the last snapshot holds."""
     name = segment_name(settings.instance)
     snapshots = Snapshots(name, StateDirectory(settings.state_dir, settings.instance))
-    return Segment.open(name, settings.shared_dict_size, find_saved=snapshots.find)
+    segment = Segment.open(name, settings.shared_dict_size, find_saved=snapshots.find)
+    if segment.replaces:
+        _log.error("%s: it is replaced, and what the last snapshot holds is restored", segment.replaces)
+    return segment
 
 
 def make_beside(settings: Settings, segment: Segment) -> Beside:

@@ -161,7 +161,7 @@ class Breaker(Limit):
     def _write(self, counters: Counters, key: int, now: Now) -> int:
         """Record that it is open: until when, in seconds of the wall clock.
 
-        The record of an earlier opening goes first: its life was fixed when it was made.
+        The record of an earlier opening goes first: it would stand as long as that was to last.
         """
         lasts_ns = self._auto_reset_ns or UNTIL_RESET_NS
         counters.delete(key, now.mono_ns)

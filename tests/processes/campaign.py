@@ -1,16 +1,21 @@
 """A fault campaign: clients count what was admitted while processes are killed, stopped and starved; then it is proved.
 
-Every request is for a key with a quota, and some are refused by a later rule. What must hold whatever happened, for
-each key: no more was admitted than its quota; what the counter holds was admitted, or belongs to a request that a
-killed worker left unanswered; and no other worker lost a request. Which faults there are stands in `faults.py`, who
-chooses them is the test, or `perf/chaos.py` for longer. The clients take part in no fault and know of none.
+Every request is for a key with a quota, half of them budgets and half buckets, and some are refused by a later rule.
+What must hold whatever happened, for each key: no more was admitted than its quota; what the counter holds was
+admitted, or belongs to a request that a hurt worker (killed, or out of memory) left unanswered or answered 503; and no
+other worker lost a request. A key is exempt when a bit of its own slot was flipped: such a flip is a change of that
+counter, and of no other. Which faults there are stands in `faults.py`, who chooses them is the test, or `perf/chaos.py`
+for longer. The clients take part in no fault and know of none.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
-from decimal import Decimal
+from collections.abc import Collection
+from decimal import ROUND_FLOOR, Decimal
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_server import Client, Edge, ask
@@ -23,12 +28,18 @@ KEYS_AT_ONCE = 4
 ASKED_PER_KEY = 5 * QUOTA
 LATE_EVERY = 7  # of so many requests one is refused by the later rule
 CLIENTS = 6
+RULES = {"key": ("quota", "x-key"), "bucket": ("bucket", "x-bucket")}  # by the beginning of a key
 _RETRY_S = 0.05
+_PAUSE_S = 0.001  # between two requests: several campaigns share a machine
 
 
 def bundle(version: int) -> dict[str, Any]:
-    """A quota for each key; and a later rule that refuses what the quota has already been charged for."""
+    """A quota for each key, and a later rule that refuses what the quota has already been charged for.
+
+    What flows into a bucket during a run is no whole token, by the clock that buckets follow.
+    """
     budget = {"budget": QUOTA, "period": "30d"}
+    bucket = {"tokens_per_second": 0.0001, "burst": QUOTA}
     nothing = {"budget": 0.5, "period": "30d"}
     rules = [
         {
@@ -36,6 +47,12 @@ def bundle(version: int) -> dict[str, Any]:
             "limit_keys": ["header:x-key"],
             "algorithm": "cost_based",
             "algorithm_config": budget,
+        },
+        {
+            "name": "bucket",
+            "limit_keys": ["header:x-bucket"],
+            "algorithm": "token_bucket",
+            "algorithm_config": bucket,
         },
         {
             "name": "later",
@@ -49,6 +66,18 @@ def bundle(version: int) -> dict[str, Any]:
     return {"bundle_version": version, "policies": [policy]}
 
 
+def start_edge_on(machine: Path, place: Path, workers: int, **environ: str) -> Edge:
+    """An edge with that bundle on a machine (its control file), with its operators' socket and audit log in `place`."""
+    command = [sys.executable, str(Path(__file__).with_name("machine.py")), str(machine), "serve"]
+    environ = {
+        "FAIRVISOR_WORKER_PROCESSES": str(workers),
+        "FAIRVISOR_ADMIN_BIND": f"unix:{place}/admin",
+        "FAIRVISOR_AUDIT_LOG": f"{place}/audit.log",
+        **environ,
+    }
+    return Edge(place, bundle(1), environ, program=command)
+
+
 class Ledger:
     """What the clients saw, by key: how many were admitted, and how many got no answer. Shared by their threads."""
 
@@ -57,6 +86,7 @@ class Ledger:
         self.admitted: Counter[str] = Counter()
         self.unanswered: Counter[str] = Counter()
         self.left_by: Counter[int] = Counter()  # pids that owed an answer
+        self.failed_by: Counter[int] = Counter()  # pids that answered 503
         self.odd: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -66,14 +96,18 @@ class Ledger:
             self.asked += 1
             asked = self.asked
         group, place = divmod(asked, KEYS_AT_ONCE * ASKED_PER_KEY)
-        key = f"key-{group * KEYS_AT_ONCE + place % KEYS_AT_ONCE}"
+        number = group * KEYS_AT_ONCE + place % KEYS_AT_ONCE
+        key = f"key-{number}" if number % 2 else f"bucket-{number}"
         late = ("X-Late: yes",) if asked % LATE_EVERY == 0 else ()
-        return key, ask("/", "GET", f"X-Key: {key}", *late)
+        return key, ask("/", "GET", f"{rule_of(key)[1]}: {key}", *late)
 
-    def answered(self, key: str, status: int) -> None:
+    def answered(self, key: str, status: int, pid: int) -> None:
         with self._lock:
             self.admitted[key] += status == 204
-            if status not in (204, 429):
+            if status == 503:  # it may have failed after it charged
+                self.unanswered[key] += 1
+                self.failed_by[pid] += 1
+            elif status not in (204, 429):
                 self.odd[f"status {status}"] += 1
 
     def was_left(self, key: str, pid: int) -> None:
@@ -110,6 +144,8 @@ class Asking:
                 self._stop.wait(_RETRY_S)
             elif not self._asked_on(*connection):
                 connection = None
+            else:
+                self._stop.wait(_PAUSE_S)
 
     def _asked_on(self, client: Client, pid: int) -> bool:
         """One question; is the connection still good?"""
@@ -121,7 +157,7 @@ class Asking:
             client.close()
             self._ledger.was_left(key, pid)
             return False
-        self._ledger.answered(key, status)
+        self._ledger.answered(key, status, pid)
         if headers.get("connection") == "close":
             client.close()
             return False
@@ -151,18 +187,23 @@ class Found(NamedTuple):
     admitted: int
     unanswered: int
     keys: int
+    exempt: int
 
 
-def check(edge: Edge, ledger: Ledger, killed: set[int]) -> Found:
-    """Compare what the clients saw with what the edge holds; nobody asks any more."""
+def check(edge: Edge, ledger: Ledger, hurt: set[int], exempt: Collection[str] = ()) -> Found:
+    """Compare what the clients saw with what the edge holds; nobody asks any more.
+
+    `hurt`: processes that were killed or had no memory. `exempt`: keys of whose own counter a bit was flipped.
+    """
     wrong = [f"{text} answered {times} times" for text, times in ledger.odd.items()]
-    wrong += [
-        f"process {pid} was not killed and left {times} requests unanswered"
-        for pid, times in ledger.left_by.items()
-        if pid not in killed
-    ]
+    for what, blamed in (("left unanswered", ledger.left_by), ("answered with 503", ledger.failed_by)):
+        wrong += [
+            f"process {pid} was not hurt, and {times} requests were {what}"
+            for pid, times in blamed.items()
+            if pid not in hurt
+        ]
     keys = sorted(ledger.admitted.keys() | ledger.unanswered.keys())
-    for key in keys:
+    for key in [key for key in keys if key not in exempt]:
         admitted, unanswered = ledger.admitted[key], ledger.unanswered[key]
         charged = _charged(edge, key)
         if admitted > QUOTA:
@@ -173,13 +214,19 @@ def check(edge: Edge, ledger: Ledger, killed: set[int]) -> Found:
     counted = _counted(edge)
     if not admitted <= counted <= admitted + unanswered:
         wrong.append(f"/metrics has {counted} allows, the clients {admitted} and {unanswered} unanswered")
-    return Found(wrong, ledger.asked, admitted, unanswered, len(keys))
+    return Found(wrong, ledger.asked, admitted, unanswered, len(keys), len(set(keys) & set(exempt)))
+
+
+def rule_of(key: str) -> tuple[str, str]:
+    """The rule that counts a key, and the header it comes in."""
+    return RULES[key.partition("-")[0]]
 
 
 def _charged(edge: Edge, key: str) -> Decimal:
-    where = [("policy", "all"), ("rule", "quota"), ("key", f"header:x-key={key}")]
+    rule, header = rule_of(key)
+    where = [("policy", "all"), ("rule", rule), ("key", f"header:{header}={key}")]
     (counter,) = admin_of(edge).ask("GET", "limits", where)["counters"]
-    return QUOTA - Decimal(counter["remaining"])
+    return QUOTA - Decimal(counter["remaining"]).quantize(1, ROUND_FLOOR)
 
 
 def _counted(edge: Edge) -> int:

@@ -119,7 +119,9 @@ class Edge:
         environ: dict[str, str],
         unix: bool = False,
         command: list[str] | None = None,
+        program: list[str] = PROGRAM,
     ) -> None:
+        """`command` is another server, which is told with -b where to listen; `program` our own, started otherwise."""
         self.instance = f"test-{uuid.uuid4().hex[:12]}"
         self.policy = place / f"{self.instance}.json"
         self.log = place / f"{self.instance}.log"
@@ -139,7 +141,7 @@ class Edge:
             "FAIRVISOR_SHARED_DICT_SIZE": "4m",
             **environ,
         }
-        self.command = PROGRAM if command is None else [*command, "-b", f"127.0.0.1:{self.bind[1]}"]
+        self.command = program if command is None else [*command, "-b", f"127.0.0.1:{self.bind[1]}"]
         self._clients: list[Client] = []
         self.process = self._start()
 
