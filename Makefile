@@ -67,7 +67,7 @@ wheels: ## source distribution and wheels in dist/, each installed and tested on
 	.ci/wheels
 
 clean: ## remove what the other targets made; policy.json stays
-	rm -rf $(VENV) build dist *.egg-info *.so fairvisor/*.so fairvisor/*/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) perf/.venv build dist *.egg-info *.so fairvisor/*.so fairvisor/*/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 policy.json: | $(RUN_STAMP)
 	@$(BIN)/fairvisor init --template $(TEMPLATE) >/dev/null

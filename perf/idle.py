@@ -17,10 +17,10 @@ import time
 from typing import Any
 
 from contenders import free_port, running, scratch
-from decisions import show
 from rich.console import Console
 from rich.progress import track
 from streams import memory_kib, page, proxy, worker_of
+from terminal import show
 
 SPARE_FILES = 100  # what a worker has open besides connections
 BATCH = 100
@@ -85,20 +85,23 @@ def most_connections(wanted: int) -> int:
 
 def run_kind(kind: str, connections: int) -> dict[str, Any]:
     """One kind, on a worker of its own."""
-    port, behind, health = free_port(), free_port(), free_port()
+    behind, health = free_port(), free_port()
     upstream = multiprocessing.get_context("spawn").Process(
         target=serve_upstream, args=(behind,), daemon=True
     )
     upstream.start()
-    idle = {"FAIRVISOR_MAX_CONNECTIONS": str(connections + 10), "FAIRVISOR_BACKEND_IDLE_TIMEOUT_MS": "600000"}
+    idle = {
+        "FAIRVISOR_MAX_CONNECTIONS": str(connections + 10),
+        "FAIRVISOR_BACKEND_IDLE_TIMEOUT_MS": "600000",
+        "FAIRVISOR_IDLE_TIMEOUT_MS": "600000",
+    }
     try:
-        with (
-            scratch() as folder,
-            running(proxy(folder, port, behind, health, FAIRVISOR_IDLE_TIMEOUT_MS="600000", **idle), port),
-        ):
-            while '"ok"' not in page(health, "/readyz"):
-                time.sleep(0.1)
-            return asyncio.run(measure(kind, port, connections))
+        with scratch() as folder:
+            contender = proxy(folder, behind, health, **idle)
+            with running(contender):
+                while '"ok"' not in page(health, "/readyz"):
+                    time.sleep(0.1)
+                return asyncio.run(measure(kind, contender.port, connections))
     finally:
         upstream.terminate()
 

@@ -17,30 +17,23 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import multiprocessing
-import os
-import select
-import socket
 import statistics
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from contenders import bucket, edge, free_port, scratch
-from rich.console import Console
-from rich.table import Table
+from bundles import bucket
+from contenders import edge, running, scratch
+from load import Steady
+from machine import BOTH_CORES, Disturbed, Machine
+from terminal import show
 
 from fairvisor.bundle.compile import compile_bundle
 from fairvisor.bundle.load import parse
 from fairvisor.cli.edge import Edge
 from fairvisor.clock import read_now
 from fairvisor.context import Context
-from fairvisor.counters.segment import SHM_DIR, Segment
+from fairvisor.counters.segment import Segment
 from fairvisor.engine import Bundle, decide
 from fairvisor.identity import Identity
 from fairvisor.settings import Settings
@@ -49,10 +42,7 @@ QUIET_S = 4.0
 ROUNDS = 15
 DECISIONS = 20_000
 TARGET = "/svc7/orders/17"
-REQUEST = (
-    f"GET /v1/decision HTTP/1.1\r\nHost: edge\r\nX-Original-Method: GET\r\nX-Original-URI: {TARGET}\r\n"
-    "X-Original-Host: api.example.com\r\nX-Api-Key: key-1\r\n\r\n"
-).encode()
+CONNECTIONS = 8
 
 
 def bundle(version: int, policies: int, switches: int = 0, rate: float = 1e9, wrong: str = "") -> bytes:
@@ -129,128 +119,6 @@ class Window(NamedTuple):
     disturbed: Disturbed
 
 
-class Disturbed(NamedTuple):
-    """Shares of the machine, 0 to 1: what other processes had, and what its host did not give."""
-
-    elsewhere: float
-    stolen: float
-
-
-class Machine:
-    """What the processors have done since it was made, by all processes and by this process group (proc(5))."""
-
-    def __init__(self) -> None:
-        self._before = _processors()
-        self._ours = _ticks_of_group(os.getpgrp())
-
-    def disturbed(self) -> Disturbed:
-        used, stolen, total = (now - before for now, before in zip(_processors(), self._before, strict=True))
-        ours = _ticks_of_group(os.getpgrp()) - self._ours
-        return Disturbed(max(0.0, round((used - ours) / total, 2)), round(stolen / total, 2))
-
-
-def _processors() -> tuple[int, int, int]:
-    """Clock ticks: used by processes, stolen, and all there are."""
-    ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    *_, idle, waiting_for_disk, _, _, stolen = ticks
-    return sum(ticks) - idle - waiting_for_disk - stolen, stolen, max(1, sum(ticks))
-
-
-def _ticks_of_group(group: int) -> int:
-    total = 0
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            total += sum(map(int, fields[11:15])) if int(fields[2]) == group else 0
-    return total
-
-
-class Steady:
-    """Requests at a constant rate over some connections; each answer is dated from when its request was due."""
-
-    def __init__(self, port: int, rate: int, connections: int = 8) -> None:
-        self._every_ns = 1_000_000_000 // rate
-        self._sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections)]
-        self._due: dict[int, deque[int]] = {each.fileno(): deque() for each in self._sockets}
-        self._tail: dict[int, bytes] = {each.fileno(): b"" for each in self._sockets}
-        self._port = port
-        self._stop = threading.Event()
-        self.seen: list[tuple[int, int]] = []  # due, delay in ns
-        self.failed = 0
-
-    def run(self) -> None:
-        """Until `stop`. `select` and not `epoll`, whose time-outs are whole milliseconds."""
-        for each in self._sockets:
-            each.setblocking(False)
-            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        next_ns, turn = time.monotonic_ns(), 0
-        while not self._stop.is_set():
-            while next_ns <= time.monotonic_ns():
-                each = self._sockets[turn % len(self._sockets)]
-                each.send(REQUEST)
-                self._due[each.fileno()].append(next_ns)
-                next_ns, turn = next_ns + self._every_ns, turn + 1
-            wait_s = (next_ns - time.monotonic_ns()) / 1e9
-            for each in select.select(self._sockets, [], [], max(0.0, wait_s))[0]:
-                self._read(each)
-
-    def _read(self, connection: socket.socket) -> None:
-        data = self._tail[connection.fileno()] + connection.recv(1 << 16)
-        *answers, self._tail[connection.fileno()] = data.split(b"\r\n\r\n")
-        now_ns = time.monotonic_ns()
-        due = self._due[connection.fileno()]
-        for answer in answers:
-            self.failed += not answer.startswith(b"HTTP/1.1 204")
-            due_ns = due.popleft()
-            self.seen.append((due_ns, now_ns - due_ns))
-
-    def stop(self) -> None:
-        self._stop.set()
-
-
-def client(port: int, rate: int, pipe: Any) -> None:
-    """The process of the client: until something comes through the pipe, then everything seen goes back."""
-    gc.disable()
-    steady = Steady(port, rate)
-    thread = threading.Thread(target=steady.run)
-    thread.start()
-    pipe.recv()
-    steady.stop()
-    thread.join()
-    pipe.send((steady.seen, steady.failed))
-
-
-@contextmanager
-def serving(folder: Path, workers: int, first: bytes) -> Iterator[tuple[int, dict[str, str]]]:
-    """An edge on a port; its environment."""
-    port = free_port()
-    contender = edge(
-        folder, port, "reload", json.loads(first), environ={"FAIRVISOR_WORKER_PROCESSES": str(workers)}
-    )
-    process = multiprocessing.get_context("spawn").Process(
-        target=_serve, args=(contender.argv, contender.environ)
-    )
-    process.start()
-    try:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        time.sleep(1.5)
-        yield port, contender.environ
-    finally:
-        process.terminate()
-        process.join()
-        for path in SHM_DIR.glob(f"fairvisor-perf-{port}*"):
-            path.unlink()
-
-
-def _serve(argv: list[str], environ: dict[str, str]) -> None:
-    os.execvpe(argv[0], argv, {**os.environ, **environ})
-
-
 def delays(policies: int, rate: int, workers: int) -> list[dict[str, Any]]:
     """The delays of quiet seconds and of each kind of reload."""
     one = bundle(1, 1)
@@ -263,28 +131,32 @@ def delays(policies: int, rate: int, workers: int) -> list[dict[str, Any]]:
         ("every kill switch changed", bundle(7, policies, policies, rate=1e8, wrong="very-")),
         ("back to a small bundle", bundle(8, 1)),
     ]
-    with scratch() as folder, serving(folder, workers, one) as (port, environ):
-        admin = Edge(f"unix:{folder}/{environ['FAIRVISOR_INSTANCE']}.admin", None)
-        here, there = multiprocessing.Pipe()
-        asking = multiprocessing.get_context("spawn").Process(target=client, args=(port, rate, there))
-        asking.start()
-        time.sleep(2)
-        machine, begin_ns = Machine(), time.monotonic_ns()
-        time.sleep(QUIET_S)
-        windows = [Window("quiet", begin_ns, time.monotonic_ns(), 0, machine.disturbed())]
-        for name, data in steps:
-            machine, begin_ns = Machine(), time.monotonic_ns()
-            published = admin.ask("PUT", "bundle", body=data)
-            end_ns = time.monotonic_ns()
-            lagging = len(published["lagging"])
-            windows.append(Window(name, begin_ns, end_ns, lagging, machine.disturbed()))
+    with scratch() as folder:
+        asked = {"X-Original-URI": TARGET}
+        contender = edge(folder, "reload", json.loads(one), workers=workers, headers=asked)
+        with running(contender, BOTH_CORES):
             time.sleep(1.5)
-        here.send("stop")
-        seen, failed = here.recv()
-        asking.join()
+            admin = Edge(f"unix:{folder}/{contender.environ['FAIRVISOR_INSTANCE']}.admin", None)
+            client = Steady(contender, rate, connections=CONNECTIONS)
+            time.sleep(2)
+            machine, begin_ns = Machine(), time.monotonic_ns()
+            time.sleep(QUIET_S)
+            windows = [Window("quiet", begin_ns, time.monotonic_ns(), 0, machine.disturbed())]
+            for name, data in steps:
+                windows.append(reloaded(admin, name, data))
+                time.sleep(1.5)
+            seen = client.finish()
+    failed = sum(delay_ns < 0 for _, delay_ns in seen)
     if failed:
         sys.exit(f"{failed} requests were not allowed")
     return [summary(window, seen) for window in windows]
+
+
+def reloaded(admin: Edge, name: str, data: bytes) -> Window:
+    """Push a bundle; what the time until its acknowledgement was like."""
+    machine, begin_ns = Machine(), time.monotonic_ns()
+    published = admin.ask("PUT", "bundle", body=data)
+    return Window(name, begin_ns, time.monotonic_ns(), len(published["lagging"]), machine.disturbed())
 
 
 def summary(window: Window, seen: list[tuple[int, int]]) -> dict[str, Any]:
@@ -304,13 +176,6 @@ def summary(window: Window, seen: list[tuple[int, int]]) -> dict[str, Any]:
     }
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    table = Table(*rows[0], title=title)
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--policies", type=int, default=10_000)
@@ -328,7 +193,7 @@ def main() -> None:
         print(json.dumps(results))
     else:
         for title, rows in results.items():
-            show(title, rows)
+            show(rows, "table", title)
 
 
 if __name__ == "__main__":

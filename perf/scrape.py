@@ -13,31 +13,13 @@ import socket
 import statistics
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
-from contenders import GENEROUS, REQUEST, edge, free_port, running, scratch
-from decisions import show
+from bundles import many
+from contenders import REQUEST, edge, running, scratch
 from rich.console import Console
 from rich.progress import track
-
-
-def many(policies: int) -> dict[str, Any]:
-    """A bundle of policies with a path and a limit each."""
-    rule = {"limit_keys": [], "algorithm": "token_bucket", "algorithm_config": GENEROUS}
-    return {
-        "bundle_version": 1,
-        "policies": [
-            {
-                "id": f"policy-{number:05}",
-                "spec": {
-                    "selector": {"pathExact": f"/p/{number}"},
-                    "rules": [{"name": "per-customer", **rule}],
-                },
-            }
-            for number in range(policies)
-        ],
-    }
+from terminal import show
 
 
 class Client:
@@ -79,7 +61,7 @@ def ask_for(client: Client, seconds: float) -> list[float]:
     took = []
     end = time.perf_counter() + seconds
     while (began := time.perf_counter()) < end:
-        client.decide("/p/1")
+        client.decide("/svc1/")
         took.append((time.perf_counter() - began) * 1000)
     return took
 
@@ -88,7 +70,7 @@ def measure(port: int, policies: int, rounds: int, console: Console) -> list[dic
     """Rounds without and with a scrape, in turns."""
     client, scraper = Client(port), Client(port)
     for number in range(policies):
-        client.decide(f"/p/{number}")
+        client.decide(f"/svc{number}/")
     size, durations = scraper.scrape(), []
     took: dict[bool, list[float]] = {False: [], True: []}
     for turn in track(range(2 * rounds), "measuring", console=console):
@@ -130,10 +112,9 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(stderr=True)
     with scratch() as folder:
-        port = free_port()
-        contender = edge(Path(folder), port, "many", many(options.policies))
-        with running(contender, port):
-            rows = measure(port, options.policies, options.rounds, console)
+        contender = edge(folder, "many", many(options.policies))
+        with running(contender):
+            rows = measure(contender.port, options.policies, options.rounds, console)
     show(rows, options.format)
 
 

@@ -44,7 +44,7 @@ BUNDLE = {
 }
 
 
-def proxy(folder: Path, port: int, behind: int, health: int, **more: str) -> Contender:
+def proxy(folder: Path, behind: int, health: int, **more: str) -> Contender:
     """One proxying worker before the provider, with short time limits."""
     environ = {
         "FAIRVISOR_MODE": "reverse_proxy",
@@ -55,7 +55,7 @@ def proxy(folder: Path, port: int, behind: int, health: int, **more: str) -> Con
         "FAIRVISOR_HEADER_TIMEOUT_MS": "1000",
         "FAIRVISOR_STATE_DIR": str(folder / "state"),
     }
-    return edge(folder, port, "proxy", BUNDLE, environ=environ | more)
+    return edge(folder, "proxy", BUNDLE, environ=environ | more)
 
 
 def page(health: int, path: str) -> str:
@@ -149,11 +149,15 @@ def main() -> None:
     parser.add_argument("--together", type=int, default=100)
     parser.add_argument("--format", choices=("table", "json"), default="table")
     options = parser.parse_args()
-    port, behind, health = free_port(), free_port(), free_port()
-    with scratch() as folder, running(proxy(folder, port, behind, health), port):
-        with Progress(console=Console(stderr=True)) as progress:
-            samples = asyncio.run(soak(port, behind, options.streams, options.together, progress))
-        outcomes = {name: int(count) for name, count in OUTCOME.findall(page(health, "/metrics"))}
+    behind, health = free_port(), free_port()
+    with scratch() as folder:
+        contender = proxy(folder, behind, health)
+        with running(contender):
+            with Progress(console=Console(stderr=True)) as progress:
+                samples = asyncio.run(
+                    soak(contender.port, behind, options.streams, options.together, progress)
+                )
+            outcomes = {name: int(count) for name, count in OUTCOME.findall(page(health, "/metrics"))}
     wrong = verdict(samples, outcomes)
     report(samples, outcomes, wrong, options.format)
     sys.exit(1 if wrong else 0)

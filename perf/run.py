@@ -1,0 +1,132 @@
+"""Measures everything that `workloads.py` knows, and writes what README.md and docs/performance.md show.
+
+    perf/run [WORKLOAD...] [--quick] [--rounds 5] [--seconds 2] [--format table|json] [--save FILE]
+    perf/run --render
+
+Installs what is missing (as root: wrk and nginx; Envoy and matplotlib into a virtual environment of their own). The
+servers run on core 0, the load on core 1. In each round all contenders of a workload take their turn, so that a drift
+of the machine meets all of them; the first round warms up and does not count. Recorded with each number is what share
+of the machine its host took away meanwhile: such rounds are kept, but not counted.
+
+Without names and --quick everything is measured, in about ten minutes, and written: perf/results/<date>.json with every
+round, a picture beside it, the tables in the pages. --render makes pictures and pages again from what was recorded.
+Leave the machine alone meanwhile, and run it with the Python and the installation that you would serve with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import report
+from contenders import scratch
+from install import install
+from machine import TOOLS, Machine, described
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from terminal import show
+from workloads import WORKLOADS, Once, Workload
+
+HERE = Path(__file__).parent
+
+
+def alternate(
+    measured: dict[str, Once], rounds: int, seconds: int, progress: Progress
+) -> dict[str, list[report.Round]]:
+    """Each in turn, round after round, after a round of a second that does not count."""
+    runs: dict[str, list[report.Round]] = {name: [] for name in measured}
+    task = progress.add_task("", total=(rounds + 1) * len(measured))
+    for number in range(rounds + 1):
+        for name, once in measured.items():
+            progress.update(task, description=name, advance=1)
+            machine = Machine()
+            found = once(seconds if number else 1)
+            if number:
+                runs[name].append(found | machine.disturbed()._asdict())
+    progress.remove_task(task)
+    return runs
+
+
+def measure(workload: Workload, options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """One workload, as it is recorded."""
+    with scratch() as folder, workload.begin(folder) as measured:
+        contenders = alternate(measured, options.rounds, options.seconds, progress)
+    return {"title": workload.title, "share": workload.share, "contenders": contenders}
+
+
+def measure_all(options: argparse.Namespace) -> dict[str, Any]:
+    """The chosen workloads, with a bar on stderr and each table when it is complete."""
+    found: dict[str, Any] = {}
+    results = {
+        "machine": described(),
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        "workloads": found,
+    }
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        everything = progress.add_task("all", total=len(options.workloads))
+        for name in options.workloads:
+            found[name] = measure(WORKLOADS[name], options, progress)
+            progress.advance(everything)
+            if options.format == "table":
+                show(report.rows(found[name]), "table", found[name]["title"])
+    return results
+
+
+def render() -> None:
+    """The picture of the last results, and the pages that show them."""
+    last = max(report.RESULTS.glob("????-??-??.json"))
+    subprocess.run([TOOLS / "python", HERE / "plot.py", last, last.with_suffix(".svg")], check=True)
+    for page in report.PAGES:
+        page.write_text(report.filled(page.read_text()))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="perf/run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=2, help="of each round")
+    parser.add_argument("--quick", action="store_true", help="two rounds of one second")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="also for some workloads: every round's numbers"
+    )
+    parser.add_argument("--render", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    unknown = set(options.workloads) - set(WORKLOADS)
+    if unknown:
+        parser.error(f"no workload {', '.join(sorted(unknown))}: there are {', '.join(WORKLOADS)}")
+    return options
+
+
+def main() -> None:
+    """Measure, write, show."""
+    options = arguments()
+    install()
+    if options.render:
+        return render()
+    complete = not options.workloads and not options.quick
+    options.workloads = options.workloads or list(WORKLOADS)
+    if options.quick:
+        options.rounds, options.seconds = 2, 1
+    results = measure_all(options)
+    text = json.dumps(results, indent=1) + "\n"
+    if options.format == "json":
+        print(text)
+    if options.save:
+        options.save.write_text(text)
+    if complete:
+        report.RESULTS.mkdir(exist_ok=True)
+        (report.RESULTS / f"{results['machine']['date']}.json").write_text(text)
+        render()
+    return None
+
+
+if __name__ == "__main__":
+    main()
