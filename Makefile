@@ -18,7 +18,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint mutants model sanitize fuzz check format docs wheels clean
+.PHONY: help run test lint count mutants model sanitize fuzz check format docs wheels clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ lint: $(DEV_STAMP) ## format, lint, types, and the C source with warnings as err
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	FAIRVISOR_WERROR=1 $(BIN)/python setup.py -q build_ext --force --build-temp $(VENV)/werror --build-lib $(VENV)/werror
+
+count: $(DEV_STAMP) ## the instructions of a decision, under valgrind: at most 5 % above what perf/instructions.json holds
+	$(BIN)/python perf/instructions.py
 
 mutants: $(DEV_STAMP) ## break every promise in turn, in a copy: a test must notice (some minutes; WORDS="kill_switch" chooses)
 	$(BIN)/python tests/mutants $(WORDS)

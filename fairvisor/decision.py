@@ -60,13 +60,18 @@ class Quota:
     `rendered` is what `response.py` keeps of its rendering, which depends on nothing else.
     """
 
-    __slots__ = ("amount_u", "name", "rendered", "window_s")
+    __slots__ = ("_amount", "amount_u", "name", "rendered", "window_s")
 
     def __init__(self, name: str, amount_u: int, window_s: int) -> None:
         self.name = name
         self.amount_u = amount_u
         self.window_s = window_s
         self.rendered: tuple[str, str, str] | None = None
+        self._amount = float(amount_u or 1)
+
+    def share(self, remaining_u: int) -> float:
+        """`remaining_u` as a share of the amount; rounded, which never turns the order of two shares round."""
+        return float(remaining_u) / self._amount
 
 
 class Verdict:

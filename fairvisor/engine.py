@@ -235,8 +235,7 @@ def _allowed(
     for verdict in passed:
         quota = verdict.quota
         if quota is not None:
-            # Of its quota; a division rounds, but never turns the order of two shares round.
-            share = verdict.remaining_u / (quota.amount_u or 1)
+            share = quota.share(verdict.remaining_u)
             if tightest is None or share < least:
                 tightest, least = verdict, share
         if verdict.action is not _ALLOW:

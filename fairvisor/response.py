@@ -21,7 +21,7 @@ from fairvisor.context import Context
 from fairvisor.decision import HOPELESS, NEVER_NS, UNIT_U, Decision, Quota, Reason, Verdict
 from fairvisor.errors import RequestError
 from fairvisor.llm.dialect import Dialect, dialect_of, error_body
-from fairvisor.rules.keys import hash64, joined
+from fairvisor.rules.keys import Keyring, joined
 from fairvisor.rules.llm_tokens import LlmTokens
 
 NO_END_S: Final = 60  # Retry-After where nothing says when a retry could help
@@ -33,6 +33,9 @@ JSON: Final = "Content-Type: application/json\r\n"
 _REASON_LINES: Final = {reason: f"X-Fairvisor-Reason: {reason.value}\r\n" for reason in Reason}
 
 HEAD_FORMS: Final = ("both", "draft", "legacy", "off")
+
+# What spreads retries: derived from the requests, bounded, and the same in every process.
+_SPREAD: Final = Keyring(0)
 
 
 class Answer:
@@ -205,7 +208,8 @@ def retry_after(verdict: Verdict, reason: Reason, context: Context) -> int:
         return wait_s
     tally = verdict.limit.tally
     what = _named(tally.policy_id, tally.rule, reason)
-    return wait_s + hash64(joined((_who(context),)) + what, 0) % (spread + 1)
+    who = _who(context)
+    return wait_s + _SPREAD.key(f"{len(who)}:{who}{what}") % (spread + 1)
 
 
 @lru_cache(maxsize=1024)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from bundles import HS_SECRET
+import bundles
 from machine import SERVER_CORE, program
 
 from fairvisor.counters.segment import SHM_DIR
@@ -124,10 +124,21 @@ def edge(
         "FAIRVISOR_INSTANCE": f"perf-{port}",
         "FAIRVISOR_STATE_DIR": str(folder),
         "FAIRVISOR_LOG_LEVEL": "error",
-        "FAIRVISOR_PERF_SECRET": HS_SECRET,
+        "FAIRVISOR_PERF_SECRET": bundles.HS_SECRET,
     }
     argv = [sys.executable, "-c", "from fairvisor.cli.main import main; main()", "serve"]
     return Contender(name, port, argv, settings | (environ or {}), headers=REQUEST | (headers or {}), **asked)
+
+
+def edges(folder: Path) -> list[Contender]:
+    """The paths that a decision takes through one worker."""
+    chat = {"X-Original-Method": "POST", "X-Original-URI": "/v1/chat/completions"}
+    return [
+        edge(folder, "one limit", bundles.one_limit()),
+        edge(folder, "five limits, JWT, loop, breaker", bundles.five_limits(), headers=bundles.bearer()),
+        edge(folder, "every request rejected", bundles.all_rejected(), expect=429),
+        edge(folder, "LLM tokens, body of 2 KB", bundles.llm_tokens(), headers=chat, body=bundles.chat()),
+    ]
 
 
 # nginx

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import bundles
-from contenders import Contender, edge, envoy_limit, free_port, nginx, nginx_limit, running
+from contenders import Contender, edge, edges, envoy_limit, free_port, nginx, nginx_limit, running
 from load import HERE, Numbers, at_rate, capacity, check, closed
 from machine import BOTH_CORES, LOAD_CORE, SERVER_CORE, children, processor_ns, unique_bytes
 from proxies import proxies, upstream
@@ -60,16 +60,7 @@ def in_turns(contenders: Sequence[Contender], cores: str = SERVER_CORE) -> Begun
 
 
 def decisions(folder: Path) -> AbstractContextManager[dict[str, Once]]:
-    chat = {"X-Original-Method": "POST", "X-Original-URI": "/v1/chat/completions"}
-    return in_turns([
-        nginx(folder),
-        nginx_limit(folder),
-        envoy_limit(folder),
-        edge(folder, "one limit", bundles.one_limit()),
-        edge(folder, "five limits, JWT, loop, breaker", bundles.five_limits(), headers=bundles.bearer()),
-        edge(folder, "every request rejected", bundles.all_rejected(), expect=429),
-        edge(folder, "LLM tokens, body of 2 KB", bundles.llm_tokens(), headers=chat, body=bundles.chat()),
-    ])  # fmt: skip
+    return in_turns([nginx(folder), nginx_limit(folder), envoy_limit(folder), *edges(folder)])
 
 
 def worker_classes(folder: Path) -> AbstractContextManager[dict[str, Once]]:

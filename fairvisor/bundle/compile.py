@@ -198,7 +198,7 @@ class Compiler:
         return Loop(
             Tally(self._segment, policy.id, "loop_detection", mode),
             joined(("loop", policy.id, mode, *names)),
-            self._seed,
+            self._keyring,
             tuple((name, self._read(name)) for name in names),
             int(loop.window_seconds * NS_PER_S),
             loop.threshold_identical_requests,

@@ -150,10 +150,11 @@ class FamilySource(Source):
         target = headers.get(self._target)
         if not method or not target:
             raise RequestError(f"the header {_written(self._target if method else self._method)} is missing")
-        if target.find(b" ") >= 0:  # `in` goes through an exception first
+        text = target.decode("latin-1")
+        if " " in text:
             raise RequestError(f"the header {_written(self._target)} holds a space or was sent twice")
         host = headers.get(self._host)
-        return _METHODS[method], target.decode("latin-1"), _HOSTS[host] if host else ""
+        return _METHODS[method], text, _HOSTS[host] if host else ""
 
 
 class EitherSource(Source):

@@ -7,7 +7,7 @@ values are appended per request (`spelled`). The counter's key is the seeded xxh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
@@ -59,7 +59,7 @@ def joined(parts: Iterable[str]) -> str:
     return "".join([f"{len(part)}:{part}" for part in parts])
 
 
-def spelled(values: Sequence[str | None]) -> str:
+def spelled(values: list[str | None]) -> str:
     """Values as one text that no other values of as many keys give; nothing may follow it.
 
     One value to a line, which is quicker to make than `joined`. Where a line end in a value or a missing value would
@@ -101,7 +101,7 @@ class Scope:
             return self._single.read(context)
         return self.spell([reader.read(context) for reader in self._readers])
 
-    def spell(self, values: Sequence[str | None]) -> str | None:
+    def spell(self, values: list[str | None]) -> str | None:
         """The text that `values` gives for a request with these values of `names`; None: the rule does not run."""
         if self._single is not None:
             return values[0]

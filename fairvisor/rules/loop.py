@@ -18,7 +18,7 @@ from fairvisor.counters import Counters
 from fairvisor.decision import Action, Marked, Reason, Refusal, Verdict
 from fairvisor.descriptors import Descriptor
 from fairvisor.metrics import LOOPS, LOOPS_SKIPPED, TABLE_FULL, Tally
-from fairvisor.rules.keys import hash64, spelled
+from fairvisor.rules.keys import Keyring, spelled
 from fairvisor.rules.limit import Described, Limit
 
 WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
@@ -32,10 +32,10 @@ class Loop(Limit):
     __slots__ = (
         "_action",
         "_ignore_body",
+        "_keyring",
         "_keys",
         "_prefix",
         "_readers",
-        "_seed",
         "_threshold",
         "_window_ns",
     )
@@ -44,7 +44,7 @@ class Loop(Limit):
         self,
         tally: Tally,
         prefix: str,
-        seed: int,
+        keyring: Keyring,
         keys: tuple[tuple[str, Descriptor], ...],
         window_ns: int,
         threshold: int,
@@ -53,7 +53,7 @@ class Loop(Limit):
     ) -> None:
         super().__init__(tally)
         self._prefix = prefix
-        self._seed = seed
+        self._keyring = keyring
         self._keys = keys
         self._readers = tuple(reader for _, reader in keys)
         self._window_ns = window_ns
@@ -67,7 +67,7 @@ class Loop(Limit):
         if not body and not self._ignore_body and context.method in WITH_BODY:
             self.tally.add(LOOPS_SKIPPED)
             return None
-        key = hash64(self._prefix + self._fingerprint(context, body or b""), self._seed)
+        key = self._keyring.key(self._prefix + self._fingerprint(context, body or b""))
         arrivals = counters.count(key, now.mono_ns, self._window_ns)
         if arrivals == 0:
             self.tally.add(TABLE_FULL)
