@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import string
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +13,11 @@ from hypothesis import strategies as st
 
 from fairvisor.errors import EstimatorUnavailable
 from fairvisor.llm import estimate
+from fairvisor.llm._simple_word import count_tokens
 from fairvisor.llm.estimate import (
     MEDIA_TOKENS,
     MESSAGE_TOKENS,
     TiktokenEstimator,
-    count_tokens,
     load_estimator,
     simple_word,
 )
@@ -84,7 +85,53 @@ def test_text_is_counted_near_real_tokenizers(text: str, low: int, high: int) ->
     ],
 )
 def test_the_rules_of_simple_word(text: str, tokens: int) -> None:
-    assert count_tokens(text.encode()) == tokens
+    assert count_tokens(text.encode()) == in_python(text.encode()) == tokens
+
+
+def _table(classes: dict[bytes, str]) -> bytes:
+    """A table for bytes.translate: for each class of bytes its letter, for everything else a space."""
+    table = bytearray(b" " * 256)
+    for members, letter in classes.items():
+        for byte in members:
+            table[byte] = ord(letter)
+    return bytes(table)
+
+
+TWO_BYTES = bytes(range(0xC2, 0xE0))
+LENGTHS = _table({TWO_BYTES: "2", bytes(range(0xE0, 0xF0)): "3", bytes(range(0xF0, 0xF8)): "4"})
+WORDS = _table({string.ascii_letters.encode() + TWO_BYTES: "x"})
+SIGNS = _table({string.digits.encode(): "d", string.punctuation.encode() + b"\n": "p"})
+
+
+def in_python(text: bytes) -> int:
+    """The rules of simple_word once more, by searching instead of going through the text."""
+    lengths = text.translate(LENGTHS)
+    letters = text.translate(None, bytes(range(0x80, 0xC0)))
+    words, signs = b" " + letters.translate(WORDS), letters.translate(SIGNS)
+    tokens = text.count(b"    ") + math.ceil(lengths.count(b"2") / 3)
+    tokens += lengths.count(b"3") + 2 * lengths.count(b"4")
+    tokens += words.count(b" x") + words.count(b"x" * 8) + 2 * words.count(b"x" * 16)
+    tokens += signs.count(b"d") - signs.count(b"dd")
+    return tokens + signs.count(b"p") - signs.count(b"pp") - signs.count(b"pppp")
+
+
+RUNS = st.tuples(st.sampled_from(["a", "é", "7", "!", "\n", " ", "\t", "字", "😀"]), st.integers(1, 40))
+
+
+@given(st.text() | st.lists(RUNS).map(lambda runs: "".join(sign * times for sign, times in runs)))
+def test_c_and_python_count_a_text_the_same(text: str) -> None:
+    data = text.encode(errors="surrogatepass")
+    assert count_tokens(data) == in_python(data)
+
+
+@given(st.binary() | st.lists(st.sampled_from([b"a", b"\xc3", b"\xa9", b" ", b"\xe5", b"7"])).map(b"".join))
+def test_c_and_python_count_bytes_that_are_no_text_the_same(data: bytes) -> None:
+    assert count_tokens(data) == in_python(data)
+
+
+def test_only_bytes_are_counted() -> None:
+    with pytest.raises(TypeError, match="takes bytes"):
+        count_tokens("one")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

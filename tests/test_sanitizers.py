@@ -55,17 +55,24 @@ def test_threads_on_one_table(sanitizer: str, tmp_path: Path) -> None:
 
 
 def test_the_extensions_in_python(tmp_path: Path) -> None:
-    """What tests the table and the readers of heads finds nothing amiss in how they use memory."""
+    """What tests the extensions finds nothing amiss in how they use memory."""
     built = tmp_path / "built"
     shutil.copytree(TABLE.parent, built / "fairvisor", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     build = ["setup.py", "-q", "build_ext", "--build-temp", str(tmp_path / "t"), "--build-lib", str(built)]
     run(sys.executable, *build, FAIRVISOR_SANITIZE="address,undefined", FAIRVISOR_COMPILE="")
-    names = ("test_head.py", "test_proxy_heads.py", "test_table.py", "test_table_model.py")
+    names = (
+        "test_head.py",
+        "test_llm_estimate.py",
+        "test_proxy_heads.py",
+        "test_table.py",
+        "test_table_model.py",
+    )
     tests = [str(ROOT / "tests" / name) for name in names]
     preloaded = run("gcc", "-print-file-name=libasan.so").strip()
     options = ["-q", "-p", "no:cacheprovider", "-o", f"pythonpath={built}", "-k", "not 120000"]
     environ = {"LD_PRELOAD": preloaded, "PYTHONPATH": str(built), "PYTHONDONTWRITEBYTECODE": "1"}
-    for module in ("fairvisor.counters._table", "fairvisor.http._head", "fairvisor.proxy._heads"):
+    for name in ("counters._table", "http._head", "llm._simple_word", "proxy._heads"):
+        module = f"fairvisor.{name}"
         where = f"import {module} as module; print(module.__file__)"
         assert run(sys.executable, "-c", where, cwd=tmp_path, **STRICT, **environ).startswith(str(built))
     shown = run(sys.executable, "-m", "pytest", *options, *tests, cwd=tmp_path, **STRICT, **environ)

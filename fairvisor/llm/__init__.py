@@ -3,6 +3,7 @@
     request.py      a JSON body -> the facts a limit needs: model, completion asked for, choices
     models.py       the many spellings of a model's name -> one
     estimate.py     prompt tokens of a request, before the provider has counted them
+    _simple_word.c  the tokens of a text, counted in one pass
     usage.py        what the provider counted, as disjoint kinds; weights
     reservation.py  what was taken for a request, as a signed token that settles it later
     dialect.py      a refusal in the shape of the provider whose SDK asked

@@ -7,7 +7,7 @@ errs it should rather be high. `tiktoken` counts with OpenAI's own vocabulary, w
 What counts as prompt: the text under messages, system, input, prompt, contents and their kin, wherever it is nested,
 and tools and schemas as JSON text. This module must not know limits, rules or what became of earlier estimates.
 
-simple_word, on UTF-8:
+simple_word, on UTF-8 (`_simple_word.c` counts the text):
   - a run of letters is 1, and 1 more for every 8 letters, and 2 more for every 16 (long words, names, base64);
   - two digits in a row are 1, one alone is 1;
   - punctuation and line ends: one, two or four in a row are 1, three 2, and so on;
@@ -28,6 +28,7 @@ from typing import Final, Protocol
 import orjson
 
 from fairvisor.errors import EstimatorUnavailable
+from fairvisor.llm._simple_word import count_tokens
 from fairvisor.llm.request import LlmRequest
 
 MESSAGE_TOKENS: Final = 4
@@ -82,25 +83,6 @@ _SILENT_FIELDS: Final = frozenset(
     )
 )
 
-_LETTERS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_TWO_BYTES: Final = bytes(range(0xC2, 0xE0))
-_CONTINUATION: Final = bytes(range(0x80, 0xC0))
-
-
-def _table(classes: Mapping[bytes, str]) -> bytes:
-    """A table for bytes.translate: for each class of bytes its letter, for everything else a space."""
-    table = bytearray(b" " * 256)
-    for members, letter in classes.items():
-        for byte in members:
-            table[byte] = ord(letter)
-    return bytes(table)
-
-
-_WORDS: Final = _table({_LETTERS + _TWO_BYTES: "x"})
-_SIGNS: Final = _table({b"0123456789": "d", b"!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~\n": "p"})
-# The number of bytes of the character that starts here; only used on text beyond ASCII.
-_LENGTHS: Final = _table({_TWO_BYTES: "2", bytes(range(0xE0, 0xF0)): "3", bytes(range(0xF0, 0xF8)): "4"})
-
 
 class Encoding(Protocol):
     """What is used of a tiktoken encoding."""
@@ -117,20 +99,6 @@ def simple_word(request: LlmRequest) -> int:
     if schemas:
         tokens += count_tokens(schemas)
     return tokens + _unread_tokens(request) or 1
-
-
-def count_tokens(text: bytes) -> int:
-    """Tokens of UTF-8 `text` by the rules of simple_word: a few passes in C, a nanosecond or two for each byte."""
-    tokens = text.count(b"    ")
-    if not text.isascii():
-        lengths = text.translate(_LENGTHS)
-        tokens += -(-lengths.count(b"2") // 3) + lengths.count(b"3") + 2 * lengths.count(b"4")
-        text = text.translate(None, _CONTINUATION)
-    words = b" " + text.translate(_WORDS)
-    tokens += words.count(b" x") + words.count(b"x" * 8) + 2 * words.count(b"x" * 16)
-    signs = text.translate(_SIGNS)
-    tokens += signs.count(b"d") - signs.count(b"dd")
-    return tokens + signs.count(b"p") - signs.count(b"pp") - signs.count(b"pppp")
 
 
 def load_estimator(name: str) -> Callable[[LlmRequest], int]:

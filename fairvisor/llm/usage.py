@@ -75,8 +75,11 @@ def read_usage(document: object) -> Usage | None:
     usage counts). A usage of no tokens at all is a placeholder, not a usage: no answer is free.
     """
     if isinstance(document, list):
-        found = (read_usage(chunk) for chunk in reversed(document) if isinstance(chunk, dict))
-        return next((usage for usage in found if usage is not None), None)
+        for chunk in reversed(document):
+            usage = read_usage(chunk) if isinstance(chunk, dict) else None
+            if usage is not None:
+                return usage
+        return None
     fields = find_usage(document)
     return None if fields is None else usage_of(fields)
 

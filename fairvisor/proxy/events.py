@@ -14,8 +14,8 @@ from typing import Final
 
 import orjson
 
+from fairvisor.llm._simple_word import count_tokens
 from fairvisor.llm.dialect import Dialect
-from fairvisor.llm.estimate import count_tokens
 from fairvisor.llm.usage import Usage
 from fairvisor.proxy.endings import Ending, closing_events
 
