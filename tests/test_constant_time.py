@@ -21,6 +21,7 @@ def names(node: ast.expr) -> Iterator[str]:
         yield node.attr
     elif isinstance(node, ast.Call):
         yield "mac" if ast.unparse(node.func).startswith("hmac.") else ""
+        yield from names(node.func)
 
 
 def plain_comparisons(source: str) -> list[str]:
@@ -46,7 +47,13 @@ def test_no_secret_is_compared_with_an_operator() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["given == self._token", "hmac.digest(key, data, name) != given", "own.secret == other"]
+    "source",
+    [
+        "given == self._token",
+        "hmac.digest(key, data, name) != given",
+        "_mac(key, data) != given",
+        "own.secret == other",
+    ],
 )
 def test_a_comparison_that_leaks_is_noticed(source: str) -> None:
     assert plain_comparisons(source)

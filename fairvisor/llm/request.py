@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 import orjson
@@ -48,6 +49,14 @@ _CHOICE_FIELDS: Final = ("n", "best_of")
 _CONFIG_FIELDS: Final = ("generationConfig", "generation_config", "inferenceConfig")
 _CONFIG_CAPS: Final = ("maxOutputTokens", "max_output_tokens", "maxTokens")
 _CONFIG_CHOICES: Final = ("candidateCount", "candidate_count")
+
+
+class _Told(NamedTuple):
+    """What the path of a request says: the `model` ("" if none), whether anything is generated, whether as a stream."""
+
+    model: str
+    completes: bool
+    streams: bool
 
 
 class LlmRequest:
@@ -91,6 +100,7 @@ def read_request(path: str, body: bytes | None, cut_bytes: int = 0) -> LlmReques
         document = _parse(body)
     if not isinstance(document, dict):
         return None
+    told = _told_by_path(path)
     config = _config(document)
     cap = _largest(document, _CAP_FIELDS)
     choices = _largest(document, _CHOICE_FIELDS) or 1
@@ -99,10 +109,10 @@ def read_request(path: str, body: bytes | None, cut_bytes: int = 0) -> LlmReques
         choices = max(choices, _largest(config, _CONFIG_CHOICES))
     return LlmRequest(
         document,
-        _model(path, document),
-        0 if _NO_COMPLETION.search(path) else cap or None,
+        told.model or _model(document),
+        cap or None if told.completes else 0,
         choices * _prompts(document),
-        document.get("stream") is True or _STREAM_IN_PATH.search(path) is not None,
+        told.streams or document.get("stream") is True,
         cut_bytes,
     )
 
@@ -167,10 +177,17 @@ def _largest(document: dict[str, object], names: tuple[str, ...]) -> int:
     return largest
 
 
-def _model(path: str, document: dict[str, object]) -> str:
-    found = _MODEL_IN_PATH.search(unquote(path) if "%" in path else path)
-    if found is not None:
-        return found[1] or found[2] or found[3]
+@lru_cache(maxsize=1024)
+def _told_by_path(path: str) -> _Told:
+    model = _MODEL_IN_PATH.search(unquote(path) if "%" in path else path)
+    return _Told(
+        (model[1] or model[2] or model[3]) if model is not None else "",
+        _NO_COMPLETION.search(path) is None,
+        _STREAM_IN_PATH.search(path) is not None,
+    )
+
+
+def _model(document: dict[str, object]) -> str:
     model = document.get("model")
     if not isinstance(model, str):
         return ""

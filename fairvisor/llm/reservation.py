@@ -10,7 +10,7 @@ Format, big-endian, then base64url without padding (RFC 4648 5):
     per take: flags u8 (1: a total, 2: weights follow, 4: an owner follows) | key u64 | amount_u u64 | burst_u u64
               | per u64 | until_mono_ns u64 | with flag 2: five weights u64, in millionths, in the order of `Weights`
               | with flag 4: policy id and rule name, each as length u8 and ASCII
-    HMAC-SHA256 of everything before it, 32 bytes
+    keyed BLAKE2b of everything before it, 16 bytes (RFC 7693; half the time of an HMAC-SHA256)
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import secrets
+import os
+import random
 import struct
+from hashlib import blake2b
 from typing import Final, Literal, NamedTuple
 
 from fairvisor.errors import Gone, RequestError
@@ -34,12 +36,18 @@ _VERSION: Final = 1
 _HEAD: Final = struct.Struct(">BQQB")
 _TAKE: Final = struct.Struct(">BQQQQQ")
 _WEIGHTS: Final = struct.Struct(">5Q")
-_MAC_BYTES: Final = 32
+_MAC_BYTES: Final = 16
 _TOTAL: Final = 1
 _WEIGHTED: Final = 2
 _OWNED: Final = 4
 _MAX_OWNED: Final = 8  # takes of a token that names owners: a header must hold it
 _MAX_TOKEN: Final = 32 * 1024  # 255 takes with weights need 29 KB
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
+
+# Nonces must differ, between processes too; to foresee one helps nobody, who cannot seal it. The system seeds the
+# generator when a process starts, and again in every process that is forked from it.
+_NONCES: Final = random.Random()  # noqa: S311
+os.register_at_fork(after_in_child=_NONCES.seed)
 
 
 class Take(NamedTuple):
@@ -68,12 +76,12 @@ class Reservation(NamedTuple):
 
 
 def fresh_nonce() -> int:
-    """A nonce no other reservation has."""
-    return secrets.randbits(64)
+    """A nonce no other reservation has, of this process or another one."""
+    return _NONCES.getrandbits(64)
 
 
 def seal(key: bytes, reservation: Reservation) -> str:
-    """`reservation` as a token signed with `key`: URL- and header-safe ASCII, some 140 characters for one take."""
+    """`reservation` as a token signed with `key`: URL- and header-safe ASCII, some 120 characters for one take."""
     takes = reservation.takes
     assert len(takes) <= MAX_TAKES, "a request takes from at most 255 LLM counters"
     parts = [_HEAD.pack(_VERSION, reservation.nonce, reservation.expires_wall_ns, len(takes))]
@@ -87,8 +95,8 @@ def seal(key: bytes, reservation: Reservation) -> str:
         if owner is not None and owned:
             parts += [bytes((len(name),)) + name.encode("ascii") for name in owner]
     payload = b"".join(parts)
-    sealed = payload + hmac.digest(key, payload, "sha256")
-    return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode("ascii")
+    sealed = binascii.b2a_base64(payload + _mac(key, payload), newline=False)
+    return sealed.translate(_URL_SAFE).rstrip(b"=").decode("ascii")
 
 
 def unseal(key: bytes, token: str, wall_ns: int) -> Reservation:
@@ -99,7 +107,7 @@ def unseal(key: bytes, token: str, wall_ns: int) -> Reservation:
     """
     sealed = _decode(token)
     payload, mac = sealed[:-_MAC_BYTES], sealed[-_MAC_BYTES:]
-    if not hmac.compare_digest(mac, hmac.digest(key, payload, "sha256")):
+    if not hmac.compare_digest(mac, _mac(key, payload)):
         raise RequestError("the reservation is not one that this edge made")
     if payload[0] != _VERSION:
         raise Gone("the reservation was made by another version and can no longer be settled")
@@ -107,6 +115,10 @@ def unseal(key: bytes, token: str, wall_ns: int) -> Reservation:
     if wall_ns >= reservation.expires_wall_ns:
         raise Gone("the reservation has expired: it can be settled for one hour")
     return reservation
+
+
+def _mac(key: bytes, payload: bytes) -> bytes:
+    return blake2b(payload, digest_size=_MAC_BYTES, key=key).digest()
 
 
 def _decode(token: str) -> bytes:

@@ -157,7 +157,6 @@ class LlmTokens(Limit):
         prompt = self._prompt_tokens(context)
         if caps.prompt is not None and prompt > caps.prompt:
             return self._never(Reason.PROMPT_TOKENS_EXCEEDED)
-        prompt_u = weigh(Usage(input=prompt), self._weights)
         most_u = min(self._burst_u, self._day_u) if self._day_u else self._burst_u
         asked = context.llm
         if asked is not None and asked.completion_cap is not None:
@@ -166,7 +165,7 @@ class LlmTokens(Limit):
                 per_choice = min(per_choice, caps.completion)
             completion = per_choice * asked.choices
         else:
-            completion = self._default_completion(prompt, most_u - prompt_u)
+            completion = self._default_completion(prompt, most_u - weigh(Usage(input=prompt), self._weights))
         if caps.request is not None and prompt + completion > caps.request:
             return self._never(Reason.MAX_TOKENS_PER_REQUEST_EXCEEDED)
         cost_u = max(1, weigh(Usage(input=prompt, output=completion), self._weights))
