@@ -40,6 +40,25 @@ def test_worker_classes_by_name() -> None:
     assert worker_class("gthread") is ThreadWorker
 
 
+class Timer:
+    """A loop that notes what it is to call."""
+
+    def __init__(self) -> None:
+        self.due: list[object] = []
+
+    def call_later(self, _: float, call: object) -> None:
+        self.due.append(call)
+
+
+def test_a_sign_of_life_that_fails_is_not_the_last() -> None:
+    """For want of memory, say: the worker would be taken for dead, and would not notice that its master is."""
+    worker = EdgeWorker.__new__(EdgeWorker)
+    worker.loop = Timer()  # and nothing else of it is there
+    with pytest.raises(AttributeError):
+        worker._beat()
+    assert worker.loop.due == [worker._beat]
+
+
 @pytest.mark.needs("meinheld")
 def test_meinheld_is_a_worker_class() -> None:
     assert worker_class("meinheld").__module__ == "meinheld.gmeinheld"

@@ -149,7 +149,8 @@ class AdminServer(ThreadingMixIn, BaseServer):
 
     def stop(self) -> None:
         """Take no more connections, and let the requests that are under way end."""
-        self.shutdown()
+        if self._thread.is_alive():  # it may not even have begun
+            self.shutdown()
         for thread in self._busy():
             thread.join(STOPPED_WITHIN_S)
 

@@ -8,6 +8,7 @@ service, which the application of the master makes in each worker after the fork
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import faulthandler
 import gc
 import os
@@ -32,6 +33,7 @@ from fairvisor.settings import Settings
 _HEARTBEAT_S: Final = 1.0
 _STOP_POLL_S: Final = 0.02
 _STOPS: Final = (signal.SIGTERM, signal.SIGQUIT)
+_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 
 
 def _stop_at_once(number: int, frame: object) -> None:
@@ -64,6 +66,8 @@ class EdgeWorker(Worker):  # type: ignore[misc]
             signal.signal(number, signal.SIG_DFL)
         for number in _STOPS:  # until the loop is there
             signal.signal(number, _stop_at_once)
+        # A worker that hangs before it has a loop, for want of memory, must not keep the port of a master that is gone.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         # The terminal sends Ctrl-C to everybody: what follows from it is the master's decision, told with SIGQUIT.
         for number in (signal.SIGWINCH, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
@@ -120,19 +124,21 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         self.alive = False
         self.stop_asked.set()
 
+    # Each calls for its next time first: what fails afterwards, for want of memory, must not be the end of it.
+
     def _tick(self) -> None:
+        self.loop.call_later(self.hub.interval_ms / 1000, self._tick)
         self.hub.tick()
         self.app.beside.tell(len(self.hub.connections), self.hub.waiting)
-        self.loop.call_later(self.hub.interval_ms / 1000, self._tick)
 
     def _beat(self) -> None:
         """The sign of life the master waits for; and the other way round."""
+        self.loop.call_later(_HEARTBEAT_S, self._beat)
         self.notify()
         if os.getppid() != self.ppid and not self.stop_asked.is_set():
             self.log.warning("the master is gone: stopping")
             self._asked_to_stop(signal.SIGTERM)
         self.hub.shed(self.acceptor.excess())
-        self.loop.call_later(_HEARTBEAT_S, self._beat)
 
     async def _finish(self, hub: Hub) -> None:
         """Answer what is in flight, at most as long as the master waits."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Collection
 from decimal import ROUND_FLOOR, Decimal
@@ -22,6 +23,7 @@ from edge_server import Client, Edge, ask
 from test_reload import worker_of
 
 from fairvisor.cli.edge import Edge as Admin
+from fairvisor.http.connection import LINGER_S
 
 QUOTA = 40
 KEYS_AT_ONCE = 4
@@ -31,6 +33,9 @@ CLIENTS = 6
 RULES = {"key": ("quota", "x-key"), "bucket": ("bucket", "x-bucket")}  # by the beginning of a key
 _RETRY_S = 0.05
 _PAUSE_S = 0.001  # between two requests: several campaigns share a machine
+_STALE_S = (
+    LINGER_S / 4
+)  # unused for so long, a connection may end at any moment: a worker that stops waits no longer
 
 
 def bundle(version: int) -> dict[str, Any]:
@@ -140,12 +145,16 @@ class Asking:
         connection: tuple[Client, int] | None = None
         while not self._stop.is_set():
             connection = connection or self._connect()
+            used_s = time.monotonic()
             if connection is None:
                 self._stop.wait(_RETRY_S)
             elif not self._asked_on(*connection):
                 connection = None
             else:
                 self._stop.wait(_PAUSE_S)
+            if connection is not None and time.monotonic() - used_s > _STALE_S:
+                connection[0].close()
+                connection = None
 
     def _asked_on(self, client: Client, pid: int) -> bool:
         """One question; is the connection still good?"""

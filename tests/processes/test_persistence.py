@@ -10,7 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from edge_server import Edge, StartEdge, ask, bundle_of, remove_shared_memory, token_bucket, wait_until
+from edge_server import (
+    Edge,
+    StartEdge,
+    ask,
+    bundle_of,
+    kill_quietly,
+    remove_shared_memory,
+    token_bucket,
+    wait_until,
+)
 
 from fairvisor.clock import read_now
 from fairvisor.counters.layout import Word
@@ -44,7 +53,7 @@ def kill_everything(edge: Edge) -> None:
     workers = edge.workers()
     edge.signal(signal.SIGKILL)
     for pid in workers:
-        os.kill(pid, signal.SIGKILL)
+        kill_quietly(pid)
     edge.end()
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 

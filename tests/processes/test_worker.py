@@ -16,6 +16,10 @@ from pathlib import Path
 import pytest
 from edge_server import Client, Edge, StartEdge, ask, throttle, token_bucket, wait_until
 
+from fairvisor.counters.registry import Registry
+from fairvisor.counters.segment import SHM_DIR, Segment
+from fairvisor.http.start import segment_name
+
 SHORT = {"FAIRVISOR_HEADER_TIMEOUT_MS": "300", "FAIRVISOR_IDLE_TIMEOUT_MS": "400"}
 MANY = token_bucket(1_000_000, rate=1_000_000)
 
@@ -422,3 +426,28 @@ def test_the_heartbeat_of_a_worker_is_in_memory(edge: Edge) -> None:
     (worker,) = edge.workers()
     opened = [os.readlink(fd) for fd in Path(f"/proc/{worker}/fd").iterdir() if fd.is_symlink()]
     assert [path for path in opened if "wgunicorn" in path and path.startswith("/dev/shm/")]
+
+
+HANGS = """
+import threading
+from fairvisor.cli.main import main
+from fairvisor.http.operators import Operators
+Operators.start = lambda self: threading.Event().wait()
+main()
+"""
+
+
+def test_a_worker_that_hangs_before_it_serves_ends_with_its_master(tmp_path: Path) -> None:
+    """As one does whose thread found no memory to begin with. It would keep the port from the next master."""
+    environ = {"FAIRVISOR_WORKER_PROCESSES": "1", "FAIRVISOR_ADMIN_BIND": f"unix:{tmp_path}/admin"}
+    edge = Edge(tmp_path, MANY, environ, program=[sys.executable, "-c", HANGS, "serve"])
+    try:
+        wait_until((SHM_DIR / segment_name(edge.instance)).exists)
+        registry = Registry(Segment.attach(segment_name(edge.instance)).table)
+        wait_until(lambda: any(worker.generation for worker in registry.workers()))
+        (worker,) = edge.workers()
+        edge.signal(signal.SIGKILL)
+        edge.end()
+        wait_until(lambda: not Path(f"/proc/{worker}").exists())
+    finally:
+        edge.clean_up()
