@@ -18,7 +18,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint count mutants model sanitize fuzz check format docs wheels clean
+.PHONY: help run test lint count mutants model sanitize fuzz check format docs wheels audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +68,9 @@ docs: $(DEV_STAMP) ## write the generated pages of docs/ again
 
 wheels: ## source distribution and wheels in dist/, each installed and tested on its Python (3.10 to 3.13, as found)
 	.ci/wheels
+
+audit: ## known vulnerabilities of what is installed to run; asks PyPI, so it needs the network
+	$(if $(PYTHON),PYTHON=$(PYTHON)) .ci/audit
 
 clean: ## remove what the other targets made; policy.json stays
 	rm -rf $(VENV) perf/.venv build dist *.egg-info *.so fairvisor/*.so fairvisor/*/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
