@@ -46,10 +46,10 @@ class Machine:
 
 
 def _processors() -> tuple[int, int, int]:
-    """Clock ticks: used by processes, stolen, and all there are."""
+    """Clock ticks: used by processes (without interrupts, which belong to nobody), stolen, and all there are."""
     ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    *_, idle, waiting_for_disk, _, _, stolen = ticks
-    return sum(ticks) - idle - waiting_for_disk - stolen, stolen, max(1, sum(ticks))
+    user, nice, system, *_, stolen = ticks
+    return user + nice + system, stolen, max(1, sum(ticks))
 
 
 def _family_ticks(pid: int) -> int:

@@ -1,8 +1,8 @@
-"""The picture of a run: who answers how many requests, and how late at a constant rate.
+"""The pictures: who answers how many requests, and how late at a constant rate; throughput against cores.
 
-    perf/.venv/bin/python perf/plot.py RESULTS.json PICTURE.svg
+    perf/.venv/bin/python perf/plot.py run|cores RECORDED.json PICTURE.svg
 
-It reads on light and dark pages.
+They read on light and dark pages.
 """
 
 from __future__ import annotations
@@ -83,18 +83,34 @@ def save(figure: Any, to: Path, about: str) -> None:
     to.write_text(re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE))
 
 
-def main(results: Path, picture: Path) -> None:
-    """Both halves."""
-    pyplot.rcParams.update(SETTINGS)
-    workloads = json.loads(results.read_text())["workloads"]
+def run(recorded: dict[str, Any], picture: Path) -> None:
+    """Rates on the left, latencies on the right."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.8), gridspec_kw={"width_ratios": [1.15, 1]})
-    bars(left, workloads["decisions"])
-    latencies(right, workloads["latency"])
-    for axes in (left, right):
-        plain(axes)
+    bars(left, recorded["workloads"]["decisions"])
+    latencies(right, recorded["workloads"]["latency"])
+    plain(left)
+    plain(right)
     figure.tight_layout(w_pad=3)
     save(figure, picture, "Requests per second beside nginx and Envoy, and latency at constant rates")
 
 
+def cores(recorded: dict[str, Any], picture: Path) -> None:
+    """A line for each shape of load, beside the one that would be straight."""
+    figure, axes = pyplot.subplots(figsize=(7, 3.8))
+    counts = [int(row["cores"]) for row in recorded["modelled"]]
+    straight = [count * 1e3 / recorded["request_ns"] for count in counts]
+    axes.plot(counts, straight, ":", color=INK, label="as many times one core")
+    shapes = [name for name in recorded["modelled"][0] if name != "cores"]
+    for name, colour in zip(shapes, (OURS, "#10b981", "#d97706", "#a78bfa", OTHERS), strict=True):
+        rates = [float(row[name].split()[0]) for row in recorded["modelled"]]
+        axes.plot(counts, rates, "-", color=colour, marker="o", markersize=4, label=name)
+    axes.set_xticks([1, *counts[3:]])
+    axes.set_title("million requests/s against cores, as the model has it", color=INK, fontsize=10)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    plain(axes)
+    save(figure, picture, "Throughput against cores, as the model has it")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    pyplot.rcParams.update(SETTINGS)
+    {"run": run, "cores": cores}[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3]))

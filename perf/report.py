@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "perf" / "results"
+CORES = RESULTS / "cores.json"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 DISTURBANCES = ("elsewhere", "stolen")  # shares of the machine that somebody else had
 MOST = 0.02
+WIDTH = 120
 LABELS = {
     "requests_per_s": "requests/s",
     "events_per_s": "events/s",
@@ -84,10 +87,11 @@ def where(results: dict[str, Any]) -> str:
     of = results["machine"]
     named = [name for name in ("nginx", "Envoy", "wrk", "uvloop") if name.lower() in of]
     versions = ", ".join(f"{name} {of[name.lower()]}" for name in named)
-    return (
+    words = (
         f"Measured by `perf/run` on {of['date']}: {of['processor']}, {of['cores']} cores, Linux {of['kernel']}, "
         f"Python {of['python']}, {versions}; medians of {results['rounds']} rounds of {results['seconds']} s, in turns."
     )
+    return textwrap.fill(words, WIDTH)
 
 
 def in_readme(results: dict[str, Any], name: str) -> str:
@@ -106,15 +110,43 @@ def in_performance(results: dict[str, Any], name: str) -> str:
     return "\n\n".join([where(results), *parts, f"Every round: [{name}.json](../perf/results/{name}.json)."])
 
 
-BLOCKS = {"readme": in_readme, "performance": in_performance}
+def in_cores(recorded: dict[str, Any]) -> str:
+    """What `cores.py` measured, and its table."""
+    of, (own_ns, shared_ns) = recorded["machine"], recorded["cell_ns"]
+    return "\n\n".join([
+        textwrap.fill(
+            f"Measured on {of['date']}, {of['processor']}: a line goes from one core to the other in "
+            f"{recorded['transfer_ns']:.0f} ns. Adding to a metric took {own_ns:.0f} ns on an own line, "
+            f"{shared_ns:.0f} ns on one that the other core added to all the time. "
+            "Taking from a token bucket, both cores at it:",
+            WIDTH,
+        ),
+        table(recorded["measured"]),
+        f"With {recorded['request_ns'] / 1000:.1f} µs for a request on one core: million requests per second, and the "
+        "share of as many times one core:",
+        table(recorded["modelled"]),
+        "![Throughput against cores, as the model has it](../perf/results/cores.svg)",
+    ])  # fmt: skip
+
+
+def last() -> Path:
+    """Where the last complete run is recorded."""
+    return max(RESULTS.glob("????-??-??.json"))
+
+
+def blocks() -> dict[str, str]:
+    """What stands in the pages between the comments of these names."""
+    results = json.loads(last().read_text())
+    return {
+        "readme": in_readme(results, last().stem),
+        "performance": in_performance(results, last().stem),
+        "cores": in_cores(json.loads(CORES.read_text())),
+    }
 
 
 def filled(text: str) -> str:
-    """A page with its block made anew from the last results."""
-    last = max(RESULTS.glob("????-??-??.json"))
-    results = json.loads(last.read_text())
-    for block, make in BLOCKS.items():
-        begin, end = f"<!-- perf/run: {block} -->", "<!-- /perf/run -->"
-        made = f"{begin}\n{make(results, last.stem)}\n{end}"
-        text = re.sub(f"{begin}.*?{end}", lambda _, made=made: made, text, flags=re.DOTALL)
+    """A page with its blocks made anew."""
+    for name, made in blocks().items():
+        begin, end = f"<!-- perf: {name} -->", f"<!-- /perf: {name} -->"
+        text = re.sub(f"{begin}.*?{end}", lambda _, m=f"{begin}\n{made}\n{end}": m, text, flags=re.DOTALL)
     return text

@@ -78,9 +78,10 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def render() -> None:
-    """The picture of the last results, and the pages that show them."""
-    last = max(report.RESULTS.glob("????-??-??.json"))
-    subprocess.run([TOOLS / "python", HERE / "plot.py", last, last.with_suffix(".svg")], check=True)
+    """The pictures of what was recorded last, and the pages that show them."""
+    for kind, recorded in (("run", report.last()), ("cores", report.CORES)):
+        argv = [TOOLS / "python", HERE / "plot.py", kind, recorded, recorded.with_suffix(".svg")]
+        subprocess.run(argv, check=True)
     for page in report.PAGES:
         page.write_text(report.filled(page.read_text()))
 

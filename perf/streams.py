@@ -24,7 +24,7 @@ from typing import Any
 from contenders import Contender, edge, free_port, running, scratch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from terminal import show
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -131,13 +131,9 @@ def report(samples: list[dict[str, int]], outcomes: dict[str, int], wrong: list[
         found: dict[str, Any] = {"samples": samples, "outcomes": outcomes, "wrong": wrong}
         print(json.dumps(found, indent=2))
         return
-    console = Console()
-    table = Table(*samples[0])
-    for each in samples:
-        table.add_row(*map(str, each.values()))
-    console.print(table)
-    console.print("reservations:", ", ".join(f"{name} {count}" for name, count in outcomes.items() if count))
-    console.print("\n".join(wrong) or "nothing stays behind")
+    show(samples, "table")
+    print("reservations:", ", ".join(f"{name} {count}" for name, count in outcomes.items() if count))
+    print("\n".join(wrong) or "nothing stays behind")
 
 
 def main() -> None:
