@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import bundles
+from awake import awake
 from machine import SERVER_CORE, program
 
 from fairvisor.counters.segment import SHM_DIR
@@ -69,7 +70,7 @@ def scratch() -> Iterator[Path]:
 
 @contextmanager
 def running(contender: Contender, cores: str = SERVER_CORE) -> Iterator[int]:
-    """The server, pinned and answering; the id of its first process."""
+    """The server, pinned and answering, on processors that do not sleep meanwhile; the id of its first process."""
     process = subprocess.Popen(
         ["taskset", "-c", cores, *contender.argv],
         env={**os.environ, **contender.environ},
@@ -79,7 +80,8 @@ def running(contender: Contender, cores: str = SERVER_CORE) -> Iterator[int]:
     )
     try:
         _await(contender.port, process)
-        yield process.pid
+        with awake():
+            yield process.pid
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
