@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "processes"))
 import edge_server
 from campaign import Asking, Found, Ledger, check, start_edge_on
 from edge_server import wait_until
+from fake_machine import Machine
 from faults import Faults
-from machine import Machine
 
 PATIENCE_S = 120  # several campaigns may share the machine
 OWN_SHM = "FAIRVISOR_CHAOS_OWN_SHM"

@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="a file for everything that was sampled, as JSON")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the edge is not left behind
     found = soak(options.minutes, options.workers, options.load)
     if options.save is not None:
         options.save.write_text(json.dumps(found, indent=1))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fairvisor.bundle import shared
+from fairvisor.bundle.compile import Compiler
 from fairvisor.bundle.shared import SharedBundle, object_name
 from fairvisor.bundle.slices import Compiled, in_use, take_apart
 from fairvisor.clock import NS_PER_S, Now
@@ -186,6 +187,12 @@ class TestSwitching:
         assert old.policies == {}
         del old
         assert gc.collect() == 0
+
+    def test_a_compiler_ends_with_its_work(self, instance: Instance) -> None:
+        """Without the collector: with it would stay the keys that its bundle's counters were found by."""
+        instance.publisher.publish(bundle(1, policy("a")))
+        gc.unfreeze()
+        assert not [each for each in gc.get_objects() if isinstance(each, Compiler)]
 
     def test_generations_that_came_too_fast_are_passed_over(self, instance: Instance) -> None:
         instance.publisher._await = lambda generation: ()  # type: ignore[method-assign]

@@ -66,11 +66,6 @@ class Compiler:
         self._aliases = aliases
         self._switch_hits: dict[str, Counter] = {}
         self._switch_tally = Tally(segment, "", "kill_switch", ENFORCE)
-        self._builders: dict[str, Callable[..., Limit]] = {
-            "token_bucket": self._token_bucket,
-            "cost_based": self._budget,
-            "token_bucket_llm": self._llm_tokens,
-        }
 
     def policy(self, policy: model.Policy, with_shadow: bool) -> Policy:
         """One policy; `with_shadow` also makes its twin on shadow counters."""
@@ -110,7 +105,7 @@ class Compiler:
     def _rule(self, policy_id: str, rule: model.AnyRule, mode: str) -> Limit:
         remaining = TOKENS_REMAINING if rule.algorithm == "token_bucket_llm" else REMAINING
         tally = Tally(self._segment, policy_id, rule.name, mode, remaining)
-        return self._builders[rule.algorithm](tally, rule, rule.algorithm_config)
+        return _BUILDERS[rule.algorithm](self, tally, rule, rule.algorithm_config)
 
     def _read(self, name: str) -> Descriptor:
         return compile_descriptor(name, self._aliases)
@@ -246,6 +241,15 @@ class Compiler:
         if scope_key not in self._switch_hits:
             self._switch_hits[scope_key] = Counter(self._segment, KILL_SWITCH_HITS, scope_key)
         return self._switch_hits[scope_key]
+
+
+# Not in the compiler: holding methods of itself it would hold itself, and it and its keyring would never be freed, as
+# the collector does not look at what a reload made.
+_BUILDERS: Final[dict[str, Callable[..., Limit]]] = {
+    "token_bucket": Compiler._token_bucket,
+    "cost_based": Compiler._budget,
+    "token_bucket_llm": Compiler._llm_tokens,
+}
 
 
 def compile_bundle(

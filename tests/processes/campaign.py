@@ -73,7 +73,7 @@ def bundle(version: int) -> dict[str, Any]:
 
 def start_edge_on(machine: Path, place: Path, workers: int, **environ: str) -> Edge:
     """An edge with that bundle on a machine (its control file), with its operators' socket and audit log in `place`."""
-    command = [sys.executable, str(Path(__file__).with_name("machine.py")), str(machine), "serve"]
+    command = [sys.executable, str(Path(__file__).with_name("fake_machine.py")), str(machine), "serve"]
     environ = {
         "FAIRVISOR_WORKER_PROCESSES": str(workers),
         "FAIRVISOR_ADMIN_BIND": f"unix:{place}/admin",

@@ -21,7 +21,7 @@ from pathlib import Path
 import flips
 from campaign import admin_of, bundle
 from edge_server import Edge, kill_quietly, wait_until
-from machine import NS_PER_S, Machine
+from fake_machine import NS_PER_S, Machine
 
 from fairvisor.cli.edge import Refused, Unreachable
 from fairvisor.counters.layout import Word

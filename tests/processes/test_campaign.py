@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from campaign import KEYS_AT_ONCE, QUOTA, Asking, Found, Ledger, admin_of, bundle, check, start_edge_on
 from edge_server import Edge, ask, wait_until
+from fake_machine import NS_PER_S, Machine
 from faults import Faults
-from machine import NS_PER_S, Machine
 
 WORKERS = 3
 HANGS_NS = 600 * NS_PER_S

@@ -1,4 +1,4 @@
-"""A machine whose clocks and disks a test controls, and the command on it: `python machine.py CONTROL serve ...`.
+"""A machine whose clocks and disks a test controls, and the command on it: `python fake_machine.py CONTROL serve ...`.
 
 Only `fairvisor/clock.py` reads a clock, so its two sources are all of time that the counters have: they are moved here,
 before it is imported. gunicorn, the kernel's time-outs and the clients keep the time of the real machine, as they would
