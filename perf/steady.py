@@ -104,7 +104,9 @@ class Client:
 
     def _send(self) -> None:
         while self._due and self.free:
-            self.free.popleft().ask(self._question(), self._due.popleft())
+            asker = self.free.popleft()
+            if not asker.transport.is_closing():  # else it is lost in a moment
+                asker.ask(self._question(), self._due.popleft())
 
     def _question(self) -> bytes:
         number = next(self._number)
