@@ -39,7 +39,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "processes"))
 
 from edge_server import Edge, wait_until
-from steady import CONNECTIONS, run_client, seen
+from soak_client import CONNECTIONS, run_client, seen
 from streams import memory_kib
 from test_reload import publisher
 

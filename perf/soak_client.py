@@ -1,4 +1,4 @@
-"""A client that asks at a constant rate whatever the answers do, in a process of its own, for as long as it is told.
+"""The client of soak.py: it asks at a constant rate whatever the answers do, and goes on when a worker is killed.
 
 Each question has a time at which it is due, and its latency counts from then: a server that stands still is charged
 with all that should have been asked meanwhile. Questions go out on free connections, one at a time on each. Most are
