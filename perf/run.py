@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, write, show."""
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end too
     install()
     if options.render:
         return render()

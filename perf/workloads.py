@@ -10,6 +10,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -46,7 +47,15 @@ def started(contenders: Sequence[Contender], cores: str = SERVER_CORE) -> Iterat
         pids = {each.name: stack.enter_context(running(each, cores)) for each in contenders}
         for each in contenders:
             check(each)
-        yield {name: children(pid) or [pid] for name, pid in pids.items()}
+        yield {each.name: answering(each, pids[each.name]) for each in contenders}
+
+
+def answering(contender: Contender, pid: int) -> list[int]:
+    """The processes of a server that answer: the first one has started them, or is the only one."""
+    workers = int(contender.environ.get("FAIRVISOR_WORKER_PROCESSES", 0))
+    while len(children(pid)) < workers:
+        time.sleep(0.1)
+    return children(pid) or [pid]
 
 
 @contextmanager
@@ -198,7 +207,7 @@ def events(folder: Path) -> Begun:
         measured: dict[str, Once] = {}
         for each in proxies(folder, behind):
             pid = stack.enter_context(running(each))
-            measured[each.name] = partial(_events, each.port, behind, children(pid) or [pid])
+            measured[each.name] = partial(_events, each.port, behind, answering(each, pid))
         yield measured
 
 
