@@ -1,6 +1,6 @@
 """Measures everything that `workloads.py` knows, and writes what README.md and docs/performance.md show.
 
-    perf/run [WORKLOAD...] [--quick] [--rounds 5] [--seconds 2] [--format table|json] [--save FILE]
+    perf/run [WORKLOAD...] [--again] [--quick] [--rounds 5] [--seconds 2] [--format table|json] [--save FILE]
     perf/run --render
 
 Installs what is missing (as root: wrk and nginx; Envoy and matplotlib into a virtual environment of their own). The
@@ -9,8 +9,9 @@ of the machine meets all of them; the first round warms up and does not count. R
 of the machine its host took away meanwhile: such rounds are kept, but not counted.
 
 Without names and --quick everything is measured, in about ten minutes, and written: perf/results/<date>.json with every
-round, a picture beside it, the tables in the pages. --render makes pictures and pages again from what was recorded.
-Leave the machine alone meanwhile, and run it with the Python and the installation that you would serve with.
+round, a picture beside it, the tables in the pages. What was disturbed is measured again with its name and --again, as
+long as nothing else has changed. --render makes pictures and pages again from what was recorded. Leave the machine
+alone meanwhile, and run it with the Python and the installation that you would serve with.
 """
 
 from __future__ import annotations
@@ -88,6 +89,11 @@ def render() -> None:
         page.write_text(report.filled(page.read_text()))
 
 
+def write(results: dict[str, Any], to: Path) -> None:
+    to.parent.mkdir(exist_ok=True)
+    to.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="perf/run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -100,6 +106,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--save", type=Path, metavar="FILE", help="also for some workloads: every round's numbers"
     )
+    parser.add_argument("--again", action="store_true", help="put these workloads into the last record anew")
     parser.add_argument("--render", action="store_true", help="measure nothing")
     options = parser.parse_args()
     unknown = set(options.workloads) - set(WORKLOADS)
@@ -120,14 +127,17 @@ def main() -> None:
     if options.quick:
         options.rounds, options.seconds = 2, 1
     results = measure_all(options)
-    text = json.dumps(results, indent=1) + "\n"
     if options.format == "json":
-        print(text)
+        print(json.dumps(results, indent=1))
     if options.save:
-        options.save.write_text(text)
+        write(results, options.save)
     if complete:
-        report.RESULTS.mkdir(exist_ok=True)
-        (report.RESULTS / f"{results['machine']['date']}.json").write_text(text)
+        write(results, report.RESULTS / f"{results['machine']['date']}.json")
+    if options.again:
+        last = json.loads(report.last().read_text())
+        last["workloads"] |= results["workloads"]
+        write(last, report.last())
+    if complete or options.again:
         render()
     return None
 
