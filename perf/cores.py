@@ -31,12 +31,12 @@ ONE_LIMIT = "one limit"
 
 
 class Line(NamedTuple):
-    """A line that all cores write: how long it takes from core to core, and how many visits a request makes.
+    """A line that all cores write: how long a visit has it, and how many visits a request makes.
 
     `failed` is how many tries of a visit fail for each core that waits: of a compare-and-swap, none of an addition.
     """
 
-    transfer_ns: float
+    visit_ns: float
     visits: float
     failed: float = 0
 
@@ -60,7 +60,7 @@ def throughput(cores: int, own_ns: float, lines: Sequence[Line]) -> float:
     rate = 0.0
     for busy in range(1, cores + 1):
         at_line = [
-            line.visits * line.transfer_ns * (1 + others) * (1 + line.failed * others)
+            line.visits * line.visit_ns * (1 + others) * (1 + line.failed * others)
             for line, others in zip(lines, waiting, strict=True)
         ]
         rate = busy / (own_ns + sum(at_line))
@@ -82,12 +82,12 @@ def beside_measured(takes: Sequence[Sequence[float]], line: Line) -> list[report
     ]
 
 
-def table(request_ns: float, transfer_ns: float, failed: float) -> list[report.Row]:
+def table(request_ns: float, visit_ns: float, failed: float) -> list[report.Row]:
     """Millions of requests per second for each number of cores, and what share of as many times one core that is."""
 
     def lines(hot_keys: int, times: int = 1) -> list[Line]:
-        key = Line(transfer_ns * times, 1 / max(1, hot_keys), failed)
-        return [Line(transfer_ns * times, CELLS)] + [key] * hot_keys
+        key = Line(visit_ns * times, 1 / max(1, hot_keys), failed)
+        return [Line(visit_ns * times, CELLS)] + [key] * hot_keys
 
     shapes = {
         "spread keys": lines(0),
@@ -113,14 +113,16 @@ def modelled() -> dict[str, Any]:
     request_ns = 1e9 / rates[ONE_LIMIT]
     found = measured()
     ((transfer_ns,),) = found["transfer"]
-    failed = found["take"][0][-1]  # with another core that does nothing else
+    _, _, shared_ns, failed = found["take"][0]  # with another core that does nothing else
+    visit_ns = max(transfer_ns, shared_ns / 2 / (1 + failed))
     return {
         "machine": described(),
         "request_ns": round(request_ns),
         "transfer_ns": transfer_ns,
+        "visit_ns": round(visit_ns, 1),
         "cell_ns": found["cell"][0][1:3],
-        "measured": beside_measured(found["take"], Line(transfer_ns, 1, failed)),
-        "modelled": table(request_ns, transfer_ns, failed),
+        "measured": beside_measured(found["take"], Line(visit_ns, 1, failed)),
+        "modelled": table(request_ns, visit_ns, failed),
     }
 
 

@@ -122,8 +122,12 @@ def in_cores(recorded: dict[str, Any]) -> str:
             WIDTH,
         ),
         table(recorded["measured"]),
-        f"With {recorded['request_ns'] / 1000:.1f} µs for a request on one core: million requests per second, and the "
-        "share of as many times one core:",
+        textwrap.fill(
+            f"With Z = {recorded['request_ns'] / 1000:.1f} µs, t = {recorded['visit_ns']:.0f} ns, f = "
+            f"{recorded['measured'][0]['failed tries']:.2f}: million requests per second, and the share "
+            "of as many times one core:",
+            WIDTH,
+        ),
         table(recorded["modelled"]),
         "![Throughput against cores, as the model has it](../perf/results/cores.svg)",
     ])  # fmt: skip

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from test_requests import SCRIPTS, run_in_process
@@ -27,19 +28,32 @@ UNDECIDED = {Reason.NO_BUNDLE_LOADED, Reason.ENGINE_ERROR}
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
-def made_pages() -> dict[str, str]:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+def script(path: str) -> ModuleType:
+    """A module that is no part of the package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None
     assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    pages: dict[str, str] = generate.pages()
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def made_pages() -> dict[str, str]:
+    pages: dict[str, str] = script("docs/generate.py").pages()
     return pages
 
 
 @pytest.mark.parametrize("name", ["cli.md", "metrics.md", "policy.md", "settings.md"])
 def test_a_page_made_from_the_code_is_in_step(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == made_pages()[name], "run `make docs`"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_the_numbers_of_a_page_are_those_that_were_recorded_last(page: str) -> None:
+    """In the tables between the comments that `perf/run` writes between."""
+    text = (ROOT / page).read_text()
+    assert "<!-- perf: " in text
+    assert text == script("perf/report.py").filled(text), "run `perf/run --render`"
 
 
 def anchors(page: Path) -> set[str]:
