@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fairvisor.clock import NS_PER_S, read_now
-from fairvisor.counters.segment import SHM_DIR
+from fairvisor.counters.layout import Word
+from fairvisor.counters.segment import SHM_DIR, Segment
 from fairvisor.http.start import segment_name
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,18 @@ def ask(path: str = "/", method: str = "GET", *lines: str) -> bytes:
         + "".join(f"{line}\r\n" for line in head).encode()
         + b"\r\n"
     )
+
+
+def stand_still(pid: int) -> None:
+    """Stop a process; afterwards no thread of it runs. One thread is told and tells the others, which run on until
+    then, and could take a connection along."""
+    os.kill(pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
+    wait_until(lambda: all(_state(task) == "T" for task in tasks.iterdir()))
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -199,6 +212,13 @@ class Edge:
         """The pids of the workers that are there now."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in children.read_text().split()] if children.exists() else []
+
+    def follower(self) -> int:
+        """The pid of a worker that does not lead, as soon as one leads. A leader that is stopped may hold the right to
+        publish, which it takes for a moment each second."""
+        table = Segment.attach(segment_name(self.instance)).table
+        wait_until(lambda: table.word_get(Word.LEADER_PID) in self.workers())
+        return next(pid for pid in self.workers() if pid != table.word_get(Word.LEADER_PID))
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
-from edge_server import ROOT, Edge, StartEdge, ask, bundle_of, wait_until
+from edge_server import ROOT, Edge, StartEdge, ask, bundle_of, stand_still, wait_until
 
 from fairvisor.cli import main
 from fairvisor.cli.edge import Edge as Asked
@@ -141,8 +141,8 @@ def test_reload_reads_the_file_now(start_edge: StartEdge) -> None:
 def test_a_push_while_a_worker_is_stopped_says_who_lags(start_edge: StartEdge) -> None:
     edge = start_edge(bundle_of(per_client()), workers=2)
     assert push(edge, 2, per_client())["lagging"] == []  # both have started
-    stopped = edge.workers()[0]
-    os.kill(stopped, signal.SIGSTOP)
+    stopped = edge.follower()
+    stand_still(stopped)
     try:
         published = push(edge, 3, per_client())
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_server import ROOT, Client, Edge, StartEdge, ask, bundle_of, token_bucket, wait_until
+from edge_server import ROOT, Client, Edge, StartEdge, ask, bundle_of, stand_still, token_bucket, wait_until
 
 from fairvisor.bundle.shared import object_name
 from fairvisor.counters.segment import SHM_DIR, Segment
@@ -201,8 +201,8 @@ def test_a_bundle_that_is_refused_changes_nothing_and_says_why(start_edge: Start
 def test_a_stopped_worker_makes_a_push_answer_after_five_seconds_with_who_lags(start_edge: StartEdge) -> None:
     edge = start_edge(marked(1), workers=2)
     wait_until(lambda: len(publisher(edge).registry.workers()) == 2)
-    stopped, _ = edge.workers()
-    os.kill(stopped, signal.SIGSTOP)
+    stopped = edge.follower()
+    stand_still(stopped)
     assert push(edge, marked(2)).lagging == (stopped,)
     os.kill(stopped, signal.SIGCONT)
     wait_until(lambda: not publisher(edge).registry.lagging(2))
