@@ -68,9 +68,9 @@ def _row(name: str, rounds: list[Round], first: list[Round], share: str) -> Row:
 
 
 def number(value: Any) -> str:
-    """Three digits that say something; text as it is."""
-    if isinstance(value, str):
-        return value
+    """Three digits that say something; text and truth as they are."""
+    if isinstance(value, (str, bool)):
+        return str(value)
     if value >= 1000:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.3g}"

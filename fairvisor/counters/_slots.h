@@ -264,7 +264,9 @@ static change next_add(operation *o, const record *old, record *put)
     u64 exp = unit_of(o->now_ns + o->ttl_ns) + 1;           /* only ever later: the wall clock may be set back */
     put->a = old && units_between(exp, exp_of(old->a)) <= 0 ? old->a : make_a(o->fp, TOTAL, exp);
     put->b = o->result;
-    return old || (o->outcome == ALLOWED && o->cost_u) ? WRITE : KEEP;
+    if (o->outcome == REFUSED)
+        return old && put->a != old->a ? WRITE : KEEP;      /* a flood of refusals writes nothing */
+    return old || o->cost_u ? WRITE : KEEP;
 }
 
 static change next_sub(operation *o, const record *old, record *put)

@@ -213,12 +213,17 @@ class Edge:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in children.read_text().split()] if children.exists() else []
 
-    def follower(self) -> int:
-        """The pid of a worker that does not lead, as soon as one leads. A leader that is stopped may hold the right to
-        publish, which it takes for a moment each second."""
+    def leader(self) -> int:
+        """The pid of the worker that leads, as soon as one does."""
         table = Segment.attach(segment_name(self.instance)).table
         wait_until(lambda: table.word_get(Word.LEADER_PID) in self.workers())
-        return next(pid for pid in self.workers() if pid != table.word_get(Word.LEADER_PID))
+        return table.word_get(Word.LEADER_PID)
+
+    def follower(self) -> int:
+        """The pid of a worker that does not lead. A leader that is stopped may hold the right to publish, which it
+        takes for a moment each second."""
+        leader = self.leader()
+        return next(pid for pid in self.workers() if pid != leader)
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)

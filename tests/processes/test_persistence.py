@@ -87,9 +87,7 @@ def kill_a_worker(edge: Edge) -> None:
 
 
 def kill_the_leader(edge: Edge) -> None:
-    table = attach(edge).table
-    wait_until(lambda: table.word_get(Word.LEADER_PID) in edge.workers())
-    leader = table.word_get(Word.LEADER_PID)
+    table, leader = attach(edge).table, edge.leader()
     os.kill(leader, signal.SIGKILL)
     wait_until(lambda: table.word_get(Word.LEADER_PID) != leader)
 
@@ -138,9 +136,7 @@ def test_counters_bundle_and_metrics_are_as_they_were_whatever_happens(
 
 def test_the_leader_killed_is_followed_by_another_within_its_lease(start_edge: StartEdge) -> None:
     edge = start_edge(budget(10), workers=2)
-    table = attach(edge).table
-    wait_until(lambda: table.word_get(Word.LEADER_PID) in edge.workers())
-    leader = table.word_get(Word.LEADER_PID)
+    table, leader = attach(edge).table, edge.leader()
     os.kill(leader, signal.SIGKILL)
     edge.write(budget(10, version=2))
     wait_until(lambda: table.word_get(Word.LEADER_PID) != leader)
@@ -149,9 +145,7 @@ def test_the_leader_killed_is_followed_by_another_within_its_lease(start_edge: S
 
 def test_a_stuck_leader_is_followed_by_another(start_edge: StartEdge) -> None:
     edge = start_edge(budget(10), workers=2)
-    table = attach(edge).table
-    wait_until(lambda: table.word_get(Word.LEADER_PID) in edge.workers())
-    leader = table.word_get(Word.LEADER_PID)
+    table, leader = attach(edge).table, edge.leader()
     os.kill(leader, signal.SIGSTOP)
     wait_until(lambda: table.word_get(Word.LEADER_PID) != leader)
     os.kill(leader, signal.SIGCONT)
