@@ -32,6 +32,7 @@ COMPILED = [
     "fairvisor/decision.py",
     "fairvisor/descriptors.py",
     "fairvisor/engine.py",
+    "fairvisor/http/arriving.py",
     "fairvisor/http/connection.py",
     "fairvisor/http/gateways.py",
     "fairvisor/http/hub.py",

@@ -3,6 +3,7 @@
 worker.py       the gunicorn worker `edge`: one loop, its sockets, its connections, start and stop
 accept.py       which worker takes the next connection
 connection.py   one connection: framing, order, time limits
+arriving.py        a request whose body is on its way
 _head.c            a plain request, read in one pass
 outbox.py          the answers, in order, some of them waiting
 headers.py         header fields

@@ -17,8 +17,9 @@ import httptools
 
 from fairvisor.errors import BodyTooLarge, HeadTooLarge, RequestError, RequestTimeout
 from fairvisor.http._head import parse as parse_head
+from fairvisor.http.arriving import Arriving
 from fairvisor.http.headers import read_headers
-from fairvisor.http.hub import BodyRule, Hub
+from fairvisor.http.hub import Hub
 from fairvisor.http.outbox import Outbox
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE, Making, Sendable, encode
@@ -30,26 +31,6 @@ MAX_TRAILERS: Final = 64
 MAX_QUEUED: Final = 64  # answers behind one that waits; then nothing more is read from this client
 
 _TOO_LARGE: Final = HeadTooLarge(f"the request head exceeds {MAX_HEAD_BYTES} bytes")
-
-
-class Arriving:
-    """A request whose head is here and whose body is on its way."""
-
-    __slots__ = ("chunks", "headers", "limit_bytes", "size_bytes", "strict", "target", "timer")
-
-    def __init__(self, target: str, headers: dict[str, bytes], rule: BodyRule) -> None:
-        self.target = target
-        self.headers = headers
-        self.limit_bytes, self.strict = rule
-        self.chunks: list[bytes] = []
-        self.size_bytes = 0
-        self.timer: asyncio.TimerHandle | None = None
-
-    def missing(self) -> int:
-        """How much of a body that has not ended is neither here nor counted, in bytes; at least 1."""
-        declared = self.headers.get("content-length", b"")
-        whole = max(int(declared) if declared.isdigit() else 0, self.size_bytes + 1)
-        return whole - min(self.size_bytes, self.limit_bytes)
 
 
 class Connection(asyncio.Protocol):
@@ -195,11 +176,8 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         arriving = self._arriving or self._begin_body()
-        room = arriving.limit_bytes - arriving.size_bytes
-        arriving.size_bytes += len(chunk)
-        if room > 0:
-            arriving.chunks.append(chunk if len(chunk) <= room else chunk[:room])
-        if arriving.strict and len(chunk) > room:
+        arriving.take(chunk)
+        if arriving.strict and arriving.size_bytes > arriving.limit_bytes:
             self._refuse_body(arriving)
 
     def on_message_complete(self) -> None:
@@ -243,9 +221,7 @@ class Connection(asyncio.Protocol):
 
     def finish(self) -> None:
         """The worker stops: an unused connection gets one more moment to ask, then it is closed."""
-        loop = self._hub.loop
-        assert loop is not None, "connections live in a running loop"
-        loop.call_later(LINGER_S, self._close_if_idle)
+        self._hub.later(LINGER_S, self._close_if_idle)
 
     def abort(self) -> None:
         """Drop the connection as it is."""
@@ -281,8 +257,7 @@ class Connection(asyncio.Protocol):
         target = self._url.decode("latin-1")
         self._url = b""
         arriving = self._arriving = Arriving(target, headers, self._hub.service.body_rule(target))
-        declared = headers.get("content-length", b"")
-        if arriving.strict and declared.isdigit() and int(declared) > arriving.limit_bytes:
+        if arriving.strict and arriving.declared_bytes() > arriving.limit_bytes:
             self._refuse_body(arriving)
         return arriving
 
@@ -302,9 +277,7 @@ class Connection(asyncio.Protocol):
         elif arriving.timer is None:
             if arriving.headers.get("expect", b"").lower() == b"100-continue" and not arriving.size_bytes:
                 self._outbox.put(CONTINUE)
-            loop = self._hub.loop
-            assert loop is not None, "connections live in a running loop"
-            arriving.timer = loop.call_later(BODY_WAIT_S, self._body_is_late, arriving)
+            arriving.timer = self._hub.later(BODY_WAIT_S, self._body_is_late, arriving)
 
     def _body_is_late(self, arriving: Arriving) -> None:
         if self._closing:
@@ -319,8 +292,8 @@ class Connection(asyncio.Protocol):
         self._refuse(BodyTooLarge(f"the body exceeds {arriving.limit_bytes} bytes"))
 
     def _forget_body(self) -> None:
-        if self._arriving is not None and self._arriving.timer is not None:
-            self._arriving.timer.cancel()
+        if self._arriving is not None:
+            self._arriving.stop_waiting()
         self._arriving = None
 
     # answering
@@ -330,9 +303,7 @@ class Connection(asyncio.Protocol):
         self._forget_body()
         self._pairs = []  # trailers
         method = self._parser.get_method().decode("ascii")
-        body = b"".join(arriving.chunks) if arriving.limit_bytes else None
-        cut_bytes = max(0, arriving.size_bytes - arriving.limit_bytes) if arriving.limit_bytes else 0
-        request = Request(method, arriving.target, arriving.headers, self._peer, body, cut_bytes)
+        request = arriving.whole(method, self._peer)
         self._send(self._answer(request, self._read_now()), arriving.headers, method)
 
     def _answer_without_body(self, arriving: Arriving) -> None:
@@ -340,12 +311,8 @@ class Connection(asyncio.Protocol):
         self._forget_body()
         self._unread = True
         method = self._parser.get_method().decode("ascii")
-        body = b"".join(arriving.chunks) or None
-        request = Request(
-            method, arriving.target, arriving.headers, self._peer, body, arriving.missing() if body else 0
-        )
-        answer = self._answer(request, self._read_now())
-        self._put(answer, CLOSE, last=True, head_only=method == "HEAD")
+        request = arriving.so_far(method, self._peer)
+        self._put(self._answer(request, self._read_now()), CLOSE, last=True, head_only=method == "HEAD")
 
     def _send(self, answer: Sendable, headers: dict[str, bytes], method: str) -> None:
         """An answer off the plain path: held, queued, without its body, or the last of the connection."""
@@ -407,9 +374,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if self._unread and not self._eof and transport.can_write_eof() and not transport.is_closing():
             transport.write_eof()
-            loop = self._hub.loop
-            assert loop is not None, "connections live in a running loop"
-            loop.call_later(LINGER_S, transport.close)
+            self._hub.later(LINGER_S, transport.close)
         else:
             transport.close()
 

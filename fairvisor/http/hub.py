@@ -111,6 +111,11 @@ class Hub:
         self.connections.discard(connection)
         self.on_close()
 
+    def later(self, delay_s: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
+        """The loop's timer; connections live in a running loop."""
+        assert self.loop is not None, "connections live in a running loop"
+        return self.loop.call_later(delay_s, callback, *args)
+
     def hold(self, delay_ms: int, release: Callable[[], None]) -> asyncio.TimerHandle | None:
         """Call `release` after the delay; None when every seat is taken and the answer must go at once."""
         if self.waiting >= self.limits.max_waiting or self.loop is None:
@@ -138,8 +143,7 @@ class Hub:
             self._call_turn()
 
     def _call_turn(self) -> None:
-        assert self.loop is not None, "connections live in a running loop"
-        self.loop.call_later(0, self._turn)
+        self.later(0, self._turn)
 
     def leave(self, timer: asyncio.TimerHandle) -> None:
         """Give the seat of a wait back that nobody waits for any more."""

@@ -284,9 +284,7 @@ class Front(asyncio.Protocol):
             if self.reading_held:
                 transport.resume_reading()
             transport.write_eof()
-            loop = self.hub.loop
-            assert loop is not None, "connections live in a running loop"
-            loop.call_later(LINGER_S, transport.close)
+            self.hub.later(LINGER_S, transport.close)
         else:
             transport.close()
 
@@ -315,9 +313,7 @@ class Front(asyncio.Protocol):
 
     def finish(self) -> None:
         """The worker stops: an unused connection gets one more moment to ask, then it is closed."""
-        loop = self.hub.loop
-        assert loop is not None, "connections live in a running loop"
-        loop.call_later(LINGER_S, self._close_if_idle)
+        self.hub.later(LINGER_S, self._close_if_idle)
 
     def abort(self) -> None:
         """Drop the connection as it is."""

@@ -1,0 +1,57 @@
+"""A request whose head is here and whose body is on its way: what is kept of the body, and what is only counted.
+
+An endpoint says how much of a body it wants. What goes beyond is counted and dropped; whether that is an error is
+decided by the connection, which also waits and answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from fairvisor.http.hub import BodyRule
+from fairvisor.http.request import Peer, Request
+
+
+class Arriving:
+    """The head, and the first `limit_bytes` of the body so far. Sizes in bytes."""
+
+    __slots__ = ("_chunks", "headers", "limit_bytes", "size_bytes", "strict", "target", "timer")
+
+    def __init__(self, target: str, headers: dict[str, bytes], rule: BodyRule) -> None:
+        self.target = target
+        self.headers = headers
+        self.limit_bytes, self.strict = rule
+        self.size_bytes = 0
+        self.timer: asyncio.TimerHandle | None = None
+        self._chunks: list[bytes] = []
+
+    def take(self, chunk: bytes) -> None:
+        """The next piece of the body."""
+        room = self.limit_bytes - self.size_bytes
+        self.size_bytes += len(chunk)
+        if room > 0:
+            self._chunks.append(chunk if len(chunk) <= room else chunk[:room])
+
+    def declared_bytes(self) -> int:
+        """What Content-Length says; 0 without one."""
+        declared = self.headers.get("content-length", b"")
+        return int(declared) if declared.isdigit() else 0
+
+    def whole(self, method: str, peer: Peer) -> Request:
+        """The request, now that its body has ended."""
+        if not self.limit_bytes:
+            return Request(method, self.target, self.headers, peer)
+        cut_bytes = max(0, self.size_bytes - self.limit_bytes)
+        return Request(method, self.target, self.headers, peer, b"".join(self._chunks), cut_bytes)
+
+    def so_far(self, method: str, peer: Peer) -> Request:
+        """The request with what is here of a body that has not ended; of the rest at least 1 byte is missing."""
+        body = b"".join(self._chunks) or None
+        whole_bytes = max(self.declared_bytes(), self.size_bytes + 1)
+        missing_bytes = whole_bytes - min(self.size_bytes, self.limit_bytes) if body else 0
+        return Request(method, self.target, self.headers, peer, body, missing_bytes)
+
+    def stop_waiting(self) -> None:
+        """Cancel the timer, if one runs."""
+        if self.timer is not None:
+            self.timer.cancel()
