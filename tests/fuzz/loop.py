@@ -16,7 +16,7 @@ from typing import NamedTuple
 MOST_BYTES = 20_000
 MOST_KEPT = 4000
 BATCH = 250
-PATIENCE_S = 60  # for a batch: nothing that is read may take longer
+PATIENCE_S = 60  # processor time for a batch: nothing that is read may take longer, a machine may stand still
 NUMBERS = (
     b"0",
     b"-1",
@@ -89,14 +89,14 @@ def _impatience() -> Iterator[Callable[[], object]]:
     """Raises Hung in whatever runs when the time of a batch is over."""
 
     def ring(number: int, frame: object) -> None:
-        raise Hung(f"a batch of {BATCH} took longer than {PATIENCE_S} s")
+        raise Hung(f"a batch of {BATCH} took more than {PATIENCE_S} s of the processor")
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGPROF, ring)
     try:
-        yield lambda: signal.alarm(PATIENCE_S)
+        yield lambda: signal.setitimer(signal.ITIMER_PROF, PATIENCE_S)
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 # ---- changes: each alters `data` in place
