@@ -33,6 +33,7 @@ REQUEST = {
     "X-Original-Host": "api.example.com",
     "X-Api-Key": "key-1",
 }
+CHAT = {"X-Original-Method": "POST", "X-Original-URI": "/v1/chat/completions"}
 CEILING = "nginx return 204"
 PATIENCE_S = 60  # ten thousand policies take a while
 
@@ -40,7 +41,8 @@ PATIENCE_S = 60  # ten thousand policies take a while
 class Contender(NamedTuple):
     """A server and the request it is asked: a GET, or a POST when there is a `body`.
 
-    `environ` is added to ours. `{n}` in a header is a number below `many`, another one in each request.
+    `environ` is added to ours. `{n}` in a header is a number below `many`, another one in each request. Its answers
+    have the status `expect`, and a header `tells` if there is one.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Contender(NamedTuple):
     expect: int = 204
     body: bytes = b""
     many: int = 0
+    tells: str = ""
 
 
 def free_port() -> int:
@@ -134,12 +137,11 @@ def edge(
 
 def edges(folder: Path) -> list[Contender]:
     """The paths that a decision takes through one worker."""
-    chat = {"X-Original-Method": "POST", "X-Original-URI": "/v1/chat/completions"}
     return [
         edge(folder, "one limit", bundles.one_limit()),
         edge(folder, "five limits, JWT, loop, breaker", bundles.five_limits(), headers=bundles.bearer()),
         edge(folder, "every request rejected", bundles.all_rejected(), expect=429),
-        edge(folder, "LLM tokens, body of 2 KB", bundles.llm_tokens(), headers=chat, body=bundles.chat()),
+        edge(folder, "LLM tokens, body of 2 KB", bundles.llm_tokens(), headers=CHAT, body=bundles.chat()),
     ]
 
 

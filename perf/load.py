@@ -48,11 +48,13 @@ def check(contender: Contender) -> None:
         request = urllib.request.Request(url, contender.body or None, headers)
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
-                status, body = answer.status, b""
+                status, told, body = answer.status, answer.headers, b""
         except urllib.error.HTTPError as refused:
-            status, body = refused.code, refused.read()
+            status, told, body = refused.code, refused.headers, refused.read()
     if status != contender.expect:
         sys.exit(f"{contender.name}: answered {status} instead of {contender.expect}: {body[:300]!r}")
+    if contender.tells and contender.tells not in told:
+        sys.exit(f"{contender.name}: answered without {contender.tells}")
 
 
 def closed(contender: Contender, seconds: int, connections: int = 32) -> Numbers:

@@ -35,7 +35,7 @@ def bars(axes: Any, workload: dict[str, Any]) -> None:
     found = rows(workload)[::-1]
     names = [row[""] for row in found]
     rates = [row["requests/s"] / 1000 for row in found]
-    ours = [OTHERS if re.match("nginx|Envoy", name) else OURS for name in names]
+    ours = [OTHERS if re.match("nginx|Envoy|original", name) else OURS for name in names]
     drawn = axes.barh(names, rates, color=ours, height=0.65)
     labels = [f"{row['requests/s'] / 1000:.0f}  ({row['of the first']:.2f})" for row in found]
     axes.bar_label(drawn, labels=labels, padding=4, color=INK, fontsize=9)

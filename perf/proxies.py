@@ -1,4 +1,4 @@
-"""Proxies before one upstream, which shares its core with the load: nginx, Envoy and an edge in reverse-proxy mode."""
+"""Proxies before one upstream, which shares its core with the load: nginx, Envoy, an edge and maybe the original."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import original
 from bundles import one_limit
 from contenders import Contender, edge, envoy, envoy_address, free_port, nginx_with, running
 from machine import LOAD_CORE
@@ -27,12 +28,11 @@ def upstream(folder: Path) -> Iterator[int]:
         yield port
 
 
-def proxies(folder: Path, behind: int, path: str = "/") -> list[Contender]:
-    """All of them before the port `behind`, nginx first."""
-    return [
-        each._replace(path=path, headers={"X-Api-Key": "key-1"}, expect=200)
-        for each in (nginx(folder, behind), envoy_proxy(folder, behind), fairvisor(folder, behind))
-    ]
+def proxies(folder: Path, behind: int, path: str = "/", beside: Path | None = None) -> list[Contender]:
+    """All of them before the port `behind`, nginx first; the original if there is a checkout of it `beside`."""
+    ours = [nginx(folder, behind), envoy_proxy(folder, behind), fairvisor(folder, behind)]
+    older = [original.proxy(folder, beside, behind)] if beside else []
+    return [each._replace(path=path, headers={"X-Api-Key": "key-1"}, expect=200) for each in (*ours, *older)]
 
 
 def nginx(folder: Path, behind: int) -> Contender:

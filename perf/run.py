@@ -1,6 +1,7 @@
 """Measures everything that `workloads.py` knows, and writes what README.md and docs/performance.md show.
 
     perf/run [WORKLOAD...] [--again] [--quick] [--rounds 5] [--seconds 2] [--format table|json] [--save FILE]
+             [--original DIR]
     perf/run --render
 
 Installs what is missing (as root: wrk and nginx; Envoy and matplotlib into a virtual environment of their own). The
@@ -12,6 +13,9 @@ Without names and --quick everything is measured, in about ten minutes, and writ
 round, a picture beside it, the tables in the pages. What was disturbed is measured again with its name and --again, as
 long as nothing else has changed. --render makes pictures and pages again from what was recorded. Leave the machine
 alone meanwhile, and run it with the Python and the installation that you would serve with.
+
+--original takes a checkout of fairvisor/edge, which then takes part in `decisions` and `proxy`: nginx runs it, for
+which its module for Lua is installed.
 """
 
 from __future__ import annotations
@@ -28,10 +32,11 @@ import report
 from contenders import scratch
 from install import install
 from machine import TOOLS, Machine, described
+from original import missing
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from terminal import show
-from workloads import WORKLOADS, Once, Workload
+from workloads import WORKLOADS, Once, Workload, beside
 
 HERE = Path(__file__).parent
 
@@ -63,6 +68,7 @@ def measure(workload: Workload, options: argparse.Namespace, progress: Progress)
 def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     """The chosen workloads, with a bar on stderr and each table when it is complete."""
     found: dict[str, Any] = {}
+    workloads = beside(options.original.resolve()) if options.original else WORKLOADS
     results = {
         "machine": described(),
         "seconds": options.seconds,
@@ -73,7 +79,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         everything = progress.add_task("all", total=len(options.workloads))
         for name in options.workloads:
-            found[name] = measure(WORKLOADS[name], options, progress)
+            found[name] = measure(workloads[name], options, progress)
             progress.advance(everything)
             if options.format == "table":
                 show(report.rows(found[name]), "table", found[name]["title"])
@@ -106,12 +112,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--save", type=Path, metavar="FILE", help="also for some workloads: every round's numbers"
     )
+    parser.add_argument(
+        "--original", type=Path, metavar="DIR", help="a checkout of fairvisor/edge: measured beside ours"
+    )
     parser.add_argument("--again", action="store_true", help="put these workloads into the last record anew")
     parser.add_argument("--render", action="store_true", help="measure nothing")
     options = parser.parse_args()
     unknown = set(options.workloads) - set(WORKLOADS)
     if unknown:
         parser.error(f"no workload {', '.join(sorted(unknown))}: there are {', '.join(WORKLOADS)}")
+    lacking = missing(options.original) if options.original else []
+    if lacking:
+        parser.error(f"no fairvisor/edge in {options.original}: there is no {', no '.join(lacking)}")
     return options
 
 
@@ -119,7 +131,7 @@ def main() -> None:
     """Measure, write, show."""
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end too
-    install()
+    install(lua=options.original is not None)
     if options.render:
         return render()
     complete = not options.workloads and not options.quick

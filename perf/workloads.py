@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import bundles
+import original
 from contenders import Contender, edge, edges, envoy_limit, free_port, nginx, nginx_limit, running
 from load import HERE, Numbers, at_rate, capacity, check, closed
 from machine import BOTH_CORES, LOAD_CORE, SERVER_CORE, children, processor_ns, unique_bytes
@@ -68,8 +69,10 @@ def in_turns(contenders: Sequence[Contender], cores: str = SERVER_CORE) -> Begun
         yield {each.name: partial(closed, each) for each in contenders}
 
 
-def decisions(folder: Path) -> AbstractContextManager[dict[str, Once]]:
-    return in_turns([nginx(folder), nginx_limit(folder), envoy_limit(folder), *edges(folder)])
+def decisions(folder: Path, beside: Path | None = None) -> AbstractContextManager[dict[str, Once]]:
+    """`beside`: a checkout of the original, if it takes part."""
+    older = original.decisions(folder, beside) if beside else []
+    return in_turns([nginx(folder), nginx_limit(folder), envoy_limit(folder), *edges(folder), *older])
 
 
 def worker_classes(folder: Path) -> AbstractContextManager[dict[str, Once]]:
@@ -181,8 +184,9 @@ def _memory(contender: Contender, processes: list[int], seconds: int) -> Numbers
 
 
 @contextmanager
-def proxy(folder: Path) -> Begun:
-    with upstream(folder) as behind, in_turns(proxies(folder, behind)) as measured:
+def proxy(folder: Path, beside: Path | None = None) -> Begun:
+    """`beside`: a checkout of the original, if it takes part."""
+    with upstream(folder) as behind, in_turns(proxies(folder, behind, beside=beside)) as measured:
         yield measured
 
 
@@ -239,3 +243,9 @@ WORKLOADS = {
     "proxy-latency": Workload("Reverse proxy: latency at half of what each can do", proxy_latency),
     "events": Workload("Reverse proxy: a hundred streams with 100 events/s each", events, "cpu_us_per_event"),
 }
+
+
+def beside(checkout: Path) -> dict[str, Workload]:
+    """The workloads, with the original in those that it can do."""
+    joined = {"decisions": partial(decisions, beside=checkout), "proxy": partial(proxy, beside=checkout)}
+    return WORKLOADS | {name: WORKLOADS[name]._replace(begin=begin) for name, begin in joined.items()}
