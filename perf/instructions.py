@@ -181,7 +181,9 @@ def main() -> None:
     python = platform.python_version()
     recorded = json.loads(RECORDED.read_text())
     if not options.record and python != recorded["python"]:
-        sys.exit(f"{RECORDED.name} holds for Python {recorded['python']}, this is {python}: choose with make PYTHON=")
+        sys.exit(
+            f"{RECORDED.name} holds for Python {recorded['python']}, this is {python}: choose with make PYTHON="
+        )
     now = counted()
     if options.record:
         recorded = {"python": python, "instructions": now}
