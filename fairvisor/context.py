@@ -62,7 +62,7 @@ class Context:
         method: str,
         host: str,
         target: str,
-        headers: Mapping[str, bytes],
+        headers: dict[str, bytes],
         peer: str,
         identity: Identity,
         now: Now,

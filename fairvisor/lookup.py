@@ -78,7 +78,7 @@ class Lookup:
             wanted = ", ".join(names) or "none: it counts all requests together"
             raise RequestError(f"the limit keys of {policy_id}/{rule_name} are {wanted}")
         spelled = {name: self._spell(name, given[name]) for name in names}
-        values = limit.scope.spell(list(spelled.values()))
+        values = limit.scope.chosen(list(spelled.values()))
         if not values:
             missing = ", ".join(name for name, value in spelled.items() if not value)
             raise RequestError(f"{policy_id}/{rule_name} counts nobody without a value of {missing}")

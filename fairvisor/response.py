@@ -21,7 +21,7 @@ from fairvisor.context import Context
 from fairvisor.decision import HOPELESS, NEVER_NS, UNIT_U, Decision, Quota, Reason, Verdict
 from fairvisor.errors import RequestError
 from fairvisor.llm.dialect import Dialect, dialect_of, error_body
-from fairvisor.rules.keys import Keyring, joined
+from fairvisor.rules.keys import MAX_REMEMBERED, REMEMBERED_KEYS, hash64, joined
 from fairvisor.rules.llm_tokens import LlmTokens
 
 NO_END_S: Final = 60  # Retry-After where nothing says when a retry could help
@@ -33,9 +33,6 @@ JSON: Final = "Content-Type: application/json\r\n"
 _REASON_LINES: Final = {reason: f"X-Fairvisor-Reason: {reason.value}\r\n" for reason in Reason}
 
 HEAD_FORMS: Final = ("both", "draft", "legacy", "off")
-
-# What spreads retries: derived from the requests, bounded, and the same in every process.
-_SPREAD: Final = Keyring(0)
 
 
 class Answer:
@@ -102,8 +99,8 @@ class Renderer:
         if quota is None:
             return ""
         parts = quota.rendered or self._render(quota)
-        remaining = verdict.remaining_u // UNIT_U
-        reset = reset_s(verdict, quota)
+        remaining = str(verdict.remaining_u // UNIT_U)
+        reset = str(reset_s(verdict, quota))
         if self._draft and self._legacy:
             return f"{parts[0]}{remaining};t={reset}{parts[1]}{remaining}{parts[2]}{reset}\r\n"
         if self._draft:
@@ -207,15 +204,17 @@ def retry_after(verdict: Verdict, reason: Reason, context: Context) -> int:
     if spread == 0:
         return wait_s
     tally = verdict.limit.tally
-    what = _named(tally.policy_id, tally.rule, reason)
     who = _who(context)
-    return wait_s + _SPREAD.key(f"{len(who)}:{who}{what}") % (spread + 1)
+    hashed = _known_spread if len(who) <= MAX_REMEMBERED else _spread
+    return wait_s + hashed(who, tally.policy_id, tally.rule, reason) % (spread + 1)
 
 
-@lru_cache(maxsize=1024)
-def _named(policy_id: str, rule: str, reason: Reason) -> str:
-    """What refuses, as a part of what `retry_after` hashes."""
-    return joined((policy_id, rule, reason.value))
+def _spread(who: str, policy_id: str, rule: str, reason: Reason) -> int:
+    """What spreads retries: the same in every process."""
+    return hash64(joined((who, policy_id, rule, reason.value)), 0)
+
+
+_known_spread: Final = lru_cache(maxsize=REMEMBERED_KEYS)(_spread)
 
 
 def _who(context: Context) -> str:

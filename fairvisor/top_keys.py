@@ -53,6 +53,7 @@ class TopKeys:
         # what changes
         self._window = 0
         self._sketch: SpaceSaving[Spot] = SpaceSaving(CAPACITY)
+        self._counts = self._sketch.counts
         self._named: dict[Spot, Rejected] = {}  # what the sketch holds, for people
         self._before: list[Frequent[Rejected]] = []
         self._changed = True  # so that what a dead worker left on the slate goes
@@ -67,8 +68,11 @@ class TopKeys:
         with self._lock:
             self._turn(context.now)
             self._changed = True
-            if spot not in self._named:
-                self._named[spot] = _rejected(verdict, verdict.reason, context)
+            count = self._counts.get(spot)
+            if count is not None:
+                self._counts[spot] = count + 1
+                return
+            self._named[spot] = _rejected(verdict, verdict.reason, context)
             gone = self._sketch.hit(spot)
             if gone is not None:
                 del self._named[gone]
@@ -93,6 +97,7 @@ class TopKeys:
             return
         self._before = self._top() if window == self._window + 1 else []
         self._sketch = SpaceSaving(CAPACITY)
+        self._counts = self._sketch.counts
         self._named = {}
         self._window = window
         self._changed = True

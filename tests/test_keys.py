@@ -10,7 +10,7 @@ from edge import Edge, bucket, policy
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fairvisor.rules.keys import MAX_REMEMBERED, REMEMBERED_KEYS, Keyring, hash64, joined, spelled
+from fairvisor.rules.keys import MAX_REMEMBERED, REMEMBERED_KEYS, Keyring, Keys, hash64, joined, spelled
 
 PARTS = st.lists(st.text("ab|:10é", max_size=4), max_size=4)
 
@@ -38,26 +38,33 @@ def test_a_key_depends_on_the_seed_and_takes_any_text() -> None:
     assert hash64("\ud800", 1) != hash64("?", 1)
 
 
-def test_a_keyring_gives_the_same_keys_however_often_it_is_asked() -> None:
+def test_the_same_values_have_the_same_key_however_often_it_is_asked_for() -> None:
     keyring = Keyring(7)
-    identities = [f"policy:{number}" for number in range(REMEMBERED_KEYS + 10)] + ["x" * (MAX_REMEMBERED + 1)]
+    some, other = Keys(keyring, "policy:"), Keys(keyring, "other:")
+    texts = [f"{number}" for number in range(REMEMBERED_KEYS + 10)] + ["x" * (MAX_REMEMBERED + 1)]
     for _ in range(2):
-        assert [keyring.key(identity) for identity in identities] == [hash64(each, 7) for each in identities]
+        assert [some.key(text) for text in texts] == [hash64("policy:" + text, 7) for text in texts]
+        assert (
+            other.key(("a", None))
+            == hash64("other:" + spelled(["a", None]), 7)
+            == keyring.key("other:", ("a", None))
+        )
 
 
 def test_clients_cannot_fill_the_memory_with_keys() -> None:
     def taken(identities: Iterable[str]) -> int:
-        """What is still held, in bytes, after a keyring was asked for all of these."""
+        """What is still held, in bytes, after the rules of a keyring were asked for all of these."""
         keyring = Keyring(7)
+        rules = [Keys(keyring, f"rule {number}:") for number in range(10)]
         tracemalloc.start()
-        for identity in identities:
-            keyring.key(identity)
+        for number, identity in enumerate(identities):
+            rules[number % 10].key(identity)
         held = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-        assert keyring.key("a") == hash64("a", 7)
+        assert rules[0].key("a") == hash64("rule 0:a", 7)
         return held
 
-    assert taken(f"{number:0{MAX_REMEMBERED}}" for number in range(10 * REMEMBERED_KEYS)) < 4 << 20
+    assert taken(f"{number:0{MAX_REMEMBERED - 7}}" for number in range(10 * REMEMBERED_KEYS)) < 4 << 20
     assert taken(f"{number:0{MAX_REMEMBERED + 1}}" for number in range(100)) < 10_000
 
 

@@ -21,7 +21,7 @@ def compiled(edge: Edge) -> Policy:
 
 def standings(edge: Edge, *values: str | None, at: float = 0) -> Any:
     limit: Any = compiled(edge).rules[0]
-    return limit.standings(edge.counters, limit.scope.spell(list(values)), moment(at))
+    return limit.standings(edge.counters, limit.scope.chosen(list(values)), moment(at))
 
 
 LIMITS = [
@@ -73,7 +73,7 @@ def test_values_are_spelled_as_those_of_a_request(values: list[str | None], on_m
     keys = tuple((str(index), Told(lambda context, index=index: found[index])) for index in found)
     scope = Scope("", keys, (), on_missing)
     context = Context("GET", "", "/", {}, "192.0.2.1", identity_of(()), moment(0))
-    assert (scope.spell(list(values)) or None) == (scope.values(context) or None)
+    assert (scope.chosen(list(values)) or None) == (scope.values(context) or None)
 
 
 def breaker(**more: Any) -> Json:

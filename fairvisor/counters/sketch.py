@@ -26,31 +26,34 @@ class Frequent(Generic[KeyT]):
 
 
 class SpaceSaving(Generic[KeyT]):
-    """At most `capacity` keys. A hit costs a dictionary probe; a new key in a full sketch, amortised, little more."""
+    """At most `capacity` keys. A hit costs a dictionary probe; a new key in a full sketch, amortised, little more.
 
-    __slots__ = ("_capacity", "_counts", "_errors", "_lowest", "_victims")
+    Hot paths may count a key that is in `counts` there.
+    """
+
+    __slots__ = ("_capacity", "_errors", "_lowest", "_victims", "counts")
 
     def __init__(self, capacity: int) -> None:
         assert capacity > 0, "a sketch has room for a key"
         self._capacity = capacity
-        self._counts: dict[KeyT, int] = {}
+        self.counts: dict[KeyT, int] = {}
         self._errors: dict[KeyT, int] = {}
         self._lowest = 0
         self._victims: list[KeyT] = []  # had the count `_lowest` when they were looked up
 
     def hit(self, key: KeyT) -> KeyT | None:
         """Count one more; the key that had to go for it, if any."""
-        count = self._counts.get(key)
+        count = self.counts.get(key)
         if count is not None:
-            self._counts[key] = count + 1
+            self.counts[key] = count + 1
             return None
-        if len(self._counts) < self._capacity:
-            self._counts[key] = 1
+        if len(self.counts) < self._capacity:
+            self.counts[key] = 1
             return None
         victim = self._least()
-        lowest = self._counts.pop(victim)
+        lowest = self.counts.pop(victim)
         self._errors.pop(victim, None)
-        self._counts[key] = lowest + 1
+        self.counts[key] = lowest + 1
         self._errors[key] = lowest
         return victim
 
@@ -59,18 +62,18 @@ class SpaceSaving(Generic[KeyT]):
         while True:
             while self._victims:
                 victim = self._victims.pop()
-                if self._counts.get(victim) == self._lowest:
+                if self.counts.get(victim) == self._lowest:
                     return victim
-            self._lowest = min(self._counts.values())
-            self._victims = [key for key, count in self._counts.items() if count == self._lowest]
+            self._lowest = min(self.counts.values())
+            self._victims = [key for key, count in self.counts.items() if count == self._lowest]
 
     def count(self, key: KeyT) -> Frequent[KeyT]:
         """What is known of a key that is kept."""
-        return Frequent(key, self._counts[key], self._errors.get(key, 0))
+        return Frequent(key, self.counts[key], self._errors.get(key, 0))
 
     def top(self, most: int) -> list[Frequent[KeyT]]:
         """The keys with the highest counts, highest first."""
-        keys = nlargest(most, self._counts, key=self._counts.__getitem__)
+        keys = nlargest(most, self.counts, key=self.counts.__getitem__)
         return [self.count(key) for key in keys]
 
 

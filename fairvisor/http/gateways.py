@@ -84,18 +84,25 @@ class Endpoint:
         self.request_ids = request_ids
 
 
-class Readings(dict[bytes, str]):
-    """What header values mean, each worked out once by `read`; bounded. `read` raises RequestError (400)."""
+class Readings:
+    """What header values mean, each worked out once; bounded."""
+
+    __slots__ = ("_known", "_read")
 
     def __init__(self, read: Callable[[bytes], str]) -> None:
-        super().__init__()
         self._read = read
+        self._known: dict[bytes, str] = {}
 
-    def __missing__(self, value: bytes) -> str:
+    def of(self, value: bytes) -> str:
+        """What `read` makes of the value. Raises what it raises: RequestError (400)."""
+        reading = self._known.get(value)
+        return self._learn(value) if reading is None else reading
+
+    def _learn(self, value: bytes) -> str:
         reading = self._read(value)
-        if len(self) >= _REMEMBERED:
-            self.clear()
-        self[value] = reading
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[value] = reading
         return reading
 
 
@@ -154,7 +161,7 @@ class FamilySource(Source):
         if " " in text:
             raise RequestError(f"the header {_written(self._target)} holds a space or was sent twice")
         host = headers.get(self._host)
-        return _METHODS[method], text, _HOSTS[host] if host else ""
+        return _METHODS.of(method), text, _HOSTS.of(host) if host else ""
 
 
 class EitherSource(Source):
@@ -182,8 +189,8 @@ class RequestLineSource(Source):
     def describe(self, request: Request) -> Original:
         """What the request itself says."""
         host = request.headers.get("host")
-        method = _METHODS[request.method.encode("latin-1")]
-        return method, request.target[self._kept :], _HOSTS[host] if host else ""
+        method = _METHODS.of(request.method.encode("latin-1"))
+        return method, request.target[self._kept :], _HOSTS.of(host) if host else ""
 
 
 def _written(name: str) -> str:

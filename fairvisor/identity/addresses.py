@@ -12,7 +12,7 @@ their network, because one subscriber usually holds a whole /64. This module kno
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -89,7 +89,7 @@ class Addresses:
         self._clients: Recent[tuple[str, bytes | None], Client] = Recent(_REMEMBERED_CLIENTS)
         self._trust: Recent[str, bool] = Recent(_REMEMBERED_PEERS)
 
-    def client(self, peer: str, headers: Mapping[str, bytes]) -> Client:
+    def client(self, peer: str, headers: dict[str, bytes]) -> Client:
         """The client of a request from `peer` (the address of the other end of the connection) with these headers."""
         value = headers.get(self._header)
         return self._clients.young.get((peer, value)) or self._find(peer, value)

@@ -22,7 +22,7 @@ from typing import Final
 from fairvisor.decision import Reason
 
 
-class Dialect(Enum):
+class Dialect(str, Enum):
     """Whose error shape a client expects."""
 
     OPENAI = "openai"
@@ -78,6 +78,7 @@ def dialect_of(path: str) -> Dialect:
     return Dialect.GEMINI if _GEMINI_PATH.search(path) else Dialect.OPENAI
 
 
+@lru_cache(maxsize=1024)
 def error_body(dialect: Dialect, reason: Reason, retry_after_s: int, message: str | None = None) -> bytes:
     """The body of a refusal: one line of JSON, printable ASCII only. `message` defaults to that of the reason."""
     return str(retry_after_s).encode("ascii").join(_frame(dialect, reason, message or MESSAGES[reason]))

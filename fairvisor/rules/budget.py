@@ -15,11 +15,11 @@ from fairvisor.counters import ALLOWED, REFUSED, Counters
 from fairvisor.decision import Action, Marked, Quota, Reason, Refusal, Verdict
 from fairvisor.metrics import TABLE_FULL, Tally
 from fairvisor.rules.cost import Cost
-from fairvisor.rules.keys import Keyring, Scope
+from fairvisor.rules.keys import Keyring, Keys, Scope, Values
 from fairvisor.rules.limit import Described, Limit
 from fairvisor.rules.standing import Standing
 from fairvisor.rules.token_bucket import FULL_WAIT_NS
-from fairvisor.rules.windows import Windows
+from fairvisor.rules.windows import Window, Windows
 
 
 class Stage(NamedTuple):
@@ -33,7 +33,7 @@ class Stage(NamedTuple):
 class Budget(Limit):
     """A compiled `cost_based` rule. `limit_u` is where it rejects; `stages` are ordered from the highest down."""
 
-    __slots__ = ("_cost", "_ends_ns", "_fixed_u", "_identity", "_keyring", "_limit_u", "_quota", "_reject_full",
+    __slots__ = ("_cost", "_ends_ns", "_fixed_u", "_keyring", "_keys", "_limit_u", "_quota", "_reject_full",
                  "_stages", "_starts_ns", "_windows", "scope")  # fmt: skip
 
     def __init__(
@@ -60,15 +60,18 @@ class Budget(Limit):
         self._reject_full = reject_full
         # derived from the time of the latest request
         self._starts_ns = self._ends_ns = 0
-        self._identity = ""
+        self._keys = Keys(keyring, "")
         self._quota = Quota(tally.rule, shown_u, 0)
 
     def _enter(self, wall_ns: int) -> None:
         """Make the window that holds `wall_ns` the current one."""
         window = self._windows.at(wall_ns // NS_PER_S)
         self._starts_ns, self._ends_ns = window.start_s * NS_PER_S, window.end_s * NS_PER_S
-        self._identity = f"{self.scope.identity}{window.start_s}:"
+        self._keys = Keys(self._keyring, self._identity(window))
         self._quota = Quota(self.tally.rule, self._quota.amount_u, window.end_s - window.start_s)
+
+    def _identity(self, window: Window) -> str:
+        return f"{self.scope.identity}{window.start_s}:"
 
     def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
         """Charge the request's cost to the budget of the current window."""
@@ -78,7 +81,7 @@ class Budget(Limit):
             return scope.absent(self, context)
         if not self._starts_ns <= now.wall_ns < self._ends_ns:
             self._enter(now.wall_ns)
-        key = self._keyring.key(self._identity + values)
+        key = self._keys.key(values)
         cost_u = self._fixed_u if self._cost is None else self._cost(context)
         left_ns = self._ends_ns - now.wall_ns
         outcome, total_u = counters.add(key, now.mono_ns, cost_u, self._limit_u, left_ns)
@@ -105,10 +108,10 @@ class Budget(Limit):
         """For whom it counts this request."""
         return self.scope.describe(context)
 
-    def standings(self, counters: Counters, values: str, now: Now) -> tuple[Standing, ...]:
-        """What is left of the current window of these values (`Scope.spell`)."""
+    def standings(self, counters: Counters, values: Values, now: Now) -> tuple[Standing, ...]:
+        """What is left of the current window of these values (`Scope.chosen`)."""
         window = self._windows.at(now.wall_ns // NS_PER_S)
-        key = self._keyring.key(f"{self.scope.identity}{window.start_s}:{values}")
+        key = self._keyring.key(self._identity(window), values)
         quota = Quota(self.tally.rule, self._limit_u, window.end_s - window.start_s)
         remaining_u = max(0, self._limit_u - counters.peek_total(key, now.mono_ns))
         return (Standing("window", key, quota, remaining_u, window.end_s * NS_PER_S - now.wall_ns),)

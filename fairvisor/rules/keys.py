@@ -7,7 +7,7 @@ values are appended per request (`spelled`). The counter's key is the seeded xxh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
@@ -24,7 +24,9 @@ MAX_REMEMBERED: Final = 512  # characters
 _SHARED: Final = "-:"
 _NOBODY: Final = "*"  # the values of a rule without limit keys: one counter for all
 
-__all__ = ["Keyring", "Scope", "hash64", "joined", "spelled"]
+__all__ = ["Keyring", "Keys", "Scope", "Values", "hash64", "joined", "spelled"]
+
+Values = str | tuple["str | None", ...]  # of the limit keys; one alone, or a mark, stands for itself
 
 
 def hash64(identity: str, seed: int) -> int:
@@ -33,25 +35,60 @@ def hash64(identity: str, seed: int) -> int:
 
 
 class Keyring:
-    """The keys of one bundle's counters. Hashing is a fifth of what a limit costs, and clients come again: the latest
-    keys are remembered by their identity, unless a client made it long. A full memory is emptied and starts again."""
+    """Makes the keys of one bundle's counters, and bounds how many of them are remembered (`Keys`).
 
-    __slots__ = ("_known", "_seed")
+    A key that a client made long is not. When there are too many, all are forgotten and it starts again.
+    """
+
+    __slots__ = ("_memories", "_room", "_seed")
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._known: dict[str, int] = {}
+        self._memories: dict[int, dict[Values, int]] = {}  # those that may hold something, by their id
+        self._room = REMEMBERED_KEYS
 
-    def key(self, identity: str) -> int:
-        """`hash64` of the identity."""
-        key = self._known.get(identity)
-        if key is None:
-            key = hash64(identity, self._seed)
-            if len(identity) <= MAX_REMEMBERED:
-                if len(self._known) >= REMEMBERED_KEYS:
-                    self._known.clear()
-                self._known[identity] = key
+    def key(self, identity: str, values: Values) -> int:
+        """The key of the counter of these values under an identity."""
+        return hash64(_text(identity, values), self._seed)
+
+    def learn(self, identity: str, values: Values, known: dict[Values, int]) -> int:
+        """The same; from now on `known` has it, until all are forgotten."""
+        text = _text(identity, values)
+        key = hash64(text, self._seed)
+        if len(text) <= MAX_REMEMBERED:
+            if self._room <= 0:
+                self._forget()
+            self._room -= 1
+            known[values] = key
+            self._memories[id(known)] = known  # after it has the key: another thread may just forget them all
         return key
+
+    def _forget(self) -> None:
+        memories, self._memories = self._memories, {}
+        self._room = REMEMBERED_KEYS
+        for known in memories.values():
+            known.clear()
+
+
+class Keys:
+    """The keys of the counters under one identity. Making one takes as long as counting with it, and clients come
+    again: the latest are remembered by the values, which need not be made into a text for that."""
+
+    __slots__ = ("_identity", "_keyring", "_known")
+
+    def __init__(self, keyring: Keyring, identity: str) -> None:
+        self._keyring = keyring
+        self._identity = identity
+        self._known: dict[Values, int] = {}
+
+    def key(self, values: Values) -> int:
+        """The key of the counter of these values."""
+        key = self._known.get(values)
+        return self._keyring.learn(self._identity, values, self._known) if key is None else key
+
+
+def _text(identity: str, values: Values) -> str:
+    return identity + (values if isinstance(values, str) else spelled(values))
 
 
 def joined(parts: Iterable[str]) -> str:
@@ -59,7 +96,7 @@ def joined(parts: Iterable[str]) -> str:
     return "".join([f"{len(part)}:{part}" for part in parts])
 
 
-def spelled(values: list[str | None]) -> str:
+def spelled(values: Sequence[str | None]) -> str:
     """Values as one text that no other values of as many keys give; nothing may follow it.
 
     One value to a line, which is quicker to make than `joined`. Where a line end in a value or a missing value would
@@ -93,21 +130,23 @@ class Scope:
         # nothing follows a single value, so it stands for itself
         self._single = self._readers[0] if len(self._readers) == 1 and on_missing != "shared" else None
 
-    def values(self, context: Context) -> str | None:
-        """A request's values as text; nothing: the rule does not run, and `absent` says why."""
+    def values(self, context: Context) -> Values | None:
+        """A request's values; nothing: the rule does not run, and `absent` says why."""
         if self._matchers and not self.applies(context):
             return None
         if self._single is not None:
             return self._single.read(context)
-        return self.spell([reader.read(context) for reader in self._readers])
+        return self.chosen([reader.read(context) for reader in self._readers])
 
-    def spell(self, values: list[str | None]) -> str | None:
-        """The text that `values` gives for a request with these values of `names`; None: the rule does not run."""
+    def chosen(self, values: list[str | None]) -> Values | None:
+        """What `values` gives for a request with these values of `names`; nothing: the rule does not run."""
         if self._single is not None:
             return values[0]
         if not values:
             return _NOBODY
-        return spelled(values) if self._on_missing == "shared" or all(values) else None
+        if self._on_missing != "shared" and (None in values or "" in values):
+            return None
+        return tuple(values)
 
     def absent(self, limit: Limit, context: Context) -> Refusal | None:
         """What `values` giving nothing means: nothing when `match` differs, else what `on_missing` says; counted."""

@@ -24,7 +24,7 @@ from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take
 from fairvisor.llm.usage import Usage, Weights, weigh
 from fairvisor.metrics import ESTIMATE_MISSING, TABLE_FULL, TOKENS_RESERVED, Tally
 from fairvisor.rules.cost import read_amount
-from fairvisor.rules.keys import MISSING_WAIT_NS, Keyring, Scope
+from fairvisor.rules.keys import MISSING_WAIT_NS, Keyring, Keys, Scope, Values
 from fairvisor.rules.limit import Described, Limit
 from fairvisor.rules.standing import Standing
 from fairvisor.rules.token_bucket import FULL_WAIT_NS, ticks_per_millionth
@@ -72,8 +72,8 @@ class LlmVerdict(Verdict):
 class LlmTokens(Limit):
     """A compiled `token_bucket_llm` rule. `_day_u` is 0 when there is no daily limit."""
 
-    __slots__ = ("_burst_u", "_caps", "_day", "_day_identity", "_day_quota", "_day_u", "_estimate", "_keyring",
-                 "_per", "_reject_full", "_trust_hint", "_weights", "quota", "scope", "streaming")  # fmt: skip
+    __slots__ = ("_burst_u", "_caps", "_day", "_day_keys", "_day_quota", "_day_u", "_estimate", "_keyring",
+                 "_keys", "_per", "_reject_full", "_trust_hint", "_weights", "quota", "scope", "streaming")  # fmt: skip
 
     def __init__(
         self,
@@ -94,12 +94,13 @@ class LlmTokens(Limit):
         self.scope = scope
         self.quota = quota
         self._keyring = keyring
+        self._keys = Keys(keyring, scope.identity)
         self._burst_u = quota.amount_u
         self._per = ticks_per_millionth(tokens_per_minute, 60)
         self._day_quota = day_quota
         self._day_u = day_quota.amount_u if day_quota is not None else 0
         self._day = -1
-        self._day_identity = ""
+        self._day_keys = Keys(keyring, "")
         self._caps = caps
         self._weights = weights
         self._estimate = estimate
@@ -116,7 +117,7 @@ class LlmTokens(Limit):
         cost_u = self._price(context)
         if isinstance(cost_u, Refusal):
             return cost_u
-        key = self._keyring.key(scope.identity + values)
+        key = self._keys.key(values)
         outcome, remaining_u, wait_ns = counters.take(key, now.mono_ns, cost_u, self._burst_u, self._per)
         if outcome == FULL:
             return self._no_room()
@@ -127,12 +128,14 @@ class LlmTokens(Limit):
             return LlmVerdict(verdict, 0, 0)
         return self._take_day(counters, verdict, values, self._day_quota, now)
 
-    def _take_day(self, counters: Counters, minute: Verdict, values: str, quota: Quota, now: Now) -> Verdict:
+    def _take_day(
+        self, counters: Counters, minute: Verdict, values: Values, quota: Quota, now: Now
+    ) -> Verdict:
         day, into_ns = divmod(now.wall_ns, DAY_NS)
         if day != self._day:
-            self._day, self._day_identity = day, f"day{day}:{self.scope.identity}"
+            self._day, self._day_keys = day, Keys(self._keyring, self._day_identity(day))
         left_ns = DAY_NS - into_ns
-        key = self._keyring.key(self._day_identity + values)
+        key = self._day_keys.key(values)
         outcome, total_u = counters.add(key, now.mono_ns, minute.cost_u, self._day_u, left_ns)
         if outcome != ALLOWED:
             counters.give(minute.key, now.mono_ns, minute.cost_u, self._per)
@@ -144,6 +147,9 @@ class LlmTokens(Limit):
         if day_left_u * self._burst_u < minute.remaining_u * self._day_u:
             verdict.quota, verdict.remaining_u, verdict.reset_ns = quota, day_left_u, left_ns
         return verdict
+
+    def _day_identity(self, day: int) -> str:
+        return f"day{day}:{self.scope.identity}"
 
     def _no_room(self) -> Verdict:
         self.tally.add(TABLE_FULL)
@@ -222,15 +228,15 @@ class LlmTokens(Limit):
         """For whom it counts this request."""
         return self.scope.describe(context)
 
-    def standings(self, counters: Counters, values: str, now: Now) -> tuple[Standing, ...]:
-        """The minute's bucket and, where there is one, the day's total of these values (`Scope.spell`)."""
-        key = self._keyring.key(self.scope.identity + values)
+    def standings(self, counters: Counters, values: Values, now: Now) -> tuple[Standing, ...]:
+        """The minute's bucket and, where there is one, the day's total of these values (`Scope.chosen`)."""
+        key = self._keys.key(values)
         remaining_u, reset_ns = counters.peek_bucket(key, now.mono_ns, self._burst_u, self._per)
         minute = Standing("minute", key, self.quota, remaining_u, reset_ns)
         if self._day_quota is None:
             return (minute,)
         day, into_ns = divmod(now.wall_ns, DAY_NS)
-        day_key = self._keyring.key(f"day{day}:{self.scope.identity}{values}")
+        day_key = self._keyring.key(self._day_identity(day), values)
         left_u = max(0, self._day_u - counters.peek_total(day_key, now.mono_ns))
         return (minute, Standing("day", day_key, self._day_quota, left_u, DAY_NS - into_ns))
 

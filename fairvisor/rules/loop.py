@@ -18,7 +18,7 @@ from fairvisor.counters import Counters
 from fairvisor.decision import Action, Marked, Reason, Refusal, Verdict
 from fairvisor.descriptors import Descriptor
 from fairvisor.metrics import LOOPS, LOOPS_SKIPPED, TABLE_FULL, Tally
-from fairvisor.rules.keys import Keyring, spelled
+from fairvisor.rules.keys import Keyring, Keys
 from fairvisor.rules.limit import Described, Limit
 
 WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
@@ -31,10 +31,9 @@ class Loop(Limit):
 
     __slots__ = (
         "_action",
+        "_described",
         "_ignore_body",
-        "_keyring",
         "_keys",
-        "_prefix",
         "_readers",
         "_threshold",
         "_window_ns",
@@ -43,19 +42,18 @@ class Loop(Limit):
     def __init__(
         self,
         tally: Tally,
-        prefix: str,
+        identity: str,
         keyring: Keyring,
-        keys: tuple[tuple[str, Descriptor], ...],
+        described: tuple[tuple[str, Descriptor], ...],
         window_ns: int,
         threshold: int,
         action: Action,
         ignore_body: bool,
     ) -> None:
         super().__init__(tally)
-        self._prefix = prefix
-        self._keyring = keyring
-        self._keys = keys
-        self._readers = tuple(reader for _, reader in keys)
+        self._keys = Keys(keyring, identity)
+        self._described = described
+        self._readers = tuple(reader for _, reader in described)
         self._window_ns = window_ns
         self._threshold = threshold
         self._action = action
@@ -67,7 +65,7 @@ class Loop(Limit):
         if not body and not self._ignore_body and context.method in WITH_BODY:
             self.tally.add(LOOPS_SKIPPED)
             return None
-        key = self._keyring.key(self._prefix + self._fingerprint(context, body or b""))
+        key = self._keys.key(self._fingerprint(context, body or b""))
         arrivals = counters.count(key, now.mono_ns, self._window_ns)
         if arrivals == 0:
             self.tally.add(TABLE_FULL)
@@ -79,19 +77,19 @@ class Loop(Limit):
         delay_ms = min(THROTTLE_STEP_MS * arrivals, MAX_THROTTLE_MS) if self._action is Action.THROTTLE else 0
         return Marked(Verdict(self, None, 0, 0, 0, 0), self._action, delay_ms, arrivals)
 
-    def _fingerprint(self, context: Context, body: bytes) -> str:
+    def _fingerprint(self, context: Context, body: bytes) -> tuple[str | None, ...]:
         target = context.target
         query = target.partition("#")[0].partition("?")[2] if "?" in target else ""
         if "&" in query:
             query = "&".join(sorted(query.split("&")))
         digest = xxh3_128_hexdigest(body) if body else ""
-        # None of these four holds a space, neither method nor path a question mark: there is one way to read them.
-        request = f"{context.method} {context.path}?{query} {digest} "
-        return request + spelled([reader.read(context) for reader in self._readers])
+        parts: list[str | None] = [context.method, context.path, query, digest]
+        parts.extend([reader.read(context) for reader in self._readers])
+        return tuple(parts)
 
     def describe(self, context: Context) -> Described:
         """The values of the policy's descriptors; what was asked is not told."""
-        return tuple((name, reader.read(context)) for name, reader in self._keys)
+        return tuple((name, reader.read(context)) for name, reader in self._described)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Arrivals stay counted."""

@@ -15,7 +15,7 @@ from fairvisor.counters import ALLOWED, REFUSED, Counters
 from fairvisor.decision import Quota, Reason, Refusal, Verdict
 from fairvisor.metrics import TABLE_FULL, Tally
 from fairvisor.rules.cost import Cost
-from fairvisor.rules.keys import Keyring, Scope
+from fairvisor.rules.keys import Keyring, Keys, Scope, Values
 from fairvisor.rules.limit import Described, Limit
 from fairvisor.rules.standing import Standing
 
@@ -38,7 +38,7 @@ class TokenBucket(Limit):
         "_burst_u",
         "_cost",
         "_fixed_u",
-        "_keyring",
+        "_keys",
         "_per",
         "_reject_full",
         "quota",
@@ -59,7 +59,7 @@ class TokenBucket(Limit):
         super().__init__(tally)
         self.scope = scope
         self.quota = quota
-        self._keyring = keyring
+        self._keys = Keys(keyring, scope.identity)
         self._burst_u = quota.amount_u
         self._per = ticks_per_millionth(rate_per_s)
         self._fixed_u = fixed_u
@@ -72,7 +72,7 @@ class TokenBucket(Limit):
         values = scope.values(context)
         if not values:
             return scope.absent(self, context)
-        key = self._keyring.key(scope.identity + values)
+        key = self._keys.key(values)
         cost_u = self._fixed_u if self._cost is None else self._cost(context)
         outcome, remaining_u, wait_ns = counters.take(key, now.mono_ns, cost_u, self._burst_u, self._per)
         if outcome == ALLOWED:
@@ -88,9 +88,9 @@ class TokenBucket(Limit):
         """For whom it counts this request."""
         return self.scope.describe(context)
 
-    def standings(self, counters: Counters, values: str, now: Now) -> tuple[Standing, ...]:
-        """The bucket of these values (`Scope.spell`)."""
-        key = self._keyring.key(self.scope.identity + values)
+    def standings(self, counters: Counters, values: Values, now: Now) -> tuple[Standing, ...]:
+        """The bucket of these values (`Scope.chosen`)."""
+        key = self._keys.key(values)
         remaining_u, reset_ns = counters.peek_bucket(key, now.mono_ns, self._burst_u, self._per)
         return (Standing("bucket", key, self.quota, remaining_u, reset_ns),)
 
