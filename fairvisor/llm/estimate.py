@@ -94,7 +94,7 @@ class Encoding(Protocol):
 def simple_word(request: LlmRequest) -> int:
     """Prompt tokens of `request` by the rules above; at least 1."""
     texts, tokens = _gather(request.document)
-    tokens += count_tokens(" ".join(texts).encode(errors="surrogatepass"))
+    tokens += count_tokens(" ".join(texts))
     schemas = _schemas(request.document)
     if schemas:
         tokens += count_tokens(schemas)
@@ -128,7 +128,7 @@ class TiktokenEstimator:
             tokens += len(
                 self._encoding.encode_ordinary(text[start : min(start + _PIECE_CHARS, _EXACT_CHARS)])
             )
-        tokens += count_tokens(text[_EXACT_CHARS:].encode(errors="surrogatepass"))
+        tokens += count_tokens(text[_EXACT_CHARS:])
         return tokens + _unread_tokens(request) or 1
 
 
