@@ -1,6 +1,6 @@
 """What is built to machine code; everything else about the package stands in setup.cfg.
 
-Four extensions are written in C. With FAIRVISOR_COMPILE=1, as in wheels, the image and `make`, the Python modules that
+Five extensions are written in C. With FAIRVISOR_COMPILE=1, as in wheels, the image and `make`, the Python modules that
 every decision and every proxied request passes through are also compiled, by mypyc: the same source, about twice as
 fast; and so is the compiler of bundles, whose time requests share during a reload. Without it they run as they are,
 which is what one wants while changing them.
@@ -19,6 +19,7 @@ if os.environ.get("FAIRVISOR_SANITIZE"):
 DEPENDS = {
     "fairvisor.counters._table": ["fairvisor/counters/_slots.h"],
     "fairvisor.http._head": ["fairvisor/http/_plain.h"],
+    "fairvisor.llm._seal": [],
     "fairvisor.llm._simple_word": [],
     "fairvisor.proxy._heads": ["fairvisor/http/_plain.h"],
 }

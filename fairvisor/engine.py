@@ -16,7 +16,7 @@ from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.counters.lenient import Lenient
 from fairvisor.decision import UNIT_U, Action, Decision, Remarked, Verdict
-from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take, fresh_nonce, seal
+from fairvisor.llm.reservation import LIFETIME_NS, Taken, fresh_nonce, keyed, seal
 from fairvisor.metrics import DECISIONS, SHADOW_REJECTS, Counter
 from fairvisor.route import Routes, Selector
 from fairvisor.rules.breaker import KEPT_NS, Breaker
@@ -77,8 +77,8 @@ class Policy:
 class Bundle:
     """What decisions are made by: a bundle compiled against one segment."""
 
-    __slots__ = ("kill_switches", "override_until_ns", "repeats", "reservation_key", "reserves", "routes", "seed",
-                 "sha256", "shadow_until_ns", "unmatched", "version")  # fmt: skip
+    __slots__ = ("kill_switches", "override_until_ns", "repeats", "reserves", "routes", "seed", "sha256",
+                 "shadow_until_ns", "signing", "unmatched", "version")  # fmt: skip
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Bundle:
         self.shadow_until_ns = shadow_until_ns
         self.override_until_ns = override_until_ns
         self.seed = seed
-        self.reservation_key = reservation_key
+        self.signing = keyed(reservation_key)
         self.reserves = reserves
         self.unmatched = unmatched
         self.repeats = repeats
@@ -294,17 +294,15 @@ def _reserve(
     bundle: Bundle, taken: list[Verdict], spent: tuple[tuple[Verdict | None, int], ...], now: Now, nonce: int
 ) -> str:
     """The sealed reservation of all LLM tokens taken, "" when none were. A repeated request gets the same one."""
-    takes: list[Take] = []
+    reserved: list[Taken] = []
     for verdict in taken:
         if isinstance(verdict, LlmVerdict) and verdict.cost_u:
             limit = verdict.limit
             assert isinstance(limit, LlmTokens), "only this limit reserves tokens"
-            takes += limit.takes(verdict)
-            takes += [
-                limit.spent(verdict, key, now.mono_ns + KEPT_NS) for first, key in spent if first is verdict
-            ]
-    if not takes:
+            limit.reserve(verdict, reserved)
+            for first, key in spent:
+                if first is verdict:
+                    reserved.append(limit.spent(verdict, key, now.mono_ns + KEPT_NS))
+    if not reserved:
         return ""
-    return seal(
-        bundle.reservation_key, Reservation(nonce or fresh_nonce(), now.wall_ns + LIFETIME_NS, tuple(takes))
-    )
+    return seal(bundle.signing, nonce or fresh_nonce(), now.wall_ns + LIFETIME_NS, reserved)

@@ -6,13 +6,25 @@ import base64
 import os
 import re
 import struct
+from hashlib import blake2b
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairvisor.errors import Gone, RequestError
-from fairvisor.llm.reservation import MAX_TAKES, Reservation, Take, fresh_nonce, seal, unseal
+from fairvisor.llm import _seal
+from fairvisor.llm.reservation import (
+    MAX_TAKES,
+    Reservation,
+    Take,
+    Taken,
+    Terms,
+    fresh_nonce,
+    keyed,
+    seal,
+    unseal,
+)
 from fairvisor.llm.usage import Weights
 
 KEY = bytes(range(32))
@@ -39,32 +51,61 @@ TAKES = st.builds(
 )
 
 
+def sealed(reservation: Reservation) -> str:
+    """The token that `unseal` reads as `reservation`."""
+    taken = [
+        Taken(Terms(kind, burst_u, per, weights, owner), key, amount_u, until_mono_ns)
+        for kind, key, amount_u, burst_u, per, until_mono_ns, weights, owner in reservation.takes
+    ]
+    return seal(keyed(KEY), reservation.nonce, reservation.expires_wall_ns, taken)
+
+
 @given(st.builds(Reservation, U64, st.just(EXPIRES_NS), st.lists(TAKES, max_size=5).map(tuple)))
 def test_a_reservation_survives_the_round_trip(reservation: Reservation) -> None:
-    assert unseal(KEY, seal(KEY, reservation), NOW_NS) == reservation
+    assert unseal(KEY, sealed(reservation), NOW_NS) == reservation
 
 
 def test_a_token_is_short_and_safe_in_a_header_and_a_url() -> None:
-    token = seal(KEY, RESERVATION._replace(takes=(BUCKET,)))
+    token = sealed(RESERVATION._replace(takes=(BUCKET,)))
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,110}", token)
 
 
 def test_the_largest_reservation_fits() -> None:
     largest = RESERVATION._replace(takes=(TOTAL,) * MAX_TAKES)
-    assert unseal(KEY, seal(KEY, largest), NOW_NS) == largest
+    assert unseal(KEY, sealed(largest), NOW_NS) == largest
 
 
 def test_a_token_of_many_takes_leaves_the_owners_out() -> None:
     owned = BUCKET._replace(owner=("p" * 128, "r" * 128))
     few, many = (RESERVATION._replace(takes=(owned,) * number) for number in (8, 9))
-    assert unseal(KEY, seal(KEY, few), NOW_NS) == few
-    assert unseal(KEY, seal(KEY, many), NOW_NS).takes == (BUCKET,) * 9
+    assert unseal(KEY, sealed(few), NOW_NS) == few
+    assert unseal(KEY, sealed(many), NOW_NS).takes == (BUCKET,) * 9
+
+
+@given(st.binary(min_size=1, max_size=64), st.binary(min_size=1, max_size=400))
+def test_c_and_the_standard_library_seal_the_same(key: bytes, payload: bytes) -> None:
+    mac = blake2b(payload, digest_size=16, key=key).digest()
+    assert _seal.seal(keyed(key), payload) == base64.urlsafe_b64encode(payload + mac).rstrip(b"=").decode()
+
+
+@pytest.mark.parametrize("key", [b"", b"k" * 65, "k" * 32])
+def test_what_is_no_key_signs_nothing(key: bytes) -> None:
+    with pytest.raises(ValueError, match="1 to 64 bytes"):
+        keyed(key)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(b"k" * 32, b"p"), (keyed(KEY), b""), (keyed(KEY), "p"), (keyed(KEY),)]
+)
+def test_nothing_but_a_payload_is_sealed_and_with_a_key_only(arguments: tuple[bytes, bytes]) -> None:
+    with pytest.raises(ValueError, match="what keyed"):
+        _seal.seal(*arguments)
 
 
 def test_no_bit_of_a_token_can_be_changed() -> None:
-    sealed = bytearray(base64.urlsafe_b64decode(seal(KEY, RESERVATION) + "=="))
-    for position in range(len(sealed)):
-        forged = bytes(sealed[:position]) + bytes([sealed[position] ^ 1]) + bytes(sealed[position + 1 :])
+    token = bytearray(base64.urlsafe_b64decode(sealed(RESERVATION) + "=="))
+    for position in range(len(token)):
+        forged = bytes(token[:position]) + bytes([token[position] ^ 1]) + bytes(token[position + 1 :])
         with pytest.raises(RequestError) as refusal:
             unseal(KEY, base64.urlsafe_b64encode(forged).rstrip(b"=").decode(), NOW_NS)
         assert refusal.value.status == 400
@@ -72,7 +113,7 @@ def test_no_bit_of_a_token_can_be_changed() -> None:
 
 def test_a_token_of_another_instance_is_refused() -> None:
     with pytest.raises(RequestError, match="not one that this edge made"):
-        unseal(b"k" * 32, seal(KEY, RESERVATION), NOW_NS)
+        unseal(b"k" * 32, sealed(RESERVATION), NOW_NS)
 
 
 @pytest.mark.parametrize(
@@ -92,20 +133,20 @@ def test_no_text_breaks_the_reader(token: str) -> None:
 
 @pytest.mark.parametrize("foreign", ["!", " ", "\n", "+", "/", "="])
 def test_a_token_with_foreign_characters_is_refused(foreign: str) -> None:
-    token = seal(KEY, RESERVATION)
+    token = sealed(RESERVATION)
     with pytest.raises(RequestError):
         unseal(KEY, token[:40] + 4 * foreign + token[40:], NOW_NS)
 
 
 def test_a_token_cut_anywhere_is_refused() -> None:
-    token = seal(KEY, RESERVATION)
+    token = sealed(RESERVATION)
     for length in range(len(token)):
         with pytest.raises(RequestError):
             unseal(KEY, token[:length], NOW_NS)
 
 
 def test_a_reservation_can_be_settled_until_it_expires_and_not_then() -> None:
-    token = seal(KEY, RESERVATION)
+    token = sealed(RESERVATION)
     assert unseal(KEY, token, EXPIRES_NS - 1) == RESERVATION
     with pytest.raises(Gone) as refusal:
         unseal(KEY, token, EXPIRES_NS)

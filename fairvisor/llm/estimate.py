@@ -59,6 +59,8 @@ _PROMPT_FIELDS: Final = (
     "documents",
 )
 _SCHEMA_FIELDS: Final = ("tools", "functions", "response_format", "text")
+_PROMPTS: Final = frozenset(_PROMPT_FIELDS)
+_SCHEMAS: Final = frozenset(_SCHEMA_FIELDS)
 # A document of more parts than this is hostile or enormous: the rest is counted as JSON text, in C.
 _MAX_NODES: Final = 20_000
 # Where a picture, sound or file stands instead of text: its bytes or its address are not read as text.
@@ -158,14 +160,23 @@ def _unread_tokens(request: LlmRequest) -> int:
     return -(-request.cut_bytes // CUT_BYTES_PER_TOKEN)
 
 
-def _gather(document: Mapping[str, object]) -> tuple[list[str], int]:
+def _present(document: dict[str, object], names: tuple[str, ...], known: frozenset[str]) -> list[object]:
+    """The values of those of `names`, which are `known`, that `document` has; in the order of `names`.
+
+    A document has few fields and mostly one of these.
+    """
+    found = [value for name, value in document.items() if name in known]
+    return [document[name] for name in names if name in document] if len(found) > 1 else found
+
+
+def _gather(document: dict[str, object]) -> tuple[list[str], int]:
     """The texts of a prompt, and the tokens of what is no text: messages, media, token ids.
 
     A stack instead of recursion: how deep a document is nested is the client's choice.
     """
     texts: list[str] = []
     tokens = 0
-    stack = [document[name] for name in _PROMPT_FIELDS if name in document]
+    stack = _present(document, _PROMPT_FIELDS, _PROMPTS)
     nodes = 0
     while stack:
         nodes += 1
@@ -181,11 +192,11 @@ def _gather(document: Mapping[str, object]) -> tuple[list[str], int]:
             if value and type(value[0]) is int and set(map(type, value)) == {int}:
                 tokens += len(value)
             else:
-                stack.extend(value)
+                stack += value
     return texts, tokens
 
 
-def _gather_object(value: Mapping[str, object], texts: list[str], stack: list[object]) -> int:
+def _gather_object(value: dict[str, object], texts: list[str], stack: list[object]) -> int:
     """Put the texts of one object into `texts`, what is nested in it onto `stack`; its own tokens."""
     tokens = MESSAGE_TOKENS if "role" in value else 0
     for name, item in value.items():
@@ -202,9 +213,9 @@ def _gather_object(value: Mapping[str, object], texts: list[str], stack: list[ob
     return tokens
 
 
-def _schemas(document: Mapping[str, object]) -> bytes:
+def _schemas(document: dict[str, object]) -> bytes:
     """Tools and schemas as JSON text, empty when there are none."""
-    found = [document[name] for name in _SCHEMA_FIELDS if name in document]
+    found = _present(document, _SCHEMA_FIELDS, _SCHEMAS)
     return _json_text(found) if found else b""
 
 

@@ -112,7 +112,7 @@ def read_request(path: str, body: bytes | None, cut_bytes: int = 0) -> LlmReques
         told.model or _model(document),
         cap or None if told.completes else 0,
         choices * _prompts(document),
-        told.streams or document.get("stream") is True,
+        told.streams or ("stream" in document and document["stream"] is True),
         cut_bytes,
     )
 
@@ -156,9 +156,10 @@ def _parse_cut(body: bytes) -> tuple[object, int]:
 
 def _config(document: dict[str, object]) -> dict[str, object] | None:
     for name in _CONFIG_FIELDS:
-        config = document.get(name)
-        if isinstance(config, dict):
-            return config
+        if name in document:
+            config = document[name]
+            if isinstance(config, dict):
+                return config
     return None
 
 

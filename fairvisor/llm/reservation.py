@@ -11,6 +11,8 @@ Format, big-endian, then base64url without padding (RFC 4648 5):
               | per u64 | until_mono_ns u64 | with flag 2: five weights u64, in millionths, in the order of `Weights`
               | with flag 4: policy id and rule name, each as length u8 and ASCII
     keyed BLAKE2b of everything before it, 16 bytes (RFC 7693; half the time of an HMAC-SHA256)
+
+Signing and spelling is done by `_seal.c`; reading, which is rarer, by the standard library.
 """
 
 from __future__ import annotations
@@ -25,7 +27,22 @@ from hashlib import blake2b
 from typing import Final, Literal, NamedTuple
 
 from fairvisor.errors import Gone, RequestError
+from fairvisor.llm._seal import keyed
+from fairvisor.llm._seal import seal as _seal
 from fairvisor.llm.usage import PLAIN, Weights
+
+__all__ = [
+    "LIFETIME_NS",
+    "MAX_TAKES",
+    "Reservation",
+    "Take",
+    "Taken",
+    "Terms",
+    "fresh_nonce",
+    "keyed",
+    "seal",
+    "unseal",
+]
 
 LIFETIME_NS: Final = 3_600 * 1_000_000_000
 """A reservation can be settled for one hour."""
@@ -35,6 +52,8 @@ MAX_TAKES: Final = 255
 _VERSION: Final = 1
 _HEAD: Final = struct.Struct(">BQQB")
 _TAKE: Final = struct.Struct(">BQQQQQ")
+_RATE: Final = struct.Struct(">QQ")  # burst_u and per of a take
+_FILLED: Final = struct.Struct(f">BQQ{_RATE.size}sQ")  # a take whose rate is packed
 _WEIGHTS: Final = struct.Struct(">5Q")
 _MAC_BYTES: Final = 16
 _TOTAL: Final = 1
@@ -42,7 +61,6 @@ _WEIGHTED: Final = 2
 _OWNED: Final = 4
 _MAX_OWNED: Final = 8  # takes of a token that names owners: a header must hold it
 _MAX_TOKEN: Final = 32 * 1024  # 255 takes with weights need 29 KB
-_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 # Nonces must differ, between processes too; to foresee one helps nobody, who cannot seal it. The system seeds the
 # generator when a process starts, and again in every process that is forked from it.
@@ -67,8 +85,48 @@ class Take(NamedTuple):
     owner: tuple[str, str] | None = None
 
 
+class Terms:
+    """What the takes of one limit from one kind of counter have in common: packed once, when the bundle is compiled.
+
+    The fields are those of `Take`.
+    """
+
+    __slots__ = ("_flags", "_owner", "_rate", "_weights")
+
+    def __init__(
+        self,
+        kind: Literal["bucket", "total"],
+        burst_u: int = 0,
+        per: int = 0,
+        weights: Weights = PLAIN,
+        owner: tuple[str, str] | None = None,
+    ) -> None:
+        self._flags = (_TOTAL if kind == "total" else 0) | (_WEIGHTED if weights != PLAIN else 0)
+        self._rate = _RATE.pack(burst_u, per)
+        self._weights = _WEIGHTS.pack(*weights) if weights != PLAIN else b""
+        self._owner = b"".join([bytes((len(name),)) + name.encode("ascii") for name in owner or ()])
+
+    def pack(self, key: int, amount_u: int, until_mono_ns: int, named: bool) -> bytes:
+        """A take on these terms as bytes; `named`: with its owner, if it has one."""
+        owner = self._owner if named else b""
+        flags = self._flags | _OWNED if owner else self._flags
+        return _FILLED.pack(flags, key, amount_u, self._rate, until_mono_ns) + self._weights + owner
+
+
+class Taken:
+    """What a request took from one counter, to be sealed; the fields are those of `Take`."""
+
+    __slots__ = ("amount_u", "key", "terms", "until_mono_ns")
+
+    def __init__(self, terms: Terms, key: int, amount_u: int, until_mono_ns: int = 0) -> None:
+        self.terms = terms
+        self.key = key
+        self.amount_u = amount_u
+        self.until_mono_ns = until_mono_ns
+
+
 class Reservation(NamedTuple):
-    """All takes of one request; `nonce` (64 bits, random) is what may be settled once."""
+    """All takes of one request, as a token tells them; `nonce` (64 bits, random) is what may be settled once."""
 
     nonce: int
     expires_wall_ns: int
@@ -80,23 +138,17 @@ def fresh_nonce() -> int:
     return _NONCES.getrandbits(64)
 
 
-def seal(key: bytes, reservation: Reservation) -> str:
-    """`reservation` as a token signed with `key`: URL- and header-safe ASCII, some 120 characters for one take."""
-    takes = reservation.takes
-    assert len(takes) <= MAX_TAKES, "a request takes from at most 255 LLM counters"
-    parts = [_HEAD.pack(_VERSION, reservation.nonce, reservation.expires_wall_ns, len(takes))]
-    for kind, counter, amount_u, burst_u, per, until_mono_ns, weights, owner in takes:
-        owned = owner is not None and len(takes) <= _MAX_OWNED
-        flags = (_TOTAL if kind == "total" else 0) | (_WEIGHTED if weights != PLAIN else 0)
-        flags |= _OWNED if owned else 0
-        parts.append(_TAKE.pack(flags, counter, amount_u, burst_u, per, until_mono_ns))
-        if flags & _WEIGHTED:
-            parts.append(_WEIGHTS.pack(*weights))
-        if owner is not None and owned:
-            parts += [bytes((len(name),)) + name.encode("ascii") for name in owner]
-    payload = b"".join(parts)
-    sealed = binascii.b2a_base64(payload + _mac(key, payload), newline=False)
-    return sealed.translate(_URL_SAFE).rstrip(b"=").decode("ascii")
+def seal(signing: bytes, nonce: int, expires_wall_ns: int, taken: list[Taken]) -> str:
+    """A reservation as a token: URL- and header-safe ASCII, some 120 characters for one take.
+
+    It is signed with the key that `signing` was made of by `keyed`.
+    """
+    assert len(taken) <= MAX_TAKES, "a request takes from at most 255 LLM counters"
+    named = len(taken) <= _MAX_OWNED
+    payload = _HEAD.pack(_VERSION, nonce, expires_wall_ns, len(taken))
+    for each in taken:
+        payload += each.terms.pack(each.key, each.amount_u, each.until_mono_ns, named)
+    return _seal(signing, payload)
 
 
 def unseal(key: bytes, token: str, wall_ns: int) -> Reservation:

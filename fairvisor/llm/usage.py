@@ -68,6 +68,12 @@ def weigh(usage: Usage, weights: Weights) -> int:
     return amount_u if amount_u < MAX_AMOUNT_U else MAX_AMOUNT_U
 
 
+def weigh_request(prompt: int, completion: int, weights: Weights) -> int:
+    """What a request of so many tokens takes before anything is known of kinds, in millionths; at most 9e18."""
+    amount_u = prompt * weights[0] + completion * weights[3]
+    return amount_u if amount_u < MAX_AMOUNT_U else MAX_AMOUNT_U
+
+
 def read_usage(document: object) -> Usage | None:
     """The usage in a provider's JSON; None when there is none that can be believed.
 

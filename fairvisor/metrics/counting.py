@@ -242,6 +242,10 @@ class Tally:
             counter = self._rare[series] = Counter(self._cells, family, *own, *values)
         counter.add(amount)
 
+    def counter_of(self, family: Family) -> Counter:
+        """The counter of this limit in a family whose labels are the policy and the rule, for what is counted often."""
+        return Counter(self._cells, family, self.policy_id, self.rule)
+
     def open_of(self, family: Family) -> Open:
         """What tells how many are open, in a family whose labels are the policy and its mode."""
         return Open(self._cells, family, self.policy_id, self.mode)

@@ -20,8 +20,8 @@ from fairvisor.counters import ALLOWED, FULL, Counters
 from fairvisor.decision import UNIT_U, Quota, Reason, Refusal, Verdict
 from fairvisor.errors import Conflict
 from fairvisor.llm.request import LlmRequest
-from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take
-from fairvisor.llm.usage import Usage, Weights, weigh
+from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take, Taken, Terms
+from fairvisor.llm.usage import Usage, Weights, weigh, weigh_request
 from fairvisor.metrics import ESTIMATE_MISSING, TABLE_FULL, TOKENS_RESERVED, Tally
 from fairvisor.rules.cost import read_amount
 from fairvisor.rules.keys import MISSING_WAIT_NS, Keyring, Keys, Scope, Values
@@ -61,19 +61,20 @@ class LlmVerdict(Verdict):
 
     __slots__ = ("day_end_ns", "day_key")
 
-    def __init__(self, verdict: Verdict, day_key: int, day_end_ns: int) -> None:
-        super().__init__(
-            verdict.limit, verdict.quota, verdict.key, verdict.cost_u, verdict.remaining_u, verdict.reset_ns
-        )
-        self.day_key = day_key
-        self.day_end_ns = day_end_ns
+    def __init__(
+        self, limit: Limit, quota: Quota, key: int, cost_u: int, remaining_u: int, reset_ns: int
+    ) -> None:
+        super().__init__(limit, quota, key, cost_u, remaining_u, reset_ns)
+        self.day_key = 0
+        self.day_end_ns = 0
 
 
 class LlmTokens(Limit):
     """A compiled `token_bucket_llm` rule. `_day_u` is 0 when there is no daily limit."""
 
     __slots__ = ("_burst_u", "_caps", "_day", "_day_keys", "_day_quota", "_day_u", "_estimate", "_keyring",
-                 "_keys", "_per", "_reject_full", "_trust_hint", "_weights", "quota", "scope", "streaming")  # fmt: skip
+                 "_keys", "_minute_terms", "_most_u", "_per", "_reject_full", "_reserved", "_total_terms",
+                 "_trust_hint", "_weights", "quota", "scope", "streaming")  # fmt: skip
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class LlmTokens(Limit):
         self._per = ticks_per_millionth(tokens_per_minute, 60)
         self._day_quota = day_quota
         self._day_u = day_quota.amount_u if day_quota is not None else 0
+        self._most_u = min(self._burst_u, self._day_u) if self._day_u else self._burst_u
         self._day = -1
         self._day_keys = Keys(keyring, "")
         self._caps = caps
@@ -107,6 +109,10 @@ class LlmTokens(Limit):
         self._trust_hint = trust_hint
         self._reject_full = reject_full
         self.streaming = streaming
+        owner = (tally.policy_id, tally.rule)
+        self._minute_terms = Terms("bucket", self._burst_u, self._per, weights, owner)
+        self._total_terms = Terms("total", weights=weights)
+        self._reserved = tally.counter_of(TOKENS_RESERVED)
 
     def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
         """Reserve the request's tokens from the minute and the day, or from neither."""
@@ -123,28 +129,30 @@ class LlmTokens(Limit):
             return self._no_room()
         if outcome != ALLOWED:
             return Refusal(self, Reason.TPM_EXCEEDED, self.quota, remaining_u, wait_ns, 0, key)
-        verdict = Verdict(self, self.quota, key, cost_u, remaining_u, wait_ns)
+        verdict = LlmVerdict(self, self.quota, key, cost_u, remaining_u, wait_ns)
         if self._day_quota is None:
-            return LlmVerdict(verdict, 0, 0)
+            return verdict
         return self._take_day(counters, verdict, values, self._day_quota, now)
 
     def _take_day(
-        self, counters: Counters, minute: Verdict, values: Values, quota: Quota, now: Now
+        self, counters: Counters, verdict: LlmVerdict, values: Values, quota: Quota, now: Now
     ) -> Verdict:
-        day, into_ns = divmod(now.wall_ns, DAY_NS)
+        """The same from the day; `verdict` is what the minute says, and becomes what the day says if that is less."""
+        day = now.wall_ns // DAY_NS
         if day != self._day:
             self._day, self._day_keys = day, Keys(self._keyring, self._day_identity(day))
-        left_ns = DAY_NS - into_ns
+        left_ns = (day + 1) * DAY_NS - now.wall_ns
         key = self._day_keys.key(values)
-        outcome, total_u = counters.add(key, now.mono_ns, minute.cost_u, self._day_u, left_ns)
+        outcome, total_u = counters.add(key, now.mono_ns, verdict.cost_u, self._day_u, left_ns)
         if outcome != ALLOWED:
-            counters.give(minute.key, now.mono_ns, minute.cost_u, self._per)
+            counters.give(verdict.key, now.mono_ns, verdict.cost_u, self._per)
             if outcome == FULL:
                 return self._no_room()
             return Refusal(self, Reason.TPD_EXCEEDED, quota, max(0, self._day_u - total_u), left_ns, 0, key)
-        verdict = LlmVerdict(minute, key, now.mono_ns + left_ns)
+        verdict.day_key = key
+        verdict.day_end_ns = now.mono_ns + left_ns
         day_left_u = self._day_u - total_u
-        if day_left_u * self._burst_u < minute.remaining_u * self._day_u:
+        if quota.share(day_left_u) < self.quota.share(verdict.remaining_u):
             verdict.quota, verdict.remaining_u, verdict.reset_ns = quota, day_left_u, left_ns
         return verdict
 
@@ -163,7 +171,6 @@ class LlmTokens(Limit):
         prompt = self._prompt_tokens(context)
         if caps.prompt is not None and prompt > caps.prompt:
             return self._never(Reason.PROMPT_TOKENS_EXCEEDED)
-        most_u = min(self._burst_u, self._day_u) if self._day_u else self._burst_u
         asked = context.llm
         if asked is not None and asked.completion_cap is not None:
             per_choice = asked.completion_cap
@@ -171,15 +178,15 @@ class LlmTokens(Limit):
                 per_choice = min(per_choice, caps.completion)
             completion = per_choice * asked.choices
         else:
-            completion = self._default_completion(prompt, most_u - weigh(Usage(input=prompt), self._weights))
+            completion = self._default_completion(prompt)
         if caps.request is not None and prompt + completion > caps.request:
             return self._never(Reason.MAX_TOKENS_PER_REQUEST_EXCEEDED)
-        cost_u = max(1, weigh(Usage(input=prompt, output=completion), self._weights))
-        if cost_u > most_u:
+        cost_u = weigh_request(prompt, completion, self._weights) or 1
+        if cost_u > self._most_u:
             return self._never(Reason.MAX_TOKENS_PER_REQUEST_EXCEEDED)
         return cost_u
 
-    def _default_completion(self, prompt: int, room_u: int) -> int:
+    def _default_completion(self, prompt: int) -> int:
         """What is reserved when the client did not say: never so much that it alone makes the request impossible."""
         caps = self._caps
         completion = caps.default_completion
@@ -187,8 +194,9 @@ class LlmTokens(Limit):
             completion = min(completion, caps.completion)
         if caps.request is not None:
             completion = min(completion, max(0, caps.request - prompt))
-        each_u = weigh(Usage(output=1), self._weights)
-        return min(completion, max(0, room_u) // each_u) if each_u else completion
+        room_u = max(0, self._most_u - weigh_request(prompt, 0, self._weights))
+        each_u = self._weights.output
+        return min(completion, room_u // each_u) if each_u else completion
 
     def _prompt_tokens(self, context: Context) -> int:
         estimate = self._estimated(context)
@@ -215,11 +223,11 @@ class LlmTokens(Limit):
         limits = []
         if self._caps.completion is not None:
             limits.append(self._caps.completion * (context.llm.choices if context.llm is not None else 1))
-        each_u = weigh(Usage(output=1), self._weights)
+        each_u = self._weights.output
         if self.streaming.at_reservation and each_u and verdict.cost_u:
             prompt = self._estimated(context)
-            prompt_u = weigh(
-                Usage(input=self._caps.default_prompt if prompt is None else prompt), self._weights
+            prompt_u = weigh_request(
+                self._caps.default_prompt if prompt is None else prompt, 0, self._weights
             )
             limits.append(max(0, verdict.cost_u - prompt_u) // each_u)
         return min(limits, default=None)
@@ -247,22 +255,16 @@ class LlmTokens(Limit):
         if isinstance(verdict, LlmVerdict) and verdict.day_key:
             counters.sub(verdict.day_key, now.mono_ns, verdict.cost_u)
 
-    def takes(self, verdict: LlmVerdict) -> list[Take]:
-        """What was taken, in the form a reservation carries; now it counts as reserved."""
-        self.tally.add(TOKENS_RESERVED, amount=verdict.cost_u // UNIT_U)
-        owner = (self.tally.policy_id, self.tally.rule)
-        taken = [
-            Take("bucket", verdict.key, verdict.cost_u, self._burst_u, self._per, 0, self._weights, owner)
-        ]
+    def reserve(self, verdict: LlmVerdict, reserved: list[Taken]) -> None:
+        """Put what was taken on the list that a reservation is made of; now it counts as reserved."""
+        self._reserved.add(verdict.cost_u // UNIT_U)
+        reserved.append(Taken(self._minute_terms, verdict.key, verdict.cost_u))
         if verdict.day_key:
-            taken.append(
-                Take("total", verdict.day_key, verdict.cost_u, 0, 0, verdict.day_end_ns, self._weights)
-            )
-        return taken
+            reserved.append(Taken(self._total_terms, verdict.day_key, verdict.cost_u, verdict.day_end_ns))
 
-    def spent(self, verdict: Verdict, key: int, until_ns: int) -> Take:
+    def spent(self, verdict: Verdict, key: int, until_ns: int) -> Taken:
         """The same for a breaker's minute, which is corrected too."""
-        return Take("total", key, verdict.cost_u, 0, 0, until_ns, self._weights)
+        return Taken(self._total_terms, key, verdict.cost_u, until_ns)
 
 
 class Settled(NamedTuple):
