@@ -105,13 +105,12 @@ class Audit:
     def note(self, decision: Decision, context: Context) -> None:
         """Count what a decision did."""
         verdict = decision.verdict
-        if verdict is not None and verdict.reason is not None:
-            with self._lock:  # what a flood consists of, another reject of the same key, costs one look-up
-                entry = self._batch.get((id(verdict.limit), id(verdict.reason), verdict.key))
-                if entry is not None:
-                    entry.count += 1
-            if entry is None:
-                self._count(REJECT, verdict.limit, verdict.reason, verdict.key, context)
+        if (
+            verdict is not None
+            and verdict.reason is not None
+            and not self._count_again((id(verdict.limit), id(verdict.reason), verdict.key))
+        ):
+            self._count(REJECT, verdict.limit, verdict.reason, verdict.key, context)
         for verdict in decision.would_reject:
             assert verdict.reason is not None, "a refusal says why"
             self._count(WOULD_REJECT, verdict.limit, verdict.reason, verdict.key, context)
@@ -169,6 +168,18 @@ class Audit:
             if lost + len(self._records):
                 self._counters[AUDIT_DROPPED].add(lost + len(self._records))
             self._batch, self._merged, self._records = {}, {}, []
+
+    def _count_again(self, spot: tuple[int, int, int]) -> bool:
+        """Count one more of what is in the batch already, in one look-up: a flood consists of it. Was it there?"""
+        self._lock.acquire()  # no `with`: compiled, it takes as long as all the rest
+        try:
+            entry = self._batch.get(spot)
+            if entry is None:
+                return False
+            entry.count += 1
+            return True
+        finally:
+            self._lock.release()
 
     def _count(self, action: str, limit: Limit, reason: str, key: int, context: Context) -> None:
         spot = (id(limit), id(reason), key or hash(limit.describe(context)) or 1)

@@ -21,7 +21,7 @@ from fairvisor.errors import RequestError
 PLAN_CACHE_SIZE: Final = 8192  # plans kept per process; a flood of new paths empties the map and starts again
 CACHED_PATH_BYTES: Final = 256  # longer paths are worked out each time, so the cache stays below a few MB
 
-_PLAIN = re.compile(r"(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+)+/?|/")
+_PLAIN = re.compile(r"/[A-Za-z0-9._~!$&'()*+,=:@/-]*")
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _SLASH = re.compile(r"%2F|%5C|\\")  # a server on Windows may read backslashes as slashes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]|%(?:[01][0-9A-Fa-f]|7[Ff])")
@@ -36,7 +36,7 @@ def read_path(target: str) -> tuple[str, ...]:
     Raises RequestError (400) for control characters, `%00` and dot segments above the root.
     """
     path = target.partition("?")[0]
-    if _PLAIN.fullmatch(path):
+    if _PLAIN.fullmatch(path) and "//" not in path and "/." not in path:
         return (path,)
     absolute = _ABSOLUTE.match(path)
     if absolute:
@@ -138,12 +138,21 @@ class Plan(Generic[PolicyT]):
         self.policies = policies
 
 
+class Places(Generic[PolicyT]):
+    """The policies of one host pattern, by exact path and by prefix."""
+
+    __slots__ = ("exact", "prefix")
+
+    def __init__(self) -> None:
+        self.exact: dict[str, list[PolicyT]] = {}
+        self.prefix: dict[str, list[PolicyT]] = {}
+
+
 class Routes(Generic[PolicyT]):
     """All policies of a bundle, indexed by host pattern, then by exact path and by prefix."""
 
     def __init__(self, policies: Iterable[PolicyT]) -> None:
-        self._exact: dict[tuple[str, str], list[PolicyT]] = {}
-        self._prefix: dict[tuple[str, str], list[PolicyT]] = {}
+        self._hosts: dict[str, Places[PolicyT]] = {}
         self._longest_prefix = 0
         self._plans: dict[tuple[str, str, str], Plan[PolicyT]] = {}
         self.selects_by_host = False
@@ -155,26 +164,30 @@ class Routes(Generic[PolicyT]):
         selector = policy.selector
         self.selects_by_host = self.selects_by_host or bool(selector.hosts)
         for host in selector.hosts or ("",):
+            places = self._hosts.get(host)
+            if places is None:
+                places = self._hosts[host] = Places()
             if selector.path_exact is not None:
-                self._exact.setdefault((host, selector.path_exact), []).append(policy)
+                places.exact.setdefault(selector.path_exact, []).append(policy)
             if selector.path_prefix is not None:
-                self._prefix.setdefault((host, selector.path_prefix), []).append(policy)
+                places.prefix.setdefault(selector.path_prefix, []).append(policy)
                 self._longest_prefix = max(self._longest_prefix, len(selector.path_prefix))
 
     def policies(self) -> Iterator[PolicyT]:
         """Every policy, once for each place of the index it stands in."""
-        for part in (self._exact, self._prefix):
-            for policies in tuple(part.values()):
-                yield from policies
+        for places in tuple(self._hosts.values()):
+            for part in (places.exact, places.prefix):
+                for policies in tuple(part.values()):
+                    yield from policies
 
     def take_apart(self) -> Iterator[None]:
         """Free the index piece by piece, one at each step; only when nobody uses it any more. Let go of at once, ten
         thousand policies would hold everybody else up for milliseconds."""
-        parts: tuple[dict[Any, Any], ...] = (self._plans, self._exact, self._prefix)
-        for part in parts:
-            while part:
-                part.popitem()
-                yield
+        yield from _emptied(self._plans)
+        while self._hosts:
+            _, places = self._hosts.popitem()
+            yield from _emptied(places.exact)
+            yield from _emptied(places.prefix)
 
     def plan(self, method: str, host: str, target: str) -> Plan[PolicyT]:
         """The policies for a request. Raises RequestError when the path cannot be read."""
@@ -191,38 +204,57 @@ class Routes(Generic[PolicyT]):
     def _make(self, method: str, host: str, path: str) -> Plan[PolicyT]:
         readings = read_path(path)
         found: dict[str, PolicyT] = {}
-        for pattern in _host_patterns(host):
+        for pattern in _host_patterns(host) if self.selects_by_host else [""]:
+            places = self._hosts.get(pattern)
+            if places is None:
+                continue
             for reading in readings:
-                for policy in self._candidates(pattern, reading):
+                for policy in self._candidates(places, reading):
                     methods = policy.selector.methods
                     if not methods or method in methods:
                         found[policy.id] = policy
         return Plan(readings, tuple(found[policy_id] for policy_id in sorted(found)))
 
-    def _candidates(self, pattern: str, path: str) -> Iterator[PolicyT]:
-        yield from self._exact.get((pattern, path), ())
+    def _candidates(self, places: Places[PolicyT], path: str) -> list[PolicyT]:
+        exact = places.exact.get(path)
+        found = [] if exact is None else list(exact)
         for prefix in _prefixes(path, self._longest_prefix):
-            yield from self._prefix.get((pattern, prefix), ())
+            below = places.prefix.get(prefix)
+            if below is not None:
+                found.extend(below)
+        return found
 
 
-def _host_patterns(host: str) -> Iterator[str]:
+def _emptied(part: dict[Any, Any]) -> Iterator[None]:
+    while part:
+        part.popitem()
+        yield
+
+
+# Lists, not generators: each request with a new path goes through them.
+
+
+def _host_patterns(host: str) -> list[str]:
     """The spellings under which a selector may name this host: itself, any parent's wildcard, any host."""
-    yield ""
+    patterns = [""]
     if host:
-        yield host
+        patterns.append(host)
         parent = host.partition(".")[2]
         while parent:
-            yield "*." + parent
+            patterns.append("*." + parent)
             parent = parent.partition(".")[2]
+    return patterns
 
 
-def _prefixes(path: str, longest: int) -> Iterator[str]:
+def _prefixes(path: str, longest: int) -> list[str]:
     """The whole-segment prefixes of `path`, without and with their final slash, none longer than `longest`."""
+    prefixes: list[str] = []
     at = path.find("/")
     while at != -1 and at <= longest:
         if at:
-            yield path[:at]
-        yield path[: at + 1]
+            prefixes.append(path[:at])
+        prefixes.append(path[: at + 1])
         at = path.find("/", at + 1)
     if not path.endswith("/") and len(path) <= longest:
-        yield path
+        prefixes.append(path)
+    return prefixes

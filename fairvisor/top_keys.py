@@ -65,7 +65,8 @@ class TopKeys:
             return
         # A limit without a counter of its own is told apart by what it says of the request.
         spot = (verdict.reason, verdict.key or hash((verdict.limit.tally, verdict.limit.describe(context))))
-        with self._lock:
+        self._lock.acquire()  # no `with`: compiled, it takes as long as what it protects
+        try:
             self._turn(context.now)
             self._changed = True
             count = self._counts.get(spot)
@@ -76,6 +77,8 @@ class TopKeys:
             gone = self._sketch.hit(spot)
             if gone is not None:
                 del self._named[gone]
+        finally:
+            self._lock.release()
 
     def write(self, now: Now) -> None:
         """Tell everybody, when there is something new."""

@@ -24,10 +24,12 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from contenders import Contender, edges, scratch
+from bundles import one_limit
+from contenders import Contender, edge, edges, scratch
 from terminal import show
 
 from fairvisor.clock import read_now
@@ -68,6 +70,15 @@ class Client(asyncio.Transport):
         return False
 
 
+def paths(folder: Path) -> list[Contender]:
+    """What is counted: the paths that `perf/run` measures, and requests that never came before."""
+    new = {"X-Original-URI": "/svc1/orders/{n}"}
+    return [
+        *edges(folder),
+        edge(folder, "one limit, a new path each time", one_limit(), headers=new, many=WARM_UP + COUNTED),
+    ]
+
+
 def decide_again(contender: Contender) -> Callable[[], bytes]:
     """A worker's path without a socket: every call is a request, its answer is returned."""
     os.environ.update(contender.environ)
@@ -87,9 +98,10 @@ def decide_again(contender: Contender) -> Callable[[], bytes]:
         f"{'POST' if contender.body else 'GET'} {contender.path} HTTP/1.1\r\n{head}\r\n".encode()
         + contender.body
     )
+    next_request = cycle([request.replace(b"{n}", b"%d" % n) for n in range(contender.many or 1)]).__next__
 
     def ask() -> bytes:
-        connection.data_received(request)
+        connection.data_received(next_request())
         return client.answer
 
     return ask
@@ -98,7 +110,7 @@ def decide_again(contender: Contender) -> Callable[[], bytes]:
 def count(folder: Path) -> None:
     """The process under callgrind: a dump for each path."""
     switch = ctypes.CDLL(str(folder / "switch.so"))
-    contenders = edges(folder)
+    contenders = paths(folder)
     try:
         for contender in contenders:
             ask = decide_again(contender)

@@ -12,7 +12,6 @@ PERF = Path(__file__).parents[1] / "perf"
 sys.path.insert(0, str(PERF))
 
 import instructions  # noqa: E402
-from contenders import edges  # noqa: E402
 
 DUMP = """# callgrind format
 version: 1
@@ -51,4 +50,4 @@ def test_more_than_five_per_cent_above_the_record_is_too_many(
 
 def test_a_record_stands_for_every_path(tmp_path: Path) -> None:
     recorded = json.loads(instructions.RECORDED.read_text())["instructions"]
-    assert recorded.keys() == {each.name for each in edges(tmp_path)}
+    assert recorded.keys() == {each.name for each in instructions.paths(tmp_path)}

@@ -85,7 +85,8 @@ class Service:
         self._debug = DebugSessions(settings.debug_session_secret)
         self._complaints = Complaints()
         self._undecided = Undecided(segment, settings.fail_open, audit)
-        self._noted_by = tuple(each.note for each in (audit, top_keys) if each is not None)
+        self._audit = audit
+        self._top_keys = top_keys
         self._is_timed = cycle((False,) * (_TIMED_ONE_IN - 1) + (True,)).__next__
         self._took = Latency(segment).observe
         self._tokens = TokenMeter(segment)
@@ -173,8 +174,10 @@ class Service:
         )
         decision = decide(bundle, self._counters, context, now)
         if decision.remarked:
-            for note in self._noted_by:
-                note(decision, context)
+            if self._audit is not None:
+                self._audit.note(decision, context)
+            if self._top_keys is not None:
+                self._top_keys.note(decision, context)
         answer = self._renderer.answer(
             decision, context, endpoint.allow_status or self._allow_status, endpoint.carrier
         )
