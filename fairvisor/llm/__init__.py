@@ -5,8 +5,8 @@
     estimate.py     prompt tokens of a request, before the provider has counted them
     _simple_word.c  the tokens of a text, counted in one pass
     usage.py        what the provider counted, as disjoint kinds; weights
-    _seal.c         signed and spelled as text, in C
     reservation.py  what was taken for a request, as a signed token that settles it later
+    _seal.c         that token, made in one call
     dialect.py      a refusal in the shape of the provider whose SDK asked
     stream.py       usage out of a response that arrives in pieces
     scan.py         usage out of a JSON document that is too large or broken to parse

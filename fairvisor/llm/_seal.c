@@ -1,23 +1,31 @@
-/* A reservation's bytes as a token: signed, and spelled for headers and URLs.
+/* A reservation as a token: packed, signed, and spelled for headers and URLs.
  *
- *   keyed(key: bytes) -> bytes                     what `seal` needs of a key of 1 to 64 bytes, worked out once
- *   seal(keyed: bytes, payload: bytes) -> str      base64url without padding (RFC 4648 5) of `payload` (at least a byte)
- *                                                  and behind it its keyed BLAKE2b of 16 bytes (RFC 7693)
+ *   keyed(key: bytes) -> bytes
+ *       what `seal` needs of a key of 1 to 64 bytes: the state of keyed BLAKE2b (RFC 7693) after its first block, which
+ *       is the key and nothing else
+ *   seal(keyed: bytes, nonce: int, expires_wall_ns: int, takes: list[tuple[bytes, int, int, int]]) -> str
+ *       a take is its bytes, with any key, amount and end, and what to put there: key, amount_u, until_mono_ns
  *
- * What is keyed is the state of the hash after its first block, which is the key and nothing else. The standard library
- * has all of it too, in six calls that took three times as long; tests/test_llm_reservation.py compares the two, and
- * `reservation.py` reads tokens with the standard library alone.
+ * `reservation.py` has the format, and reads it with the standard library. That could write it as well, in a dozen calls
+ * that took four times as long; tests/test_llm_reservation.py compares the two.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
 
+#define VERSION 1
+#define HEAD 18 /* version u8, nonce u64, expires_wall_ns u64, number of takes u8 */
+#define MAX_TAKES 255
 #define BLOCK 128
 #define MAC 16
 #define ROUNDS 12
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words are copied as they are, and so are counters");
+
+_Static_assert(sizeof(unsigned long) == 8, "numbers of 64 bits are read as such");
+
+enum { KEY = 1, AMOUNT = 9, UNTIL = 33, TAKE = 41 }; /* where they stand in a take, and its least size */
 
 struct state {
     uint64_t h[8];
@@ -119,8 +127,8 @@ static void sign(struct state *state, const unsigned char *payload, size_t size,
     memcpy(mac, state->h, MAC);
 }
 
-/* Four characters for every three bytes, begun ones for the rest; gives where the next one goes. */
-static char *spell(char *to, const unsigned char *bytes, size_t size)
+/* Four characters for every three bytes, and two or three for what is left. */
+static void spell(char *to, const unsigned char *bytes, size_t size)
 {
     for (; size >= 3; bytes += 3, size -= 3) {
         unsigned group = (unsigned)bytes[0] << 16 | (unsigned)bytes[1] << 8 | bytes[2];
@@ -136,36 +144,89 @@ static char *spell(char *to, const unsigned char *bytes, size_t size)
         if (size == 2)
             *to++ = spelling[group >> 6 & 63];
     }
-    return to;
+}
+
+/* Writes an int of 64 bits, big-endian; false with an exception set when it is none. */
+static int put(unsigned char *to, PyObject *number)
+{
+    unsigned long word = PyLong_AsUnsignedLong(number);
+    if (word == (unsigned long)-1 && PyErr_Occurred())
+        return 0;
+    word = __builtin_bswap64(word);
+    memcpy(to, &word, sizeof word);
+    return 1;
+}
+
+/* The size of the payload, 0 with an exception set when `takes` is not what it should be. */
+static size_t measured(PyObject *takes)
+{
+    size_t size = HEAD;
+    if (!PyList_CheckExact(takes) || PyList_GET_SIZE(takes) > MAX_TAKES)
+        goto wrong;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(takes); i++) {
+        PyObject *take = PyList_GET_ITEM(takes, i);
+        if (!PyTuple_CheckExact(take) || PyTuple_GET_SIZE(take) != 4)
+            goto wrong;
+        PyObject *bytes = PyTuple_GET_ITEM(take, 0);
+        if (!PyBytes_CheckExact(bytes) || PyBytes_GET_SIZE(bytes) < TAKE)
+            goto wrong;
+        size += (size_t)PyBytes_GET_SIZE(bytes);
+    }
+    return size;
+wrong:
+    PyErr_SetString(PyExc_ValueError, "takes are a list of at most 255 (bytes, key, amount, end)");
+    return 0;
+}
+
+/* Writes the payload; false with an exception set. */
+static int pack(unsigned char *to, PyObject *nonce, PyObject *expires, PyObject *takes)
+{
+    Py_ssize_t number = PyList_GET_SIZE(takes);
+    to[0] = VERSION;
+    to[HEAD - 1] = (unsigned char)number;
+    if (!put(to + 1, nonce) || !put(to + 9, expires))
+        return 0;
+    to += HEAD;
+    for (Py_ssize_t i = 0; i < number; i++) {
+        PyObject *const *take = &PyTuple_GET_ITEM(PyList_GET_ITEM(takes, i), 0);
+        size_t size = (size_t)PyBytes_GET_SIZE(take[0]);
+        memcpy(to, PyBytes_AS_STRING(take[0]), size);
+        if (!put(to + KEY, take[1]) || !put(to + AMOUNT, take[2]) || !put(to + UNTIL, take[3]))
+            return 0;
+        to += size;
+    }
+    return 1;
 }
 
 static PyObject *seal(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     (void)module;
     struct state state;
-    if (nargs != 2 || !PyBytes_CheckExact(args[0]) || PyBytes_GET_SIZE(args[0]) != sizeof state ||
-        !PyBytes_CheckExact(args[1]) || PyBytes_GET_SIZE(args[1]) == 0) {
-        PyErr_SetString(PyExc_ValueError, "seal() takes what keyed() gave and a payload");
+    if (nargs != 4 || !PyBytes_CheckExact(args[0]) || PyBytes_GET_SIZE(args[0]) != sizeof state) {
+        PyErr_SetString(PyExc_ValueError, "seal() takes what keyed() gave, a nonce, a time and takes");
         return NULL;
     }
-    memcpy(&state, PyBytes_AS_STRING(args[0]), sizeof state);
-    const unsigned char *payload = (const unsigned char *)PyBytes_AS_STRING(args[1]);
-    size_t size = (size_t)PyBytes_GET_SIZE(args[1]);
-    PyObject *token = PyUnicode_New((Py_ssize_t)(((size + MAC) * 4 + 2) / 3), 127);
-    if (token == NULL)
+    size_t size = measured(args[3]);
+    if (size == 0)
         return NULL;
-    size_t shared = size % 3; /* the payload's last bytes are spelled together with the first of the MAC */
-    unsigned char rest[2 + MAC];
-    memcpy(rest, payload + size - shared, shared);
-    sign(&state, payload, size, rest + shared);
-    char *to = spell((char *)PyUnicode_1BYTE_DATA(token), payload, size - shared);
-    spell(to, rest, shared + MAC);
+    unsigned char *payload = PyMem_Malloc(size + MAC);
+    if (payload == NULL)
+        return PyErr_NoMemory();
+    PyObject *token = NULL;
+    if (pack(payload, args[1], args[2], args[3])) {
+        memcpy(&state, PyBytes_AS_STRING(args[0]), sizeof state);
+        sign(&state, payload, size, payload + size);
+        token = PyUnicode_New((Py_ssize_t)(((size + MAC) * 4 + 2) / 3), 127);
+        if (token != NULL)
+            spell((char *)PyUnicode_1BYTE_DATA(token), payload, size + MAC);
+    }
+    PyMem_Free(payload);
     return token;
 }
 
 static PyMethodDef methods[] = {
     {"keyed", keyed, METH_O, "keyed(key) -> what seal() needs of it"},
-    {"seal", (PyCFunction)(void (*)(void))seal, METH_FASTCALL, "seal(keyed, payload) -> token"},
+    {"seal", (PyCFunction)(void (*)(void))seal, METH_FASTCALL, "seal(keyed, nonce, expires_wall_ns, takes) -> token"},
     {NULL, NULL, 0, NULL},
 };
 
@@ -176,7 +237,7 @@ static PyModuleDef_Slot slots[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "fairvisor.llm._seal",
-    .m_doc = "A reservation's bytes as a token: signed, and spelled for headers and URLs.",
+    .m_doc = "A reservation as a token: packed, signed, and spelled for headers and URLs.",
     .m_size = 0,
     .m_methods = methods,
     .m_slots = slots,

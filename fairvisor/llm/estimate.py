@@ -95,11 +95,11 @@ class Encoding(Protocol):
 
 def simple_word(request: LlmRequest) -> int:
     """Prompt tokens of `request` by the rules above; at least 1."""
-    texts, tokens = _gather(request.document)
+    prompts, schemas = _counted(request.document)
+    texts, tokens = _gather(prompts)
     tokens += count_tokens(" ".join(texts))
-    schemas = _schemas(request.document)
     if schemas:
-        tokens += count_tokens(schemas)
+        tokens += count_tokens(_json_text(schemas))
     return tokens + _unread_tokens(request) or 1
 
 
@@ -123,8 +123,9 @@ class TiktokenEstimator:
 
     def __call__(self, request: LlmRequest) -> int:
         """Prompt tokens of `request`; at least 1."""
-        texts, tokens = _gather(request.document)
-        texts.append(_schemas(request.document).decode())
+        prompts, schemas = _counted(request.document)
+        texts, tokens = _gather(prompts)
+        texts.append(_json_text(schemas).decode() if schemas else "")
         text = " ".join(texts)
         for start in range(0, min(len(text), _EXACT_CHARS), _PIECE_CHARS):
             tokens += len(
@@ -160,23 +161,31 @@ def _unread_tokens(request: LlmRequest) -> int:
     return -(-request.cut_bytes // CUT_BYTES_PER_TOKEN)
 
 
-def _present(document: dict[str, object], names: tuple[str, ...], known: frozenset[str]) -> list[object]:
-    """The values of those of `names`, which are `known`, that `document` has; in the order of `names`.
+def _counted(document: dict[str, object]) -> tuple[list[object], list[object]]:
+    """What of a document is prompt, and its tools and schemas, each in the order of their fields above.
 
-    A document has few fields and mostly one of these.
+    A document has few fields, and mostly one of these: its own are gone through, and all that there may be seldom.
     """
-    found = [value for name, value in document.items() if name in known]
-    return [document[name] for name in names if name in document] if len(found) > 1 else found
+    prompts, schemas = [], []
+    for name, value in document.items():
+        if name in _PROMPTS:
+            prompts.append(value)
+        elif name in _SCHEMAS:
+            schemas.append(value)
+    if len(prompts) > 1:
+        prompts = [document[name] for name in _PROMPT_FIELDS if name in document]
+    if len(schemas) > 1:
+        schemas = [document[name] for name in _SCHEMA_FIELDS if name in document]
+    return prompts, schemas
 
 
-def _gather(document: dict[str, object]) -> tuple[list[str], int]:
-    """The texts of a prompt, and the tokens of what is no text: messages, media, token ids.
+def _gather(stack: list[object]) -> tuple[list[str], int]:
+    """The texts of what `stack` holds, and the tokens of what is no text: messages, media, token ids.
 
     A stack instead of recursion: how deep a document is nested is the client's choice.
     """
     texts: list[str] = []
     tokens = 0
-    stack = _present(document, _PROMPT_FIELDS, _PROMPTS)
     nodes = 0
     while stack:
         nodes += 1
@@ -211,12 +220,6 @@ def _gather_object(value: dict[str, object], texts: list[str], stack: list[objec
         else:
             stack.append(item)
     return tokens
-
-
-def _schemas(document: dict[str, object]) -> bytes:
-    """Tools and schemas as JSON text, empty when there are none."""
-    found = _present(document, _SCHEMA_FIELDS, _SCHEMAS)
-    return _json_text(found) if found else b""
 
 
 def _json_text(value: object) -> bytes:

@@ -20,7 +20,7 @@ from fairvisor.counters import ALLOWED, FULL, Counters
 from fairvisor.decision import UNIT_U, Quota, Reason, Refusal, Verdict
 from fairvisor.errors import Conflict
 from fairvisor.llm.request import LlmRequest
-from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take, Taken, Terms
+from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take, Taken, terms
 from fairvisor.llm.usage import Usage, Weights, weigh, weigh_request
 from fairvisor.metrics import ESTIMATE_MISSING, TABLE_FULL, TOKENS_RESERVED, Tally
 from fairvisor.rules.cost import read_amount
@@ -110,8 +110,8 @@ class LlmTokens(Limit):
         self._reject_full = reject_full
         self.streaming = streaming
         owner = (tally.policy_id, tally.rule)
-        self._minute_terms = Terms("bucket", self._burst_u, self._per, weights, owner)
-        self._total_terms = Terms("total", weights=weights)
+        self._minute_terms = terms("bucket", self._burst_u, self._per, weights, owner)
+        self._total_terms = terms("total", weights=weights)
         self._reserved = tally.counter_of(TOKENS_RESERVED)
 
     def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
@@ -141,7 +141,7 @@ class LlmTokens(Limit):
         day = now.wall_ns // DAY_NS
         if day != self._day:
             self._day, self._day_keys = day, Keys(self._keyring, self._day_identity(day))
-        left_ns = (day + 1) * DAY_NS - now.wall_ns
+        left_ns = DAY_NS - now.wall_ns % DAY_NS
         key = self._day_keys.key(values)
         outcome, total_u = counters.add(key, now.mono_ns, verdict.cost_u, self._day_u, left_ns)
         if outcome != ALLOWED:
@@ -258,13 +258,13 @@ class LlmTokens(Limit):
     def reserve(self, verdict: LlmVerdict, reserved: list[Taken]) -> None:
         """Put what was taken on the list that a reservation is made of; now it counts as reserved."""
         self._reserved.add(verdict.cost_u // UNIT_U)
-        reserved.append(Taken(self._minute_terms, verdict.key, verdict.cost_u))
+        reserved.append((self._minute_terms, verdict.key, verdict.cost_u, 0))
         if verdict.day_key:
-            reserved.append(Taken(self._total_terms, verdict.day_key, verdict.cost_u, verdict.day_end_ns))
+            reserved.append((self._total_terms, verdict.day_key, verdict.cost_u, verdict.day_end_ns))
 
     def spent(self, verdict: Verdict, key: int, until_ns: int) -> Taken:
         """The same for a breaker's minute, which is corrected too."""
-        return Taken(self._total_terms, key, verdict.cost_u, until_ns)
+        return self._total_terms, key, verdict.cost_u, until_ns
 
 
 class Settled(NamedTuple):
