@@ -99,7 +99,7 @@ class Context:
         """Who sent the request: the address behind the trusted proxies."""
         client = self._client
         if client is None:
-            client = self._client = self.identity.client(self.peer, self.headers)
+            client = self._client = self.identity.addresses.client(self.peer, self.headers)
         return client
 
     @property
@@ -107,7 +107,7 @@ class Context:
         """The claims of the bearer token; None when there is no token that counts."""
         if not self._claims_asked:
             self._claims_asked = True
-            self._claims = self.identity.claims(self.headers.get("authorization"), self.now.wall_ns)
+            self._claims = self.identity.tokens.claims(self.headers.get("authorization"), self.now.wall_ns)
         return self._claims
 
     def claim_text(self, name: str) -> str | None:

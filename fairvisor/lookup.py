@@ -122,7 +122,7 @@ class Lookup:
         if not value:
             return None
         if name == _ADDRESS:
-            return self._identity.client(value, {}).key if parse_address(value) else value
+            return self._identity.addresses.client(value, {}).key if parse_address(value) else value
         (spelled,) = accepted_values(name, (value,), {})
         return spelled
 

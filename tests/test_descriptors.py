@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from types import SimpleNamespace
+from copy import copy
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from edge import CLIENT, identity_of, moment
 from fairvisor.bundle.fields import FIXED_DESCRIPTORS
 from fairvisor.context import Context
 from fairvisor.descriptors import compile_descriptor, compile_match
+from fairvisor.identity.tokens import Tokens
 from fairvisor.llm.models import compile_aliases
 
 TRUSTED = (("FAIRVISOR_TRUSTED_HINTS", "x-country-code,x-asn,x-asn-type,x-tor-exit"),)
@@ -217,13 +218,14 @@ def test_every_known_descriptor_can_be_read() -> None:
 
 
 def test_nothing_is_looked_up_that_no_policy_asks_for() -> None:
-    calls: list[str] = []
-    identity = SimpleNamespace(
-        claims=lambda *_: calls.append("claims"), client=lambda *_: calls.append("client")
-    )
-    asked = Context("GET", "h", "/v1/x", {"x-key": b"a"}, CLIENT, identity, moment(0))  # type: ignore[arg-type]
+    identity = copy(identity_of(()))
+    identity.tokens = Tokens(lambda: None)
+    refused: list[str] = []
+    identity.tokens.refused.told = refused.append
+    headers = {"x-key": b"a", "authorization": b"Bearer no-token"}
+    asked = Context("GET", "h", "/v1/x", headers, CLIENT, identity, moment(0))
     assert read("header:x-key", asked) == "a"
-    assert calls == []
+    assert refused == []
     read("jwt:sub", asked)
     read("jwt:sub", asked)
-    assert calls == ["claims"]
+    assert refused == ["malformed"]

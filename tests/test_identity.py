@@ -38,7 +38,7 @@ def at(seconds: int) -> Now:
 def test_without_any_source_of_keys_claims_are_unverified_and_it_says_so() -> None:
     who = identity()
     assert not who.verified
-    assert who.claims(unsigned({"alg": "none"}, {"sub": "ann"}), NOW) == {"sub": "ann"}
+    assert who.tokens.claims(unsigned({"alg": "none"}, {"sub": "ann"}), NOW) == {"sub": "ann"}
     assert who.problems() == ()
 
 
@@ -48,22 +48,22 @@ def test_the_keys_of_the_bundle_verify() -> None:
     )
     assert who.verified
     assert who.problems() == ()
-    assert who.claims(signed({"sub": "ann"}, "HS256", kid="s1"), NOW) == {"sub": "ann"}
+    assert who.tokens.claims(signed({"sub": "ann"}, "HS256", kid="s1"), NOW) == {"sub": "ann"}
     claims = {"sub": "bob", "iss": "https://a.example", "aud": "api"}
-    assert who.claims(signed(claims, "RS256", kid="k1"), NOW) == claims
-    assert who.claims(signed({"sub": "bob"}, "RS256", kid="k1"), NOW) is None
-    assert who.claims(unsigned({"alg": "none"}, {"sub": "ann"}), NOW) is None
+    assert who.tokens.claims(signed(claims, "RS256", kid="k1"), NOW) == claims
+    assert who.tokens.claims(signed({"sub": "bob"}, "RS256", kid="k1"), NOW) is None
+    assert who.tokens.claims(unsigned({"alg": "none"}, {"sub": "ann"}), NOW) is None
     assert sum(who.refused_tokens.values()) == 2
 
 
 def test_a_secret_with_a_kid_verifies_only_tokens_that_name_it() -> None:
-    assert identity((HS_KEY,)).claims(signed({"sub": "ann"}, "HS256", kid="s2"), NOW) is None
+    assert identity((HS_KEY,)).tokens.claims(signed({"sub": "ann"}, "HS256", kid="s2"), NOW) is None
 
 
 def test_the_bundle_may_name_the_kid_of_a_jwk() -> None:
     who = identity((JwtKey(jwk=public_jwk("RSA", alg="PS256"), kid="k1"),))
-    assert who.claims(signed({"sub": "ann"}, "PS256", kid="k1"), NOW) is not None
-    assert who.claims(signed({"sub": "ann"}, "RS256", kid="k1"), NOW) is None
+    assert who.tokens.claims(signed({"sub": "ann"}, "PS256", kid="k1"), NOW) is not None
+    assert who.tokens.claims(signed({"sub": "ann"}, "RS256", kid="k1"), NOW) is None
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_bundle_may_name_the_kid_of_a_jwk() -> None:
 def test_a_key_that_cannot_be_used_means_no_claims_and_not_ready(key: JwtKey, message: str) -> None:
     who = identity((key,))
     assert who.verified
-    assert who.claims(signed({"sub": "ann"}, "HS256"), NOW) is None
+    assert who.tokens.claims(signed({"sub": "ann"}, "HS256"), NOW) is None
     assert message in who.problems()[0]
     assert who.problems()[0].startswith("jwt_keys[0]: ")
 
@@ -84,11 +84,11 @@ def test_a_key_that_cannot_be_used_means_no_claims_and_not_ready(key: JwtKey, me
 def test_a_new_bundle_changes_the_keys_for_tokens_that_are_remembered_too() -> None:
     who = identity((HS_KEY,))
     token = signed({"sub": "ann"}, "HS256", kid="s1")
-    first = who.claims(token, NOW)
+    first = who.tokens.claims(token, NOW)
     who.use_keys((JwtKey(secret_env="TOKEN_SECRET", kid="s1"),))
-    assert who.claims(token, NOW) is first  # the same keys keep the cache
+    assert who.tokens.claims(token, NOW) is first  # the same keys keep the cache
     who.use_keys((JwtKey(jwk=public_jwk("RSA", kid="k1")),))
-    assert who.claims(token, NOW) is None
+    assert who.tokens.claims(token, NOW) is None
     who.use_keys(())
     assert not who.verified
 
@@ -98,9 +98,9 @@ def test_a_jwks_file_verifies_with_the_issuer_and_audience_that_are_set(tmp_path
     path.write_bytes(key_set("k1"))
     who = identity(jwks_file=path, jwks_issuer="https://a.example", jwks_audience="api, batch")
     claims = {"sub": "ann", "iss": "https://a.example", "aud": "batch"}
-    assert who.claims(signed(claims, "ES256", kid="k1"), NOW) == claims
-    assert who.claims(signed(claims | {"aud": "web"}, "ES256", kid="k1"), NOW) is None
-    assert who.claims(signed(claims | {"iss": "https://b.example"}, "ES256", kid="k1"), NOW) is None
+    assert who.tokens.claims(signed(claims, "ES256", kid="k1"), NOW) == claims
+    assert who.tokens.claims(signed(claims | {"aud": "web"}, "ES256", kid="k1"), NOW) is None
+    assert who.tokens.claims(signed(claims | {"iss": "https://b.example"}, "ES256", kid="k1"), NOW) is None
     assert who.problems() == ()
 
 
@@ -109,10 +109,10 @@ def test_a_key_rotated_out_of_the_file_takes_its_remembered_tokens_along(tmp_pat
     path.write_bytes(key_set("k1", "k2"))
     who = identity(jwks_file=path)
     token = signed({"sub": "ann"}, "ES256", kid="k1")
-    assert who.claims(token, NOW) is not None
+    assert who.tokens.claims(token, NOW) is not None
     path.write_bytes(key_set("k2"))
     who.refresh(at(0))
-    assert who.claims(token, NOW) is None
+    assert who.tokens.claims(token, NOW) is None
 
 
 def test_a_jwks_file_that_is_empty_means_no_claims_and_not_ready(tmp_path: Path) -> None:
@@ -120,19 +120,19 @@ def test_a_jwks_file_that_is_empty_means_no_claims_and_not_ready(tmp_path: Path)
     path.write_bytes(b'{"keys": []}')
     who = identity(jwks_file=path)
     assert who.verified
-    assert who.claims(unsigned({"alg": "none"}, {"sub": "ann"}), NOW) is None
+    assert who.tokens.claims(unsigned({"alg": "none"}, {"sub": "ann"}), NOW) is None
     assert len(who.problems()) == 1
 
 
 def test_a_url_is_never_fetched_by_a_request(issuer: Issuer) -> None:  # noqa: F811
     who = identity(jwks_url=issuer.url)
     token = signed({"sub": "ann"}, "ES256", kid="k1")
-    assert who.claims(token, NOW) is None
+    assert who.tokens.claims(token, NOW) is None
     assert "was not fetched yet" in who.problems()[0]
     assert issuer.requests == []
     who.refresh(at(0))
     assert who.problems() == ()
-    assert who.claims(token, NOW) == {"sub": "ann"}
+    assert who.tokens.claims(token, NOW) == {"sub": "ann"}
 
 
 def test_a_token_with_an_unknown_key_brings_an_early_refresh(issuer: Issuer) -> None:  # noqa: F811
@@ -140,11 +140,11 @@ def test_a_token_with_an_unknown_key_brings_an_early_refresh(issuer: Issuer) -> 
     who.refresh(at(0))
     issuer.answer = publish(key_set("k1", "k2"))
     token = signed({"sub": "ann"}, "ES256", kid="k2")
-    assert who.claims(token, NOW) is None
+    assert who.tokens.claims(token, NOW) is None
     who.refresh(at(5))
-    assert who.claims(token, NOW) is None  # invented key ids must not make us hammer the issuer
+    assert who.tokens.claims(token, NOW) is None  # invented key ids must not make us hammer the issuer
     who.refresh(at(31))
-    assert who.claims(token, NOW) == {"sub": "ann"}
+    assert who.tokens.claims(token, NOW) == {"sub": "ann"}
     assert len(issuer.requests) == 2
 
 
@@ -154,10 +154,10 @@ def test_the_keys_of_all_sources_count_together(tmp_path: Path, issuer: Issuer) 
     who = identity((HS_KEY,), jwks_url=issuer.url, jwks_file=path)
     who.refresh(at(0))
     for algorithm, kid in (("HS256", "s1"), ("RS256", "k2"), ("ES256", "k1")):
-        assert who.claims(signed({"sub": "ann"}, algorithm, kid=kid), NOW) is not None
+        assert who.tokens.claims(signed({"sub": "ann"}, algorithm, kid=kid), NOW) is not None
     who.use_keys(())
-    assert who.claims(signed({"sub": "ann"}, "HS256", kid="s1"), NOW) is None
-    assert who.claims(signed({"sub": "ann"}, "RS256", kid="k2"), NOW) is not None
+    assert who.tokens.claims(signed({"sub": "ann"}, "HS256", kid="s1"), NOW) is None
+    assert who.tokens.claims(signed({"sub": "ann"}, "RS256", kid="k2"), NOW) is not None
 
 
 def test_a_token_signed_with_the_public_key_of_the_url_is_refused(issuer: Issuer) -> None:  # noqa: F811
@@ -170,8 +170,8 @@ def test_a_token_signed_with_the_public_key_of_the_url_is_refused(issuer: Issuer
         jwt.encode({"sub": "admin"}, pem, "HS256")  # PyJWT itself will not make such a token
     from test_tokens import _hmac_token
 
-    assert who.claims(_hmac_token({"alg": "HS256", "kid": "k1"}, {"sub": "admin"}, pem), NOW) is None
-    assert who.claims(_hmac_token({"alg": "HS256"}, {"sub": "admin"}, pem), NOW) is None
+    assert who.tokens.claims(_hmac_token({"alg": "HS256", "kid": "k1"}, {"sub": "admin"}, pem), NOW) is None
+    assert who.tokens.claims(_hmac_token({"alg": "HS256"}, {"sub": "admin"}, pem), NOW) is None
 
 
 # --- addresses and places ---------------------------------------------------------------------------------------------
@@ -180,17 +180,20 @@ def test_a_token_signed_with_the_public_key_of_the_url_is_refused(issuer: Issuer
 def test_the_default_settings_believe_the_gateway_and_nobody_else() -> None:
     who = identity()
     headers = {"x-forwarded-for": b"1.1.1.1, 203.0.113.7"}
-    assert who.client("127.0.0.1", headers).text == "203.0.113.7"
-    assert who.client("", headers).text == "203.0.113.7"
-    assert who.client("8.8.8.8", headers).text == "8.8.8.8"
+    assert who.addresses.client("127.0.0.1", headers).text == "203.0.113.7"
+    assert who.addresses.client("", headers).text == "203.0.113.7"
+    assert who.addresses.client("8.8.8.8", headers).text == "8.8.8.8"
     assert who.trusted_peer("10.0.0.1")
     assert not who.trusted_peer("8.8.8.8")
 
 
 def test_proxies_in_front_of_the_gateway_are_skipped() -> None:
     who = identity(trusted_proxies="192.0.2.0/24", ipv6_prefix="48")
-    assert who.client("127.0.0.1", {"x-forwarded-for": b"203.0.113.7, 192.0.2.9"}).text == "203.0.113.7"
-    assert who.client("127.0.0.1", {"x-forwarded-for": b"2001:db8:1:2::3"}).key == "2001:db8:1::/48"
+    assert (
+        who.addresses.client("127.0.0.1", {"x-forwarded-for": b"203.0.113.7, 192.0.2.9"}).text
+        == "203.0.113.7"
+    )
+    assert who.addresses.client("127.0.0.1", {"x-forwarded-for": b"2001:db8:1:2::3"}).key == "2001:db8:1::/48"
 
 
 def places(tmp_path: Path) -> Mapping[str, object]:
@@ -208,7 +211,7 @@ HINTS = {"x-country-code": b"FR", "x-asn": b"64500", "x-asn-type": b"business", 
 
 
 def told(who: Identity, headers: Mapping[str, bytes], peer: str = "127.0.0.1") -> list[str | None]:
-    client = who.client(peer, {"x-forwarded-for": b"192.0.2.1"} | dict(headers))
+    client = who.addresses.client(peer, {"x-forwarded-for": b"192.0.2.1"} | dict(headers))
     return [read(client, headers) for read in (who.country, who.asn, who.asn_type, who.tor)]
 
 

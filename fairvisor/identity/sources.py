@@ -19,7 +19,7 @@ from fairvisor.identity.bots import Bots
 from fairvisor.identity.jwks import JwksFile, JwksUrl
 from fairvisor.identity.keys import TokenKey, UnusableKey, key_from_jwk, key_from_secret
 from fairvisor.identity.places import Hints, Places
-from fairvisor.identity.tokens import Claims, Tokens
+from fairvisor.identity.tokens import Tokens
 
 if TYPE_CHECKING:
     from fairvisor.bundle.model import JwtKey
@@ -29,11 +29,11 @@ _NO_VARIABLES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Identity:
-    """Who sent a request. What is asked on every request (`claims`, `client`, ...) is bound directly.
+    """Who sent a request. What is asked on every request is at hand: `tokens`, `addresses`, `bot`, `trusted_peer`.
 
     Attributes:
-        claims: (Authorization header or None, wall clock in ns) -> the claims of its bearer token, or None.
-        client: (peer address, headers) -> the client behind the trusted proxies.
+        tokens: reads bearer tokens; of this bundle.
+        addresses: finds the client behind the trusted proxies.
         bot: User-Agent -> ("true" or "false", category or None).
         trusted_peer: peer address ("": a unix socket) -> whether it may describe requests.
         verified: whether claims are verified ones: a source of keys is configured.
@@ -41,8 +41,8 @@ class Identity:
 
     """
 
-    claims: Callable[[bytes | None, int], Claims | None]
-    client: Callable[[str, dict[str, bytes]], Client]
+    tokens: Tokens
+    addresses: Addresses
     bot: Callable[[str], tuple[str, str | None]]
     trusted_peer: Callable[[str], bool]
     verified: bool
@@ -61,7 +61,7 @@ class Identity:
         issuer, audiences = settings.jwks_issuer, settings.jwks_audience or ()
         self._file = JwksFile(settings.jwks_file, issuer, audiences) if settings.jwks_file else None
         self._url = JwksUrl(settings.jwks_url, issuer, audiences) if settings.jwks_url else None
-        self._tokens = Tokens(self._unknown_key)
+        self.tokens = Tokens(self._unknown_key)
         self._key_wanted = False
 
         # per bundle
@@ -70,14 +70,12 @@ class Identity:
         self._bundle_keys: tuple[TokenKey, ...] = ()
         self._bundle_problems: tuple[str, ...] = ()
 
-        addresses = Addresses(
+        self.addresses = Addresses(
             settings.client_ip_header, settings.trusted_peers, settings.trusted_proxies, settings.ipv6_prefix
         )
-        self.claims = self._tokens.claims
-        self.client = addresses.client
-        self.trusted_peer = addresses.trusted_peer
+        self.trusted_peer = self.addresses.trusted_peer
         self.bot = Bots().bot
-        self.refused_tokens = self._tokens.refused
+        self.refused_tokens = self.tokens.refused
         if self._file is not None:
             self._file.refresh()
         self.use_keys(jwt_keys)
@@ -105,8 +103,7 @@ class Identity:
         if tuple(jwt_keys) == self._jwt_keys:
             return self
         other = copy(self)
-        other._tokens = Tokens(other._unknown_key, self.refused_tokens)
-        other.claims = other._tokens.claims
+        other.tokens = Tokens(other._unknown_key, self.refused_tokens)
         other.use_keys(jwt_keys)
         return other
 
@@ -186,7 +183,7 @@ class Identity:
         """Read tokens with the keys of the moment; the lock is held."""
         configured = bool(self._jwt_keys) or self._file is not None or self._url is not None
         outside = (self._file.keys if self._file else ()) + (self._url.keys if self._url else ())
-        self._tokens.use(self._bundle_keys + outside if configured else None)
+        self.tokens.use(self._bundle_keys + outside if configured else None)
         self.verified = configured
 
 

@@ -144,8 +144,10 @@ class Scope:
             return values[0]
         if not values:
             return _NOBODY
-        if self._on_missing != "shared" and (None in values or "" in values):
-            return None
+        if self._on_missing != "shared":
+            for value in values:
+                if not value:
+                    return None
         return tuple(values)
 
     def absent(self, limit: Limit, context: Context) -> Refusal | None:

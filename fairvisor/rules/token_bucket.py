@@ -7,7 +7,7 @@ ticks of 2^-28 ns so that any mix of millionths that sums to the burst fits and 
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 from fairvisor.clock import Now
 from fairvisor.context import Context
@@ -60,8 +60,9 @@ class TokenBucket(Limit):
         self.scope = scope
         self.quota = quota
         self._keys = Keys(keyring, scope.identity)
-        self._burst_u = quota.amount_u
-        self._per = ticks_per_millionth(rate_per_s)
+        # Only handed on to the table: compiled code would make an `int` into an object again at each request.
+        self._burst_u: Any = quota.amount_u
+        self._per: Any = ticks_per_millionth(rate_per_s)
         self._fixed_u = fixed_u
         self._cost = cost
         self._reject_full = reject_full
