@@ -19,7 +19,6 @@ if os.environ.get("FAIRVISOR_SANITIZE"):
 DEPENDS = {
     "fairvisor.counters._table": ["fairvisor/counters/_slots.h"],
     "fairvisor.http._head": ["fairvisor/http/_plain.h"],
-    "fairvisor.llm._seal": [],
     "fairvisor.llm._simple_word": [],
     "fairvisor.proxy._heads": ["fairvisor/http/_plain.h"],
 }

@@ -16,7 +16,7 @@ from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.counters.lenient import Lenient
 from fairvisor.decision import UNIT_U, Action, Decision, Remarked, Verdict
-from fairvisor.llm.reservation import LIFETIME_NS, Taken, fresh_nonce, keyed, seal
+from fairvisor.llm.reservation import LIFETIME_NS, Taken, fresh_nonce, seal, signing_with
 from fairvisor.metrics import DECISIONS, SHADOW_REJECTS, Counter
 from fairvisor.route import Routes, Selector
 from fairvisor.rules.breaker import KEPT_NS, Breaker
@@ -101,7 +101,7 @@ class Bundle:
         self.shadow_until_ns = shadow_until_ns
         self.override_until_ns = override_until_ns
         self.seed = seed
-        self.signing = keyed(reservation_key)
+        self.signing = signing_with(reservation_key)
         self.reserves = reserves
         self.unmatched = unmatched
         self.repeats = repeats

@@ -6,23 +6,20 @@ import base64
 import os
 import re
 import struct
-from hashlib import blake2b
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairvisor.errors import Gone, RequestError
-from fairvisor.llm import _seal
 from fairvisor.llm.reservation import (
     MAX_TAKES,
     Reservation,
     Take,
+    Terms,
     fresh_nonce,
-    keyed,
     seal,
-    terms,
+    signing_with,
     unseal,
 )
 from fairvisor.llm.usage import Weights
@@ -54,10 +51,10 @@ TAKES = st.builds(
 def sealed(reservation: Reservation) -> str:
     """The token that `unseal` reads as `reservation`."""
     taken = [
-        (terms(kind, burst_u, per, weights, owner), key, amount_u, until_mono_ns)
+        (Terms(kind, burst_u, per, weights, owner), key, amount_u, until_mono_ns)
         for kind, key, amount_u, burst_u, per, until_mono_ns, weights, owner in reservation.takes
     ]
-    return seal(keyed(KEY), reservation.nonce, reservation.expires_wall_ns, taken)
+    return seal(signing_with(KEY), reservation.nonce, reservation.expires_wall_ns, taken)
 
 
 @given(st.builds(Reservation, U64, st.just(EXPIRES_NS), st.lists(TAKES, max_size=5).map(tuple)))
@@ -80,54 +77,6 @@ def test_a_token_of_many_takes_leaves_the_owners_out() -> None:
     few, many = (RESERVATION._replace(takes=(owned,) * number) for number in (8, 9))
     assert unseal(KEY, sealed(few), NOW_NS) == few
     assert unseal(KEY, sealed(many), NOW_NS).takes == (BUCKET,) * 9
-
-
-@given(st.binary(min_size=1, max_size=64), U64, st.lists(st.tuples(st.binary(min_size=41), U64, U64, U64)))
-def test_c_and_the_standard_library_seal_the_same(
-    key: bytes, nonce: int, taken: list[tuple[bytes, int, int, int]]
-) -> None:
-    payload = struct.pack(">BQQB", 1, nonce, EXPIRES_NS, len(taken))
-    for take, counter, amount_u, until_ns in taken:
-        payload += (
-            take[:1] + struct.pack(">QQ", counter, amount_u) + take[17:33] + struct.pack(">Q", until_ns)
-        )
-        payload += take[41:]
-    mac = blake2b(payload, digest_size=16, key=key).digest()
-    token = base64.urlsafe_b64encode(payload + mac).rstrip(b"=").decode()
-    assert _seal.seal(keyed(key), nonce, EXPIRES_NS, taken) == token
-
-
-@pytest.mark.parametrize("key", [b"", b"k" * 65, "k" * 32])
-def test_what_is_no_key_signs_nothing(key: bytes) -> None:
-    with pytest.raises(ValueError, match="1 to 64 bytes"):
-        keyed(key)
-
-
-TERMS = terms("bucket")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (keyed(KEY), 1, 1),
-        (KEY, 1, 1, []),
-        (keyed(KEY), -1, 1, []),
-        (keyed(KEY), 1, 2**64, []),
-        (keyed(KEY), 1, "1", []),
-        (keyed(KEY), 1, 1, ()),
-        (keyed(KEY), 1, 1, [(TERMS, 1, 1, 1)] * 256),
-        (keyed(KEY), 1, 1, [[TERMS, 1, 1, 1]]),
-        (keyed(KEY), 1, 1, [(TERMS, 1, 1)]),
-        (keyed(KEY), 1, 1, [(TERMS[:40], 1, 1, 1)]),
-        (keyed(KEY), 1, 1, [("t" * 41, 1, 1, 1)]),
-        (keyed(KEY), 1, 1, [(TERMS, 1, 2**64, 1)]),
-        (keyed(KEY), 1, 1, [(TERMS, 1, 1, -1)]),
-        (keyed(KEY), 1, 1, [(TERMS, None, 1, 1)]),
-    ],
-)
-def test_what_is_no_reservation_is_not_sealed(arguments: tuple[bytes, int, int, list[Any]]) -> None:
-    with pytest.raises((ValueError, TypeError, OverflowError)):
-        _seal.seal(*arguments)
 
 
 def test_no_bit_of_a_token_can_be_changed() -> None:

@@ -6,7 +6,6 @@
     _simple_word.c  the tokens of a text, counted in one pass
     usage.py        what the provider counted, as disjoint kinds; weights
     reservation.py  what was taken for a request, as a signed token that settles it later
-    _seal.c         that token, made in one call
     dialect.py      a refusal in the shape of the provider whose SDK asked
     stream.py       usage out of a response that arrives in pieces
     scan.py         usage out of a JSON document that is too large or broken to parse

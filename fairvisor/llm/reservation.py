@@ -11,8 +11,6 @@ Format, big-endian, then base64url without padding (RFC 4648 5):
               | per u64 | until_mono_ns u64 | with flag 2: five weights u64, in millionths, in the order of `Weights`
               | with flag 4: policy id and rule name, each as length u8 and ASCII
     keyed BLAKE2b of everything before it, 16 bytes (RFC 7693; half the time of an HMAC-SHA256)
-
-`_seal.c` packs, signs and spells; tokens are read, which is rarer, by the standard library.
 """
 
 from __future__ import annotations
@@ -27,22 +25,7 @@ from hashlib import blake2b
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from fairvisor.errors import Gone, RequestError
-from fairvisor.llm._seal import keyed
-from fairvisor.llm._seal import seal as _seal
 from fairvisor.llm.usage import PLAIN, Weights
-
-__all__ = [
-    "LIFETIME_NS",
-    "MAX_TAKES",
-    "Reservation",
-    "Take",
-    "Taken",
-    "fresh_nonce",
-    "keyed",
-    "seal",
-    "terms",
-    "unseal",
-]
 
 LIFETIME_NS: Final = 3_600 * 1_000_000_000
 """A reservation can be settled for one hour."""
@@ -52,6 +35,8 @@ MAX_TAKES: Final = 255
 _VERSION: Final = 1
 _HEAD: Final = struct.Struct(">BQQB")
 _TAKE: Final = struct.Struct(">BQQQQQ")
+_RATE: Final = struct.Struct(">QQ")  # burst_u and per of a take
+_ON_TERMS: Final = struct.Struct(f">BQQ{_RATE.size}sQ")  # a take whose rate is packed already
 _WEIGHTS: Final = struct.Struct(">5Q")
 _MAC_BYTES: Final = 16
 _TOTAL: Final = 1
@@ -59,6 +44,7 @@ _WEIGHTED: Final = 2
 _OWNED: Final = 4
 _MAX_OWNED: Final = 8  # takes of a token that names owners: a header must hold it
 _MAX_TOKEN: Final = 32 * 1024  # 255 takes with weights need 29 KB
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 # Nonces must differ, between processes too; to foresee one helps nobody, who cannot seal it. The system seeds the
 # generator when a process starts, and again in every process that is forked from it.
@@ -83,9 +69,37 @@ class Take(NamedTuple):
     owner: tuple[str, str] | None = None
 
 
-# What a request took from one counter, to be sealed: the terms of the limit, then key, amount_u and until_mono_ns as in
+class Terms:
+    """What the takes of one limit from one kind of counter have in common, packed when the bundle is compiled.
+
+    The arguments are the fields of `Take`.
+    """
+
+    __slots__ = ("_flags", "_owner", "_rate", "_weights")
+
+    def __init__(
+        self,
+        kind: Literal["bucket", "total"],
+        burst_u: int = 0,
+        per: int = 0,
+        weights: Weights = PLAIN,
+        owner: tuple[str, str] | None = None,
+    ) -> None:
+        self._flags = (_TOTAL if kind == "total" else 0) | (_WEIGHTED if weights != PLAIN else 0)
+        self._rate = _RATE.pack(burst_u, per)
+        self._weights = _WEIGHTS.pack(*weights) if weights != PLAIN else b""
+        self._owner = b"".join([bytes((len(name),)) + name.encode("ascii") for name in owner or ()])
+
+    def pack(self, key: int, amount_u: int, until_mono_ns: int, named: bool) -> bytes:
+        """A take on these terms; `named`: with its owner, if it has one."""
+        owner = self._owner if named else b""
+        flags = self._flags | _OWNED if owner else self._flags
+        return _ON_TERMS.pack(flags, key, amount_u, self._rate, until_mono_ns) + self._weights + owner
+
+
+# What a request took from one counter, to be sealed: the limit's terms, then key, amount_u and until_mono_ns as in
 # `Take` (0 for a bucket). A plain tuple, which is quicker made than a named one.
-Taken: TypeAlias = tuple[bytes, int, int, int]
+Taken: TypeAlias = tuple[Terms, int, int, int]
 
 
 class Reservation(NamedTuple):
@@ -101,40 +115,25 @@ def fresh_nonce() -> int:
     return _NONCES.getrandbits(64)
 
 
-def terms(
-    kind: Literal["bucket", "total"],
-    burst_u: int = 0,
-    per: int = 0,
-    weights: Weights = PLAIN,
-    owner: tuple[str, str] | None = None,
-) -> bytes:
-    """What the takes of one limit from one kind of counter have in common, packed: all but key, amount and end.
-
-    The arguments are the fields of `Take`. For load time: nothing of it depends on a request.
-    """
-    weighted = weights != PLAIN
-    flags = (_TOTAL if kind == "total" else 0) | (_WEIGHTED if weighted else 0) | (_OWNED if owner else 0)
-    packed = _TAKE.pack(flags, 0, 0, burst_u, per, 0)
-    if weighted:
-        packed += _WEIGHTS.pack(*weights)
-    return packed + b"".join([bytes((len(name),)) + name.encode("ascii") for name in owner or ()])
+def signing_with(key: bytes) -> blake2b:
+    """What `seal` signs with: the hash as it is when it has taken in the key, of 1 to 64 bytes."""
+    return blake2b(digest_size=_MAC_BYTES, key=key)
 
 
-def seal(signing: bytes, nonce: int, expires_wall_ns: int, taken: list[Taken]) -> str:
+def seal(signing: blake2b, nonce: int, expires_wall_ns: int, taken: list[Taken]) -> str:
     """A reservation as a token: URL- and header-safe ASCII, some 120 characters for one take.
 
-    It is signed with the key that `signing` was made of by `keyed`.
+    It is signed with the key that `signing` was made with.
     """
     assert len(taken) <= MAX_TAKES, "a request takes from at most 255 LLM counters"
-    if len(taken) > _MAX_OWNED:
-        taken = [(_nameless(terms), key, amount_u, until_ns) for terms, key, amount_u, until_ns in taken]
-    return _seal(signing, nonce, expires_wall_ns, taken)
-
-
-def _nameless(terms: bytes) -> bytes:
-    """The terms without an owner."""
-    end = _TAKE.size + (_WEIGHTS.size if terms[0] & _WEIGHTED else 0)
-    return bytes((terms[0] & ~_OWNED,)) + terms[1:end]
+    named = len(taken) <= _MAX_OWNED
+    payload = _HEAD.pack(_VERSION, nonce, expires_wall_ns, len(taken))
+    for terms, key, amount_u, until_mono_ns in taken:
+        payload += terms.pack(key, amount_u, until_mono_ns, named)
+    mac = signing.copy()
+    mac.update(payload)
+    sealed = binascii.b2a_base64(payload + mac.digest(), newline=False)
+    return sealed.translate(_URL_SAFE).rstrip(b"=").decode("ascii")
 
 
 def unseal(key: bytes, token: str, wall_ns: int) -> Reservation:

@@ -20,7 +20,7 @@ from fairvisor.counters import ALLOWED, FULL, Counters
 from fairvisor.decision import UNIT_U, Quota, Reason, Refusal, Verdict
 from fairvisor.errors import Conflict
 from fairvisor.llm.request import LlmRequest
-from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take, Taken, terms
+from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take, Taken, Terms
 from fairvisor.llm.usage import Usage, Weights, weigh, weigh_request
 from fairvisor.metrics import ESTIMATE_MISSING, TABLE_FULL, TOKENS_RESERVED, Tally
 from fairvisor.rules.cost import read_amount
@@ -110,8 +110,8 @@ class LlmTokens(Limit):
         self._reject_full = reject_full
         self.streaming = streaming
         owner = (tally.policy_id, tally.rule)
-        self._minute_terms = terms("bucket", self._burst_u, self._per, weights, owner)
-        self._total_terms = terms("total", weights=weights)
+        self._minute_terms = Terms("bucket", self._burst_u, self._per, weights, owner)
+        self._total_terms = Terms("total", weights=weights)
         self._reserved = tally.counter_of(TOKENS_RESERVED)
 
     def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
