@@ -10,7 +10,7 @@ import json
 import re
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +82,17 @@ def table(found: Sequence[Row]) -> str:
     return "\n".join(head + [f"| {' | '.join(map(number, row.values()))} |" for row in found])
 
 
-def where(results: dict[str, Any]) -> str:
-    """A sentence about date, machine and versions."""
+def where(results: dict[str, Any], names: Iterable[str]) -> str:
+    """A sentence about date, machine and versions, and how long the rounds of these workloads were."""
     of = results["machine"]
     named = [name for name in ("nginx", "Envoy", "wrk", "uvloop") if name.lower() in of]
     versions = ", ".join(f"{name} {of[name.lower()]}" for name in named)
+    lengths = " or ".join(
+        str(each) for each in sorted({results["workloads"][name]["seconds"] for name in names})
+    )
     words = (
         f"Measured by `perf/run` on {of['date']}: {of['processor']}, {of['cores']} cores, Linux {of['kernel']}, "
-        f"Python {of['python']}, {versions}; medians of {results['rounds']} rounds of {results['seconds']} s, in turns."
+        f"Python {of['python']}, {versions}; medians of rounds of {lengths} s, in turns."
     )
     return textwrap.fill(words, WIDTH)
 
@@ -101,13 +104,19 @@ def in_readme(results: dict[str, Any], name: str) -> str:
         row[f"of {shown[0]['']}"] = row.pop("of the first")
         del row["rounds"], row["p50 µs"], row["p99 µs"]
     picture = f"![Requests per second beside nginx and Envoy, and latency at constant rates](perf/results/{name}.svg)"
-    return f"{picture}\n\n{table(shown)}\n\n{where(results)}"
+    return f"{picture}\n\n{table(shown)}\n\n{where(results, [SHOWN_IN_README])}"
 
 
 def in_performance(results: dict[str, Any], name: str) -> str:
     """Every table."""
     parts = [f"**{each['title']}**\n\n{table(rows(each))}" for each in results["workloads"].values()]
-    return "\n\n".join([where(results), *parts, f"Every round: [{name}.json](../perf/results/{name}.json)."])
+    return "\n\n".join(
+        [
+            where(results, results["workloads"]),
+            *parts,
+            f"Every round: [{name}.json](../perf/results/{name}.json).",
+        ]
+    )
 
 
 def in_cores(recorded: dict[str, Any]) -> str:

@@ -62,19 +62,19 @@ def measure(workload: Workload, options: argparse.Namespace, progress: Progress)
     """One workload, as it is recorded."""
     with scratch() as folder, workload.begin(folder) as measured:
         contenders = alternate(measured, options.rounds, options.seconds, progress)
-    return {"title": workload.title, "share": workload.share, "contenders": contenders}
+    return {
+        "title": workload.title,
+        "share": workload.share,
+        "seconds": options.seconds,
+        "contenders": contenders,
+    }
 
 
 def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     """The chosen workloads, with a bar on stderr and each table when it is complete."""
     found: dict[str, Any] = {}
     workloads = beside(options.original.resolve()) if options.original else WORKLOADS
-    results = {
-        "machine": described(),
-        "seconds": options.seconds,
-        "rounds": options.rounds,
-        "workloads": found,
-    }
+    results = {"machine": described(), "workloads": found}
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         everything = progress.add_task("all", total=len(options.workloads))
