@@ -81,6 +81,25 @@ def test_a_log_that_was_cut_short_is_read_from_its_start(log: Path, grown: bytes
     assert followed(log, 0, lambda: log.write_bytes(grown)) == grown.splitlines()
 
 
+def test_a_log_that_is_cut_short_while_a_line_is_shown_is_read_from_its_start(log: Path) -> None:
+    """Whoever sees a line may cut the log at once, and what comes then may be as long as what was there."""
+    left = iter([lambda: append(log, b"four\n"), lambda: log.write_bytes(b"ONE\nTWO\nTHREE\nFOUR\n")])
+
+    def ended() -> bool:
+        happening = next(left, None)
+        if happening is not None:
+            happening()
+        return happening is None
+
+    shown = []
+    with FollowedLog(log, ended) as following:
+        for line in following.lines(0, anything):
+            shown.append(line)
+            if line == b"four":
+                log.write_bytes(b"")
+    assert shown == [b"four", b"ONE", b"TWO", b"THREE", b"FOUR"]
+
+
 def test_a_log_that_does_not_exist_yet_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     assert followed(path, 5, lambda: append(path, b"new\n"), lambda: None) == [b"new"]

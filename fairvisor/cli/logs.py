@@ -104,7 +104,8 @@ class FollowedLog:
         """The last `before` lines that pass, then every one that is written and passes."""
         if self._open():
             found, self._place = last_lines(self._fd, before, passes)
-            self._remember()
+            length = min(self._place, _MARK_BYTES)
+            self._mark = os.pread(self._fd, length, self._place - length)
             yield from found
         elif self._ended():
             raise FairvisorError(f"there is no audit log at {self._path}")
@@ -139,20 +140,18 @@ class FollowedLog:
         """The whole lines after our place; from the start if the file was cut short, whatever it has grown to."""
         if self._fd < 0:
             return
-        if os.pread(self._fd, len(self._mark), self._place - len(self._mark)) != self._mark:
-            self._place = 0
+        mark = os.pread(self._fd, len(self._mark), self._place - len(self._mark))
+        if not mark or mark != self._mark:
+            self._place, self._mark = 0, b""
         begun = b""
         while data := os.pread(self._fd, _READ_BYTES, self._place + len(begun)):
             *lines, begun = (begun + data).split(b"\n")
             for line in lines:
                 self._place += len(line) + 1
+                # Of what was read, not of what stands there now: it may be cut short at any moment.
+                self._mark = (self._mark + line + b"\n")[-_MARK_BYTES:]
                 if line.strip():
                     yield line
-        self._remember()
-
-    def _remember(self) -> None:
-        length = min(self._place, _MARK_BYTES)
-        self._mark = os.pread(self._fd, length, self._place - length)
 
 
 def last_lines(fd: int, wanted: int, passes: Callable[[bytes], bool]) -> tuple[list[bytes], int]:
