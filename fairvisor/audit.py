@@ -105,11 +105,7 @@ class Audit:
     def note(self, decision: Decision, context: Context) -> None:
         """Count what a decision did."""
         verdict = decision.verdict
-        if (
-            verdict is not None
-            and verdict.reason is not None
-            and not self._count_again((id(verdict.limit), id(verdict.reason), verdict.key))
-        ):
+        if verdict is not None and verdict.reason is not None:
             self._count(REJECT, verdict.limit, verdict.reason, verdict.key, context)
         for verdict in decision.would_reject:
             assert verdict.reason is not None, "a refusal says why"
@@ -169,23 +165,12 @@ class Audit:
                 self._counters[AUDIT_DROPPED].add(lost + len(self._records))
             self._batch, self._merged, self._records = {}, {}, []
 
-    def _count_again(self, spot: tuple[int, int, int]) -> bool:
-        """Count one more of what is in the batch already, in one look-up: a flood consists of it. Was it there?"""
+    def _count(self, action: str, limit: Limit, reason: str, key: int, context: Context) -> None:
+        spot = (id(limit), id(reason), key or hash(limit.describe(context)) or 1)
         self._lock.acquire()  # no `with`: compiled, it takes as long as all the rest
         try:
             entry = self._batch.get(spot)
-            if entry is None:
-                return False
-            entry.count += 1
-            return True
-        finally:
-            self._lock.release()
-
-    def _count(self, action: str, limit: Limit, reason: str, key: int, context: Context) -> None:
-        spot = (id(limit), id(reason), key or hash(limit.describe(context)) or 1)
-        with self._lock:
-            entry = self._batch.get(spot)
-            if entry is not None:
+            if entry is not None:  # what a flood consists of: another reject of the same key
                 entry.count += 1
                 return
             tally = limit.tally
@@ -196,6 +181,8 @@ class Audit:
                 self._batch[spot] = Entry(limit, reason, subject, limit.describe(context))
             else:
                 self._merge(subject, 1)
+        finally:
+            self._lock.release()
 
     def _merge(self, subject: Subject, count: int) -> None:
         self._merged[subject] = self._merged.get(subject, 0) + count

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
@@ -36,7 +37,7 @@ from fairvisor.http.operators import Operators, open_or_tell
 from fairvisor.http.service import Service
 from fairvisor.http.side import serve_in_thread
 from fairvisor.http.start import make_beside, make_proxy, make_service, open_segment, segment_name
-from fairvisor.http.worker import EdgeWorker, limits_of
+from fairvisor.http.worker import STOPS, EdgeWorker, limits_of, stop_at_once
 from fairvisor.http.wsgi import Application
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import WORKER_RESTARTS
@@ -296,8 +297,20 @@ def _post_fork(server: Any, worker: Any) -> None:
     own = len(worker.app.settings.bind)
     worker.sockets, side = worker.sockets[:own], worker.sockets[own:]
     worker.app.side_sockets = [listener.sock for listener in side]
+    worker.init_signals = partial(_take_signals, worker.init_signals, server.SIG_QUEUE)
     if worker.age > server.cfg.workers:
         worker.init_process = partial(_boot_or_leave, worker, worker.init_process)
+
+
+def _take_signals(take: Callable[[], None], queued: SimpleQueue[int]) -> None:
+    """Let a new worker take its signals, and heed those that came since the fork.
+
+    Until then it queues them as the master does, and nobody reads its copy of the queue. A stop would be lost, and the
+    master, which tells each worker once, would wait for the whole time of a graceful stop.
+    """
+    take()
+    if any(queued.get_nowait() in STOPS for _ in range(queued.qsize())):
+        stop_at_once()
 
 
 def _boot_or_leave(worker: Any, boot: Callable[[], None]) -> None:

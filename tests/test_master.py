@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +21,7 @@ from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.errors import SegmentError, SettingsError
 from fairvisor.http.start import segment_name
-from fairvisor.http.worker import EdgeWorker
+from fairvisor.http.worker import STOPS, EdgeWorker
 from fairvisor.master import available_processors, claim, start_time, worker_class
 
 
@@ -81,6 +85,17 @@ def test_another_worker_class_is_one_line(name: str, why: str) -> None:
     assert "\n" not in message
 
 
+def forked(queued: Sequence[int] = (), **attributes: Any) -> Any:
+    """A worker of two, just forked from a master that has these signals in its queue."""
+    worker = SimpleNamespace(**{"age": 1, "sockets": [], "init_signals": None, **attributes})
+    worker.app = SimpleNamespace(settings=SimpleNamespace(bind=()), side_sockets=[])
+    signals: SimpleQueue[int] = SimpleQueue()
+    for number in queued:
+        signals.put(number)
+    master._post_fork(SimpleNamespace(cfg=SimpleNamespace(workers=2), SIG_QUEUE=signals), worker)
+    return worker
+
+
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
 def test_a_worker_that_takes_the_place_of_another_one_and_cannot_boot_stops_nobody(
     error: Exception, monkeypatch: pytest.MonkeyPatch
@@ -90,19 +105,36 @@ def test_a_worker_that_takes_the_place_of_another_one_and_cannot_boot_stops_nobo
     def boot() -> None:
         raise error
 
-    def forked(age: int, booted: bool) -> Any:
-        worker = SimpleNamespace(age=age, booted=booted, sockets=[], init_process=boot)
-        worker.app = SimpleNamespace(settings=SimpleNamespace(bind=()), side_sockets=[])
-        master._post_fork(SimpleNamespace(cfg=SimpleNamespace(workers=2)), worker)
-        return worker
-
     monkeypatch.setattr(master, "_BOOT_AGAIN_S", 0)
     with pytest.raises(SystemExit) as left:
-        forked(age=3, booted=False).init_process()
+        forked(age=3, booted=False, init_process=boot).init_process()
     assert left.value.code == 1
     for age, booted in ((2, False), (3, True)):
         with pytest.raises(type(error)):
-            forked(age, booted).init_process()
+            forked(age=age, booted=booted, init_process=boot).init_process()
+
+
+@pytest.fixture
+def own_stops() -> Iterator[None]:
+    """What this process does when it is told to stop is as before afterwards."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_stops")
+@pytest.mark.parametrize(
+    ("number", "leaves"), [(signal.SIGTERM, True), (signal.SIGQUIT, True), (signal.SIGHUP, False)]
+)
+def test_a_stop_told_to_a_worker_before_it_takes_its_signals_is_heeded(number: int, leaves: bool) -> None:
+    """gunicorn tells each worker once, and waits for it half a minute."""
+    taken: list[bool] = []
+    worker = forked(queued=[signal.SIGWINCH, number], init_signals=lambda: taken.append(True))
+    with pytest.raises(SystemExit) if leaves else nullcontext():
+        worker.init_signals()
+    assert taken == [True]
+    assert all((signal.getsignal(number) == signal.SIG_IGN) == leaves for number in STOPS), "told once more"
 
 
 def test_start_times_tell_processes_apart() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from base64 import urlsafe_b64encode
 from collections.abc import Callable
-from copy import copy
 from math import ceil
 from typing import Any
 
 import pytest
 from edge import Edge, Json, Reply, bucket, budget, moment, policy, tokens
+from test_identity import HS_KEY, identity
+from test_tokens import signed, unsigned
 
 from fairvisor.context import Context
 from fairvisor.decision import Reason
@@ -275,10 +275,12 @@ def test_policy_rule_and_reason_spread_too() -> None:
 def test_a_verified_subject_is_the_client_wherever_it_comes_from() -> None:
     def waits(sub: object, verified: bool = True) -> list[int]:
         edge = Edge(policy("p", bucket("r", rate=0.001, burst=1)))
-        edge.identity = copy(edge.identity)
-        edge.identity.verified = verified
-        payload = urlsafe_b64encode(json.dumps({"sub": sub}).encode()).rstrip(b"=")
-        headers = {"authorization": b"Bearer e30." + payload + b"."}
+        token = (
+            signed({"sub": sub}, "HS256", kid="s1") if verified else unsigned({"alg": "none"}, {"sub": sub})
+        )
+        if verified:
+            edge.identity = identity((HS_KEY,))
+        headers = {"authorization": token}
         edge.ask()
         return [edge.ask(client=f"192.0.2.{n}", headers=headers).retry_after for n in range(20)]
 

@@ -32,12 +32,22 @@ from fairvisor.settings import Settings
 
 _HEARTBEAT_S: Final = 1.0
 _STOP_POLL_S: Final = 0.02
-_STOPS: Final = (signal.SIGTERM, signal.SIGQUIT)
+STOPS: Final = (signal.SIGTERM, signal.SIGQUIT)
+# The terminal sends Ctrl-C to everybody: what follows from it is the master's decision, told with SIGQUIT.
+_FOR_THE_MASTER: Final = (signal.SIGINT, signal.SIGWINCH)
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 
 
-def _stop_at_once(number: int, frame: object) -> None:
+def stop_at_once(*_: object) -> None:
+    """End this process: a signal handler."""
+    _heed_no_other_stop()
     sys.exit(0)
+
+
+def _heed_no_other_stop() -> None:
+    """It stops: being told so once more must not look like a violent end."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -61,16 +71,17 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         self.stop_asked: asyncio.Event
 
     def init_signals(self) -> None:
-        """Only what must work when the loop is stuck; the loop handles the rest."""
-        for number in self.SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        for number in _STOPS:  # until the loop is there
-            signal.signal(number, _stop_at_once)
+        """Only what must work when the loop is stuck; the loop handles the rest.
+
+        None has its default for a moment where it gets something else: a worker that just starts would end violently.
+        """
+        handlers: dict[int, Any] = dict.fromkeys(self.SIGNALS, signal.SIG_DFL)
+        handlers |= dict.fromkeys(_FOR_THE_MASTER, signal.SIG_IGN)
+        handlers |= dict.fromkeys(STOPS, stop_at_once)  # until the loop is there
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         # A worker that hangs before it has a loop, for want of memory, must not keep the port of a master that is gone.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        # The terminal sends Ctrl-C to everybody: what follows from it is the master's decision, told with SIGQUIT.
-        for number in (signal.SIGWINCH, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
         faulthandler.enable()  # the master ends a worker without heartbeat by SIGABRT: show where it hung
 
     def run(self) -> None:
@@ -81,8 +92,7 @@ class EdgeWorker(Worker):  # type: ignore[misc]
             self.loop.run_until_complete(self._serve())
         finally:
             self.loop.close()
-            for number in _STOPS:  # it has stopped: being told so once more must not look like a violent end
-                signal.signal(number, signal.SIG_IGN)
+            _heed_no_other_stop()
 
     async def _serve(self) -> None:
         settings = self.settings
@@ -98,7 +108,7 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         )
         hub.on_close = acceptor.closed
         hub.on_no_seat = Counter(self.app.segment, THROTTLES_NOT_HELD).add
-        for number in _STOPS:
+        for number in STOPS:
             self.loop.add_signal_handler(number, self._asked_to_stop, number)
         self.loop.add_signal_handler(signal.SIGUSR1, self.log.reopen_files)
         gc.collect()

@@ -36,7 +36,6 @@ class Identity:
         addresses: finds the client behind the trusted proxies.
         bot: User-Agent -> ("true" or "false", category or None).
         trusted_peer: peer address ("": a unix socket) -> whether it may describe requests.
-        verified: whether claims are verified ones: a source of keys is configured.
         refused_tokens: how many tokens had no claims, by reason; every reason is there from the start.
 
     """
@@ -45,7 +44,6 @@ class Identity:
     addresses: Addresses
     bot: Callable[[str], tuple[str, str | None]]
     trusted_peer: Callable[[str], bool]
-    verified: bool
 
     def __init__(
         self,
@@ -133,6 +131,11 @@ class Identity:
             with self._lock:
                 self._apply()
 
+    @property
+    def verified(self) -> bool:
+        """Whether claims are verified: a source of keys is configured."""
+        return self.tokens.verified
+
     def problems(self) -> tuple[str, ...]:
         """Why the process is not ready: sources of keys that are configured and have none."""
         sources = [source for source in (self._file, self._url) if source is not None]
@@ -184,7 +187,6 @@ class Identity:
         configured = bool(self._jwt_keys) or self._file is not None or self._url is not None
         outside = (self._file.keys if self._file else ()) + (self._url.keys if self._url else ())
         self.tokens.use(self._bundle_keys + outside if configured else None)
-        self.verified = configured
 
 
 def _key(jwt_key: JwtKey, environ: Mapping[str, str]) -> TokenKey:

@@ -11,8 +11,9 @@
  *   three bytes      1 for each character; four bytes: 2 for each
  *
  * A character in two bytes is a letter; for every 3 of them in the whole text, begun ones included, there is 1 more.
- * Text that is no bytes is read as UTF-8, lone surrogates as three bytes. Everything else separates and counts nothing. Any bytes are taken: one that continues a character is passed over, a
- * run goes on behind it (one of spaces ends), and where none should stand nothing is promised but an answer.
+ * Everything else separates and counts nothing. A str is read as UTF-8, lone surrogates as three bytes. Any bytes are
+ * taken: one that continues a character is passed over, a run goes on behind it (one of spaces ends), and where none
+ * should stand nothing is promised but an answer.
  * tests/test_llm_estimate.py has the same in Python, and compares the two.
  */
 #define PY_SSIZE_T_CLEAN

@@ -130,9 +130,7 @@ def seal(signing: blake2b, nonce: int, expires_wall_ns: int, taken: list[Taken])
     payload = _HEAD.pack(_VERSION, nonce, expires_wall_ns, len(taken))
     for terms, key, amount_u, until_mono_ns in taken:
         payload += terms.pack(key, amount_u, until_mono_ns, named)
-    mac = signing.copy()
-    mac.update(payload)
-    sealed = binascii.b2a_base64(payload + mac.digest(), newline=False)
+    sealed = binascii.b2a_base64(payload + _mac(signing, payload), newline=False)
     return sealed.translate(_URL_SAFE).rstrip(b"=").decode("ascii")
 
 
@@ -144,7 +142,7 @@ def unseal(key: bytes, token: str, wall_ns: int) -> Reservation:
     """
     sealed = _decode(token)
     payload, mac = sealed[:-_MAC_BYTES], sealed[-_MAC_BYTES:]
-    if not hmac.compare_digest(mac, _mac(key, payload)):
+    if not hmac.compare_digest(mac, _mac(signing_with(key), payload)):
         raise RequestError("the reservation is not one that this edge made")
     if payload[0] != _VERSION:
         raise Gone("the reservation was made by another version and can no longer be settled")
@@ -154,8 +152,10 @@ def unseal(key: bytes, token: str, wall_ns: int) -> Reservation:
     return reservation
 
 
-def _mac(key: bytes, payload: bytes) -> bytes:
-    return blake2b(payload, digest_size=_MAC_BYTES, key=key).digest()
+def _mac(signing: blake2b, payload: bytes) -> bytes:
+    mac = signing.copy()
+    mac.update(payload)
+    return mac.digest()
 
 
 def _decode(token: str) -> bytes:

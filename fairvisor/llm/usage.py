@@ -70,7 +70,7 @@ def weigh(usage: Usage, weights: Weights) -> int:
 
 def weigh_request(prompt: int, completion: int, weights: Weights) -> int:
     """What a request of so many tokens takes before anything is known of kinds, in millionths; at most 9e18."""
-    amount_u = prompt * weights[0] + completion * weights[3]
+    amount_u = prompt * weights.input + completion * weights.output
     return amount_u if amount_u < MAX_AMOUNT_U else MAX_AMOUNT_U
 
 
