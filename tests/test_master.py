@@ -116,8 +116,8 @@ def test_a_worker_that_takes_the_place_of_another_one_and_cannot_boot_stops_nobo
 
 @pytest.fixture
 def own_stops() -> Iterator[None]:
-    """What this process does when it is told to stop is as before afterwards."""
-    before = {number: signal.getsignal(number) for number in STOPS}
+    """To be told to stop ends this process, however it was started; afterwards that is as before."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOPS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
