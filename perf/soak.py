@@ -32,6 +32,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -52,6 +53,7 @@ CALIBRATION_S = 5
 PUSH_EVERY_S = 10
 KILL_EVERY_S = 30
 SLACK = {"memory": (1.05, 1024), "counters": (1.05, 0), "latency": (1.25, 100)}  # share, and in units
+SHOWN = ("seconds", "answered", "p50_us", "p99_us", "master_kib", "eldest_kib", "counters")
 WATCHED = {
     "master_kib": "memory",
     "eldest_kib": "memory",
@@ -191,12 +193,14 @@ def _samples(soaked: Soak, client: Connection, every_s: float) -> list[dict[str,
 def report(found: dict[str, Any]) -> None:
     """Every tenth sample, and the verdict."""
     console = Console()
+    lost, refused = (sum(sample[name] for sample in found["samples"]) for name in ("unanswered", "refused"))
     console.print(
-        f"{found['rate_per_s']:,} requests a second, of {found['most_per_s']:,}; {found['killed']} workers killed"
+        f"{found['rate_per_s']:,} requests a second, of {found['most_per_s']:,}; {found['killed']} workers killed, "
+        f"{lost:,} requests lost, {refused:,} refused"
     )
-    table = Table(*found["samples"][0])
+    table = Table(*SHOWN, box=SIMPLE, pad_edge=False)
     for sample in found["samples"][:: SAMPLES // 10] + found["samples"][-1:]:
-        table.add_row(*(f"{value:,}" for value in sample.values()))
+        table.add_row(*(f"{sample[name]:,}" for name in SHOWN))
     console.print(table)
     console.print("\n".join(found["wrong"]) or "flat: memory, counters and latency")
 
