@@ -28,6 +28,7 @@ RETRY_NS: Final = NS_PER_S  # after the log could not be written
 WRITE_NS: Final = NS_PER_S  # how often gauges are written
 PAUSE_S: Final = 0.000_2  # between slices of work, for threads that answer requests
 STOPPED_WITHIN_S: Final = 5.0
+_LAST_TRIES: Final = 5  # to write what is left; in each, another process may have the log for half a second
 
 _log = logging.getLogger(__name__)
 
@@ -133,5 +134,8 @@ class Reporter:
                 self._pause.wait(1.0)
         now = self._clock()
         self._segment.write_postponed(now.wall_ns // NS_PER_S)
-        self.audit.flush(now)
+        for _ in range(_LAST_TRIES):
+            self.audit.flush(now)
+            if self.audit.problem is None:
+                break
         self.audit.give_up()

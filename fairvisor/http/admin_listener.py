@@ -55,7 +55,6 @@ class AdminSocket:
         self._path = Path(bind.path) if bind.path else None
         self.socket = _bind_tcp(bind) if self._path is None else _bind_unix(self._path)
         self._identity = _identity(self._path)
-        self.socket.listen(_BACKLOG)
         self.socket.setblocking(False)  # every worker is woken, and one of them gets the connection
 
     @property
@@ -87,6 +86,7 @@ def _bind_tcp(bind: Bind) -> socket.socket:
             socket.SOL_SOCKET, socket.SO_REUSEPORT, 1
         )  # during an upgrade there are two masters
         listener.bind((bind.host, bind.port))
+        listener.listen(_BACKLOG)
     return listener
 
 
@@ -102,6 +102,7 @@ def _bind_unix(path: Path) -> socket.socket:
         os.fchmod(listener.fileno(), 0o600)  # the file takes it over: it is open to others at no moment
         with short_path(new) as address:
             listener.bind(address)
+        listener.listen(_BACKLOG)
         new.rename(path)
     return listener
 

@@ -82,6 +82,8 @@ class EdgeWorker(Worker):  # type: ignore[misc]
             signal.signal(number, handler)
         # A worker that hangs before it has a loop, for want of memory, must not keep the port of a master that is gone.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != self.ppid:  # it went before it was asked to tell
+            stop_at_once()
         faulthandler.enable()  # the master ends a worker without heartbeat by SIGABRT: show where it hung
 
     def run(self) -> None:

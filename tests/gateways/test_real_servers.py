@@ -13,10 +13,10 @@ import pytest
 from edge_server import ROOT, Edge
 from gateway_servers import exchange
 from request_checks import problems
-from request_script import Exchange, read_script, request_bytes
+from request_script import Exchange, Script, read_script, request_bytes
 from request_tokens import mint
 
-from fairvisor.clock import read_now
+from fairvisor.clock import NS_PER_S, read_now
 
 FOLDER = ROOT / "tests" / "requests"
 SAMPLE = (
@@ -44,9 +44,21 @@ def environ_of(folder: Path, settings: dict[str, str]) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_requests_on_real_servers(name: str, start_edge: Callable[..., Edge]) -> None:
+    """Buckets refill on the real clock; where a machine took a second for a file, it is asked again."""
     script = read_script(FOLDER / f"{name}.http")
     environ = environ_of(script.path.parent, script.settings)
-    edge = start_edge(script.path.parent / script.bundle, **environ | ONE)
+    for _ in range(10):
+        edge = start_edge(script.path.parent / script.bundle, **environ | ONE)
+        began_ns = read_now().mono_ns
+        found = wrong_answers(script, edge)
+        took_ns = read_now().mono_ns - began_ns
+        edge.process.terminate()
+        if not found or took_ns < NS_PER_S:
+            break
+    assert not found, "\n" + "\n".join(found)
+
+
+def wrong_answers(script: Script, edge: Edge) -> list[str]:
     names: dict[str, str] = {}
     found = []
     for step in script.steps:
@@ -60,5 +72,4 @@ def test_requests_on_real_servers(name: str, start_edge: Callable[..., Edge]) ->
             assert step.word == "token", f"{step.word} needs simulated time"
             kept_as, key, algorithm, claims = step.text.split(" ", 3)
             names[kept_as] = mint(key, algorithm, claims, read_now().wall_ns)
-    edge.process.terminate()
-    assert not found, "\n" + "\n".join(found)
+    return found

@@ -31,7 +31,7 @@ def start_edge(tmp_path: Path) -> Iterator[StartEdge]:
         edges.append(edge)
         if ready:
             edge.wait_ready()
-            wait_until(lambda: len(edge.workers()) >= workers)
+            wait_until(lambda: (len(edge.workers()) if command else edge.registered()) >= workers)
         return edge
 
     yield start

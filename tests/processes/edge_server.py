@@ -8,18 +8,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fairvisor.clock import NS_PER_S, read_now
 from fairvisor.counters.layout import Word
+from fairvisor.counters.registry import Registry
 from fairvisor.counters.segment import SHM_DIR, Segment
 from fairvisor.http.start import segment_name
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, str(Path(__file__).with_name("run_fairvisor.py")), "serve"]
+_pause = threading.Event()
 PATIENCE_S = 30  # how long anything may take before a test gives up; nothing waits that long when all is well
 
 
@@ -59,11 +63,23 @@ def stand_still(pid: int) -> None:
     then, and could take a connection along."""
     os.kill(pid, signal.SIGSTOP)
     tasks = Path(f"/proc/{pid}/task")
-    wait_until(lambda: all(_state(task) == "T" for task in tasks.iterdir()))
+    wait_until(lambda: all(_stands_still(task) for task in tasks.iterdir()))
 
 
-def _state(task: Path) -> str:
-    return (task / "stat").read_text().rpartition(")")[2].split()[0]
+def _stands_still(task: Path) -> bool:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        return True  # it has ended
+
+
+def open_files(pid: int) -> set[str]:
+    """What the descriptors of a process are, as links: those that it does not close meanwhile."""
+    links = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.add(os.readlink(descriptor))
+    return links
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -71,17 +87,28 @@ def wait_until(condition: Callable[[], bool]) -> None:
     end = read_now().mono_ns + PATIENCE_S * NS_PER_S
     while not condition():
         assert read_now().mono_ns < end, "it never came true"
+        _pause.wait(0.002)  # what is waited for needs the processor too
 
 
 class Client:
-    """A connection that sends bytes and reads whole answers."""
+    """A connection that sends bytes and reads whole answers.
 
-    def __init__(self, connection: socket.socket) -> None:
+    Told to close it, as workers do that have more than their share, it comes again on a new one if `again` makes one.
+    """
+
+    def __init__(self, connection: socket.socket, again: Callable[[], socket.socket] | None = None) -> None:
         self.socket = connection
         self.socket.settimeout(PATIENCE_S)
+        self._again = again
+        self._told_to_close = False
         self._read = b""
 
     def send(self, data: bytes) -> None:
+        if self._told_to_close and self._again is not None:
+            self.socket.close()
+            self.socket = self._again()
+            self.socket.settimeout(PATIENCE_S)
+            self._told_to_close = False
         self.socket.sendall(data)
 
     def answer(self) -> tuple[int, dict[str, str], bytes]:
@@ -95,6 +122,7 @@ class Client:
         while len(self._read) < length:
             self._more()
         body, self._read = self._read[:length], self._read[length:]
+        self._told_to_close = headers.get("connection") == "close"
         return int(first.split(" ")[1]), headers, body
 
     def status(self, data: bytes) -> int:
@@ -175,30 +203,28 @@ class Edge:
     def is_answering(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         try:
-            client = self.connect()
-        except (ConnectionRefusedError, FileNotFoundError):
+            return self.status(b"GET /livez HTTP/1.1\r\n\r\n") == 200
+        except (ConnectionError, FileNotFoundError):  # nobody listens, or a worker that ended had it
             return False
-        try:
-            return client.status(b"GET /livez HTTP/1.1\r\n\r\n") == 200
-        finally:
-            client.close()
 
     def wait_ready(self) -> None:
         wait_until(self.is_answering)
 
     def connect(self) -> Client:
-        if isinstance(self.bind, str):
-            connection = socket.socket(socket.AF_UNIX)
-            try:
-                connection.connect(self.bind)
-            except OSError:
-                connection.close()
-                raise
-        else:
-            connection = socket.create_connection(self.bind, timeout=PATIENCE_S)
-        client = Client(connection)
+        client = Client(self._connection(), self._connection)
         self._clients.append(client)
         return client
+
+    def _connection(self) -> socket.socket:
+        if not isinstance(self.bind, str):
+            return socket.create_connection(self.bind, timeout=PATIENCE_S)
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(self.bind)
+        except OSError:
+            connection.close()
+            raise
+        return connection
 
     def status(self, data: bytes) -> int:
         """One question on a connection of its own."""
@@ -207,6 +233,11 @@ class Edge:
             return client.status(data)
         finally:
             client.close()
+
+    def registered(self) -> int:
+        """How many workers have taken their place among those who switch bundles: they serve, or are about to."""
+        registry = Registry(Segment.attach(segment_name(self.environ["FAIRVISOR_INSTANCE"])).table)
+        return len(registry.workers())
 
     def workers(self) -> list[int]:
         """The pids of the workers that are there now."""

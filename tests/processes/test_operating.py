@@ -140,7 +140,7 @@ def test_reload_reads_the_file_now(start_edge: StartEdge) -> None:
 
 def test_a_push_while_a_worker_is_stopped_says_who_lags(start_edge: StartEdge) -> None:
     edge = start_edge(bundle_of(per_client()), workers=2)
-    assert push(edge, 2, per_client())["lagging"] == []  # both have started
+    assert push(edge, 2, per_client())["lagging"] == []
     stopped = edge.follower()
     stand_still(stopped)
     try:
@@ -258,8 +258,8 @@ def test_a_socket_that_was_removed_is_there_again_soon_and_after_a_reload(start_
     path.unlink()
     wait_until(path.exists)
     assert run(edge, "status").returncode == 0
-    edge.signal(signal.SIGHUP)
     old = edge.workers()
+    edge.signal(signal.SIGHUP)
     wait_until(lambda: not set(old) & set(edge.workers()))
     wait_until(lambda: run(edge, "status").returncode == 0)
     edge.signal(signal.SIGTERM)

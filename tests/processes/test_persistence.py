@@ -42,7 +42,7 @@ def push(edge: Edge, bundle: dict[str, object]) -> Published:
 
 
 def budget(amount: int, version: int = 1) -> dict[str, object]:
-    config = {"budget": amount, "period": "1d"}
+    config = {"budget": amount, "period": "30d"}
     rule = {"name": "day", "limit_keys": [], "algorithm": "cost_based", "algorithm_config": config}
     policy = {"id": "all", "spec": {"selector": {"pathPrefix": "/"}, "rules": [rule]}}
     return bundle_of(policy, version=version)

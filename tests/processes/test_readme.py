@@ -50,7 +50,7 @@ def is_ready(address: str, process: subprocess.Popen[bytes]) -> bool:
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200
-    except ConnectionRefusedError:
+    except OSError:
         return False
     finally:
         connection.close()
@@ -91,7 +91,7 @@ def comparable(text: str) -> str:
 
 @pytest.mark.needs("curl")
 def test_the_curl_lines_print_what_the_readme_shows(tmp_path: Path) -> None:
-    for _ in range(5):
+    for _ in range(20):
         with served(tmp_path) as address:
             start_ns = read_now().mono_ns
             printed = [output_of(command.replace(ADDRESS, address), tmp_path) for command, _ in session(0)]

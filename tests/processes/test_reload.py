@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_server import ROOT, Client, Edge, StartEdge, ask, bundle_of, stand_still, token_bucket, wait_until
+from edge_server import (
+    ROOT,
+    Client,
+    Edge,
+    StartEdge,
+    ask,
+    bundle_of,
+    open_files,
+    stand_still,
+    token_bucket,
+    wait_until,
+)
 
 from fairvisor.bundle.shared import object_name
 from fairvisor.counters.segment import SHM_DIR, Segment
@@ -129,8 +140,7 @@ def worker_of(edge: Edge, client: Client) -> int:
         with open(f"/proc/{pid}/net/tcp") as table:
             rows = [line.split() for line in table][1:]
         inodes = {row[9] for row in rows if row[2].endswith(f":{port:04X}")}
-        links = (Path(f"/proc/{pid}/fd") / fd for fd in os.listdir(f"/proc/{pid}/fd"))
-        if {f"socket:[{inode}]" for inode in inodes} & {os.readlink(link) for link in links}:
+        if {f"socket:[{inode}]" for inode in inodes} & open_files(pid):
             return pid
     raise AssertionError("nobody has this connection")
 
