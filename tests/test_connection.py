@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fairvisor.clock import Now
 from fairvisor.errors import RequestError
-from fairvisor.http.connection import BODY_WAIT_S, LINGER_S, MAX_HEAD_BYTES, MAX_QUEUED, Connection
-from fairvisor.http.hub import BodyRule, Hub, Limits
+from fairvisor.http.connection import BODY_WAIT_S, MAX_HEAD_BYTES, MAX_QUEUED, Connection
+from fairvisor.http.hub import LINGER_S, BodyRule, Hub, Limits
 from fairvisor.http.request import Peer, Request
 from fairvisor.response import Answer, error_answer
 
@@ -655,7 +655,16 @@ def test_when_the_worker_stops_an_unused_connection_has_a_moment(client: Setup) 
     client.hub.stop()
     assert not client.transport.closed
     client.later(LINGER_S)
+    client.later(0.001)
     assert client.transport.closed
+
+
+def test_what_came_in_that_moment_is_read_by_a_loop_that_is_late(client: Setup) -> None:
+    """A loop without a processor for a while calls what is due before it reads."""
+    client.hub.stop()
+    client.later(LINGER_S)
+    assert b"Connection: close\r\n" in client.send(ASK % 1)
+    assert client.targets == ["/1"]
 
 
 def test_when_the_worker_stops_what_waits_is_still_answered(client: Setup) -> None:

@@ -19,14 +19,13 @@ from fairvisor.errors import BodyTooLarge, HeadTooLarge, RequestError, RequestTi
 from fairvisor.http._head import parse as parse_head
 from fairvisor.http.arriving import Arriving
 from fairvisor.http.headers import read_headers
-from fairvisor.http.hub import Hub
+from fairvisor.http.hub import LINGER_S, Hub
 from fairvisor.http.outbox import Outbox
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE, Making, Sendable, encode
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 BODY_WAIT_S: Final = 1.0
-LINGER_S: Final = 1.0  # how long a refused client may go on sending before the connection is cut
 MAX_TRAILERS: Final = 64
 MAX_QUEUED: Final = 64  # answers behind one that waits; then nothing more is read from this client
 
@@ -221,7 +220,7 @@ class Connection(asyncio.Protocol):
 
     def finish(self) -> None:
         """The worker stops: an unused connection gets one more moment to ask, then it is closed."""
-        self._hub.later(LINGER_S, self._close_if_idle)
+        self._hub.linger(self._close_if_idle)
 
     def abort(self) -> None:
         """Drop the connection as it is."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.errors import RequestError
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.wire import Sendable, StatusLines
 
+LINGER_S: Final = 1.0  # how long a connection is still read before it is closed
+_TURN_S: Final = 0.001
 _NS_PER_MS = NS_PER_S // 1000
 
 
@@ -115,6 +117,13 @@ class Hub:
         """The loop's timer; connections live in a running loop."""
         assert self.loop is not None, "connections live in a running loop"
         return self.loop.call_later(delay_s, callback, *args)
+
+    def linger(self, close: Callable[[], object]) -> None:
+        """Call `close` after the moment in which an unused connection may still ask: when what came in it was read.
+
+        A loop that had no processor meanwhile calls what is due before it reads, so it is given a turn to read.
+        """
+        self.later(LINGER_S, self.later, _TURN_S, close)
 
     def hold(self, delay_ms: int, release: Callable[[], None]) -> asyncio.TimerHandle | None:
         """Call `release` after the delay; None when every seat is taken and the answer must go at once."""

@@ -11,7 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from fairvisor.errors import HeadTooLarge, RequestError, RequestTimeout
-from fairvisor.http.hub import Hub
+from fairvisor.http.hub import LINGER_S, Hub
 from fairvisor.http.request import Peer
 from fairvisor.http.wire import CLOSE, KEEP_ALIVE, Sendable, encode
 from fairvisor.proxy.bodies import BadBody, Body, SizedBody, body_of
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_BUFFERED: Final = 64 * 1024  # of requests that come before the one before them is answered
-LINGER_S: Final = 1.0  # how long a refused client may go on sending before the connection is cut
 
 _NO_BODY: Final[Body] = SizedBody(0)
 _TOO_LARGE: Final = HeadTooLarge(f"the request head exceeds {MAX_HEAD_BYTES} bytes")
@@ -313,7 +312,7 @@ class Front(asyncio.Protocol):
 
     def finish(self) -> None:
         """The worker stops: an unused connection gets one more moment to ask, then it is closed."""
-        self.hub.later(LINGER_S, self._close_if_idle)
+        self.hub.linger(self._close_if_idle)
 
     def abort(self) -> None:
         """Drop the connection as it is."""

@@ -64,13 +64,16 @@ def start_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
 
 @pytest.fixture(scope="module")
 def start_gateway(tmp_path_factory: pytest.TempPathFactory, application: int) -> Iterator[StartGateway]:
-    """Starts gateways: `start_gateway("nginx", edge_port)`, with `fail_open=True` in that variant."""
+    """Starts gateways: `start_gateway("nginx", edge_port)`, with `fail_open=True` in that variant.
+
+    `patient=False`: with the time-outs that are shipped, which a machine in distress may exceed.
+    """
     gateways: list[Gateway] = []
 
-    def start(name: str, edge: int, *, fail_open: bool = False) -> Gateway:
+    def start(name: str, edge: int, *, fail_open: bool = False, patient: bool = True) -> Gateway:
         kind = KINDS[name]
         variant = kind.open if fail_open else kind.closed
-        gateway = Gateway(kind, variant, tmp_path_factory.mktemp(name), edge, application)
+        gateway = Gateway(kind, variant, tmp_path_factory.mktemp(name), edge, application, patient)
         gateways.append(gateway)
         return gateway
 

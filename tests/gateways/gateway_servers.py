@@ -104,10 +104,17 @@ KINDS = {
 }  # fmt: skip
 
 
+# One of a second or less, in any of the languages: `connect_timeout: 0.5s`, `EDGE_TIMEOUT_MS 1000`.
+_SHORT_TIMEOUT = re.compile(r"(?mi)^(?P<name>[^#\n]*timeout[^#\n]*?\b)(?:500m?|0\.5|1|1000)(?P<unit>s?)\b")
+
+
 class Gateway:
     """A running gateway."""
 
-    def __init__(self, kind: Kind, variant: str, place: Path, edge: int, application: int) -> None:
+    def __init__(
+        self, kind: Kind, variant: str, place: Path, edge: int, application: int, patient: bool
+    ) -> None:
+        """`patient`: it waits for the edge as long as a test does, not the second that is shipped."""
         self.kind = kind
         self._reserved = reserve_port()
         self.address: tuple[str, int] = self._reserved.getsockname()
@@ -115,7 +122,7 @@ class Gateway:
         self.log = place / "gateway.log"
         name, _, option = variant.partition(" ")
         values = dict([option.split("=")]) if option else {}
-        install(kind.files, place, Ports(self.address[1], edge, application), values)
+        install(kind.files, place, Ports(self.address[1], edge, application), values, patient)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 kind.command(place / name), env=_environment(place), stdout=log, stderr=log, cwd=place
@@ -159,14 +166,17 @@ def _environment(place: Path) -> dict[str, str]:
     return {**kept, **folders}
 
 
-def install(files: tuple[tuple[Path, str], ...], place: Path, ports: Ports, values: dict[str, str]) -> None:
+def install(
+    files: tuple[tuple[Path, str], ...], place: Path, ports: Ports, values: dict[str, str], patient: bool
+) -> None:
     """Copy configurations to `place`, with the ports and folders of the test."""
     for source, target in files:
         for path in [source] if source.is_file() else source.rglob("*"):
             if path.is_file():
                 copy = place / target if source.is_file() else place / target / path.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_text(_placed(path.read_text(), place, ports, values))
+                text = _placed(path.read_text(), place, ports, values)
+                copy.write_text(_SHORT_TIMEOUT.sub(_longer, text) if patient else text)
 
 
 def _placed(text: str, place: Path, ports: Ports, values: dict[str, str]) -> str:
@@ -176,6 +186,10 @@ def _placed(text: str, place: Path, ports: Ports, values: dict[str, str]) -> str
     for name, value in values.items():
         text = text.replace("{" + name + "}", value)
     return text
+
+
+def _longer(found: re.Match[str]) -> str:
+    return found["name"] + (f"{PATIENCE_S}s" if found["unit"] else str(1000 * PATIENCE_S))
 
 
 StartGateway = Callable[..., Gateway]

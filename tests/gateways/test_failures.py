@@ -30,12 +30,12 @@ def edge() -> Iterator[FakeEdge]:
 
 @pytest.fixture(scope="module", params=gateways(fail_open=False))
 def closed(request: pytest.FixtureRequest, edge: FakeEdge, start_gateway: StartGateway) -> Gateway:
-    return start_gateway(request.param, edge.port)
+    return start_gateway(request.param, edge.port, patient=False)
 
 
 @pytest.fixture(scope="module", params=gateways(fail_open=True))
 def opened(request: pytest.FixtureRequest, edge: FakeEdge, start_gateway: StartGateway) -> Gateway:
-    return start_gateway(request.param, edge.port, fail_open=True)
+    return start_gateway(request.param, edge.port, fail_open=True, patient=False)
 
 
 @pytest.mark.parametrize("way", WAYS)

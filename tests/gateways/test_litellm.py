@@ -40,7 +40,13 @@ class Proxy:
     def __init__(self, place: Path, edge: int, provider: int, *, fail_open: bool = False) -> None:
         self._reserved = reserve_port()
         self.address: tuple[str, int] = self._reserved.getsockname()
-        install(((CONFIGURATIONS / "litellm", "."),), place, Ports(self.address[1], edge, provider), {})
+        install(
+            ((CONFIGURATIONS / "litellm", "."),),
+            place,
+            Ports(self.address[1], edge, provider),
+            {},
+            patient=False,
+        )
         environ = {
             **os.environ,
             "EDGE_URL": f"http://127.0.0.1:{edge}",

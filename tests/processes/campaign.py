@@ -23,7 +23,7 @@ from edge_server import Client, Edge, ask
 from test_reload import worker_of
 
 from fairvisor.cli.edge import Edge as Admin
-from fairvisor.http.connection import LINGER_S
+from fairvisor.http.hub import LINGER_S
 
 QUOTA = 40
 KEYS_AT_ONCE = 4
