@@ -303,10 +303,11 @@ def _post_fork(server: Any, worker: Any) -> None:
 
 
 def _take_signals(take: Callable[[], None], queued: SimpleQueue[int]) -> None:
-    """Let a new worker take its signals, and heed those that came since the fork.
+    """Let a new worker take its signals, and heed those that were queued before.
 
     Until then it queues them as the master does, and nobody reads its copy of the queue. A stop would be lost, and the
-    master, which tells each worker once, would wait for the whole time of a graceful stop.
+    master, which tells each worker once, would wait for the whole time of a graceful stop. So is still one that comes
+    before Python is ready in the child: it clears what was noted for the process it was.
     """
     take()
     if any(queued.get_nowait() in STOPS for _ in range(queued.qsize())):

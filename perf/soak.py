@@ -191,7 +191,7 @@ def _samples(soaked: Soak, client: Connection, every_s: float) -> list[dict[str,
 
 
 def report(found: dict[str, Any]) -> None:
-    """Every tenth sample, and the verdict."""
+    """Ten of the samples and the last, and the verdict."""
     console = Console()
     lost, refused = (sum(sample[name] for sample in found["samples"]) for name in ("unanswered", "refused"))
     console.print(

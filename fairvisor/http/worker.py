@@ -39,7 +39,7 @@ _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 
 
 def stop_at_once(*_: object) -> None:
-    """End this process: a signal handler."""
+    """End this process; a signal handler, too."""
     _heed_no_other_stop()
     sys.exit(0)
 
@@ -76,13 +76,15 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         None has its default for a moment where it gets something else: a worker that just starts would end violently.
         """
         handlers: dict[int, Any] = dict.fromkeys(self.SIGNALS, signal.SIG_DFL)
-        handlers |= dict.fromkeys(_FOR_THE_MASTER, signal.SIG_IGN)
+        handlers |= dict.fromkeys(
+            (*_FOR_THE_MASTER, signal.SIGUSR1), signal.SIG_IGN
+        )  # SIGUSR1: until the loop is there
         handlers |= dict.fromkeys(STOPS, stop_at_once)  # until the loop is there
         for number, handler in handlers.items():
             signal.signal(number, handler)
         # A worker that hangs before it has a loop, for want of memory, must not keep the port of a master that is gone.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != self.ppid:  # it went before it was asked to tell
+        if os.getppid() != self.ppid:  # the master went before the kernel was asked to tell
             stop_at_once()
         faulthandler.enable()  # the master ends a worker without heartbeat by SIGABRT: show where it hung
 

@@ -80,6 +80,14 @@ def test_a_limit_admits_exactly_its_burst(start_edge: StartEdge, workers: int) -
     assert statuses(edge.bind, repeat(ask(), 800), 8) == {204: 200, 429: 600}
 
 
+def test_requests_that_come_together_share_the_limit_exactly(start_edge: StartEdge) -> None:
+    edge = start_edge(token_bucket(200))
+    clients = [edge.connect() for _ in range(8)]
+    for client in clients:
+        client.send(ask() * 100)
+    assert Counter(client.answer()[0] for client in clients for _ in range(100)) == {204: 200, 429: 600}
+
+
 def test_connections_spread_evenly_over_the_workers(start_edge: StartEdge) -> None:
     edge = start_edge(MANY, workers=2)
     wait_until(lambda: all(is_serving(edge, pid) for pid in edge.workers()))
