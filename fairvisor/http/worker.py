@@ -76,9 +76,8 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         None has its default for a moment where it gets something else: a worker that just starts would end violently.
         """
         handlers: dict[int, Any] = dict.fromkeys(self.SIGNALS, signal.SIG_DFL)
-        handlers |= dict.fromkeys(
-            (*_FOR_THE_MASTER, signal.SIGUSR1), signal.SIG_IGN
-        )  # SIGUSR1: until the loop is there
+        handlers |= dict.fromkeys(_FOR_THE_MASTER, signal.SIG_IGN)
+        handlers[signal.SIGUSR1] = signal.SIG_IGN  # until the loop is there
         handlers |= dict.fromkeys(STOPS, stop_at_once)  # until the loop is there
         for number, handler in handlers.items():
             signal.signal(number, handler)
