@@ -141,12 +141,17 @@ def verdict(samples: list[dict[str, int]], killed: int) -> list[str]:
         share, units = SLACK[kind]
         if after > max(share * before, before + units):
             wrong.append(f"{name} went from {before:,.0f} to {after:,.0f}")
-    lost, refused = (sum(sample[name] for sample in samples) for name in ("unanswered", "refused"))
+    lost, refused = lost_and_refused(samples)
     if lost > killed * CONNECTIONS:
         wrong.append(f"{lost} requests were lost, with {killed} workers killed")
     if refused:
         wrong.append(f"{refused} requests were refused")
     return wrong
+
+
+def lost_and_refused(samples: list[dict[str, int]]) -> tuple[int, int]:
+    """How many requests got no answer, and how many a reject."""
+    return sum(sample["unanswered"] for sample in samples), sum(sample["refused"] for sample in samples)
 
 
 def soak(minutes: float, workers: int, load: float) -> dict[str, Any]:
@@ -193,7 +198,7 @@ def _samples(soaked: Soak, client: Connection, every_s: float) -> list[dict[str,
 def report(found: dict[str, Any]) -> None:
     """Ten of the samples and the last, and the verdict."""
     console = Console()
-    lost, refused = (sum(sample[name] for sample in found["samples"]) for name in ("unanswered", "refused"))
+    lost, refused = lost_and_refused(found["samples"])
     console.print(
         f"{found['rate_per_s']:,} requests a second, of {found['most_per_s']:,}; {found['killed']} workers killed, "
         f"{lost:,} requests lost, {refused:,} refused"

@@ -18,7 +18,7 @@ from fairvisor.http.request import Peer, Request
 from fairvisor.http.wire import Sendable, StatusLines
 
 LINGER_S: Final = 1.0  # how long a connection is still read before it is closed
-_TURN_S: Final = 0.001
+_TURN_S: Final = 0.001  # with 0, what is due is called before the loop reads
 _NS_PER_MS = NS_PER_S // 1000
 
 

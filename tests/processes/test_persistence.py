@@ -29,7 +29,7 @@ from fairvisor.notes import Notes
 from fairvisor.reload import Published, Publisher
 from fairvisor.settings import Settings
 
-DECIDED = 'fairvisor_decisions_total{action="allow",policy="all",reason="",rule="day"} %d.0'
+DECIDED = 'fairvisor_decisions_total{action="allow",policy="all",reason="",rule="month"} %d.0'
 
 
 def attach(edge: Edge) -> Segment:
@@ -43,7 +43,7 @@ def push(edge: Edge, bundle: dict[str, object]) -> Published:
 
 def budget(amount: int, version: int = 1) -> dict[str, object]:
     config = {"budget": amount, "period": "30d"}
-    rule = {"name": "day", "limit_keys": [], "algorithm": "cost_based", "algorithm_config": config}
+    rule = {"name": "month", "limit_keys": [], "algorithm": "cost_based", "algorithm_config": config}
     policy = {"id": "all", "spec": {"selector": {"pathPrefix": "/"}, "rules": [rule]}}
     return bundle_of(policy, version=version)
 

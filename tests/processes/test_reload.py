@@ -87,8 +87,6 @@ class Asking:
                 status, headers, _ = client.answer()
                 assert status == 204, headers
                 self.versions[version_of(headers)] += 1
-                if headers.get("connection") == "close":
-                    client = self._edge.connect()
             except (OSError, AssertionError, KeyError, ValueError) as error:
                 self.faults.append(repr(error))
                 return
@@ -210,7 +208,6 @@ def test_a_bundle_that_is_refused_changes_nothing_and_says_why(start_edge: Start
 
 def test_a_stopped_worker_makes_a_push_answer_after_five_seconds_with_who_lags(start_edge: StartEdge) -> None:
     edge = start_edge(marked(1), workers=2)
-    wait_until(lambda: len(publisher(edge).registry.workers()) == 2)
     stopped = edge.follower()
     stand_still(stopped)
     assert push(edge, marked(2)).lagging == (stopped,)
@@ -287,7 +284,6 @@ def test_hangup_reads_the_file_and_new_workers_decide_by_it(start_edge: StartEdg
 )
 def test_wsgi_workers_follow_as_well(start_edge: StartEdge, worker_class: str) -> None:
     edge = start_edge(marked(1), workers=2, FAIRVISOR_WORKER_CLASS=worker_class)
-    wait_until(lambda: len(publisher(edge).registry.workers()) == 2)
     for version in (2, 3):
         assert push(edge, marked(version)).lagging == ()
         client = edge.connect()
