@@ -60,6 +60,7 @@ COMPILED = [
     "fairvisor/proxy/link.py",
     "fairvisor/proxy/rewrite.py",
     "fairvisor/proxy/tunnel.py",
+    "fairvisor/reading.py",
     "fairvisor/response.py",
     "fairvisor/route.py",
     "fairvisor/rules/breaker.py",

@@ -4,6 +4,7 @@ A request passes, in this order:
 
     http/           1. bytes to requests and answers to bytes; knows nothing of policies
     proxy/             inline: the request goes on to an upstream, and its answer comes back
+    reading.py         one reading of a request, the same for every transport
     context.py      2. one request as the policies see it
     descriptors.py     "jwt:sub" becomes a function from a context to a value, at load
     identity/          who sent it: tokens, addresses behind proxies, countries, bots

@@ -6,16 +6,18 @@ nothing of gateways (`http/gateways.py` has already decided what the original re
 and does no I/O: tokens, addresses and look-ups are asked of the `Identity` it carries.
 
 Header names are lower-case `str`, values are the `bytes` that arrived, repeated lines joined with ", " (RFC 9110 5.3).
+How fields, cookies and queries are read is known by `reading.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote_plus
 
 from fairvisor.clock import Now
+from fairvisor.errors import AmbiguousValue
+from fairvisor.identity.tokens import TokenState
 from fairvisor.llm.request import LlmRequest, read_request
+from fairvisor.reading import Pairs, Repeated, header_text, parse_cookies, parse_query
 
 if TYPE_CHECKING:
     from fairvisor.identity import Client, Identity
@@ -33,7 +35,8 @@ class Context:
     """The original request. `target` is path and query as sent; `body` is None when the gateway supplied none, and
     `cut_bytes` how much of it is missing at its end.
 
-    `request_id` is the gateway's own id of the request, "" where it is not to be believed.
+    `request_id` is the gateway's own id of the request, "" where it is not to be believed. `repeated` are the header
+    fields that came on several lines, None where each came on one.
     """
 
     __slots__ = (
@@ -45,6 +48,7 @@ class Context:
         "_llm",
         "_query",
         "body",
+        "coarse_path",
         "cut_bytes",
         "headers",
         "host",
@@ -53,6 +57,7 @@ class Context:
         "now",
         "path",
         "peer",
+        "repeated",
         "request_id",
         "target",
     )
@@ -69,11 +74,13 @@ class Context:
         body: bytes | None = None,
         request_id: str = "",
         cut_bytes: int = 0,
+        repeated: Repeated | None = None,
     ) -> None:
         self.method = method
         self.host = host
         self.target = target
-        self.path = ""  # the normalised path; the engine sets it when it has found the policies
+        self.path = ""  # the normalised path, and below the coarsest reading of it: the engine sets both
+        self.coarse_path = ""
         self.headers = headers
         self.peer = peer
         self.identity = identity
@@ -81,18 +88,32 @@ class Context:
         self.body = body
         self.request_id = request_id
         self.cut_bytes = cut_bytes
+        self.repeated = repeated
         self._client: Client | None = None
         self._claims: Claims | None = None
         self._claim_texts: dict[str, str | None] | None = None
         self._claims_asked = False
-        self._query: Mapping[str, str] | _Unread = _UNREAD
-        self._cookies: Mapping[str, str] | _Unread = _UNREAD
+        self._query: Pairs | None = None
+        self._cookies: Pairs | None = None
         self._llm: LlmRequest | None | _Unread = _UNREAD
 
     def header(self, name: str) -> str | None:
-        """The value of a header by its lower-case name, as text; None when it is absent."""
+        """Return the value of a header by its lower-case name, as text; None when it is absent.
+
+        Raises AmbiguousValue when its lines differ.
+        """
         value = self.headers.get(name)
-        return None if value is None else header_text(value)
+        if value is None:
+            return None
+        return header_text(value if self.repeated is None else self.repeated.single(name, value))
+
+    def header_values(self, name: str) -> list[str]:
+        """Return every value of a header by its lower-case name, as text; empty ones are none."""
+        value = self.headers.get(name)
+        if value is None:
+            return []
+        values = [value] if self.repeated is None else self.repeated.values(name, value)
+        return [header_text(each) for each in values if each]
 
     @property
     def client(self) -> Client:
@@ -104,11 +125,39 @@ class Context:
 
     @property
     def claims(self) -> Claims | None:
-        """The claims of the bearer token; None when there is no token that counts."""
+        """The claims of the bearer token; None when there is no token that counts.
+
+        Raises AmbiguousValue for a request with different credentials.
+        """
         if not self._claims_asked:
+            credential = self.headers.get("authorization")
+            if credential is not None and self.repeated is not None:
+                credential, *others = self.repeated.credentials(credential)
+                if others:
+                    raise AmbiguousValue("header:authorization")
             self._claims_asked = True
-            self._claims = self.identity.tokens.claims(self.headers.get("authorization"), self.now.wall_ns)
+            self._claims = self.identity.tokens.claims(credential, self.now.wall_ns)
         return self._claims
+
+    @property
+    def token_state(self) -> TokenState:
+        """What became of the bearer token. Raises AmbiguousValue for a request with different credentials."""
+        if self.claims is not None:
+            return TokenState.ACCEPTED
+        credential = self.headers.get("authorization", b"")
+        return TokenState.INVALID if credential[:6].lower() == b"bearer" else TokenState.ABSENT
+
+    def all_claims(self) -> list[Claims]:
+        """Return the claims of every bearer token that counts: of more than one only where credentials differ.
+
+        Raises AmbiguousValue for more credentials than are looked at.
+        """
+        credential = self.headers.get("authorization")
+        if credential is None or self.repeated is None:
+            return [] if self.claims is None else [self.claims]
+        read, wall_ns = self.identity.tokens.claims, self.now.wall_ns
+        found = [read(each, wall_ns) for each in self.repeated.credentials(credential)]
+        return [claims for claims in found if claims is not None]
 
     def claim_text(self, name: str) -> str | None:
         """A claim as text, worked out once for a token; None also when there are no claims."""
@@ -121,19 +170,20 @@ class Context:
         return texts[name]
 
     @property
-    def query(self) -> Mapping[str, str]:
-        """Query parameters: the first of each name, percent-decoded once."""
+    def query(self) -> Pairs:
+        """The query parameters, percent-decoded once."""
         query = self._query
-        if isinstance(query, _Unread):
+        if query is None:
             query = self._query = parse_query(self.target)
         return query
 
     @property
-    def cookies(self) -> Mapping[str, str]:
-        """Cookies: the first of each name, percent-decoded once."""
+    def cookies(self) -> Pairs:
+        """The cookies, percent-decoded once."""
         cookies = self._cookies
-        if isinstance(cookies, _Unread):
-            cookies = self._cookies = parse_cookies(self.headers.get("cookie", b""))
+        if cookies is None:
+            joined = self.repeated is not None and self.repeated.joined
+            cookies = self._cookies = parse_cookies(self.headers.get("cookie", b""), joined)
         return cookies
 
     @property
@@ -143,40 +193,3 @@ class Context:
         if isinstance(llm, _Unread):
             llm = self._llm = read_request(self.path, self.body, self.cut_bytes)
         return llm
-
-
-def header_text(value: bytes) -> str:
-    """Header bytes as text: UTF-8 where they are, else Latin-1, so that every value has one reading (RFC 9110 5.5)."""
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
-
-
-def parse_query(target: str) -> dict[str, str]:
-    """The query of `target` as first-wins pairs (WHATWG urlencoded parsing, `&` only)."""
-    found: dict[str, str] = {}
-    _, mark, query = target.partition("#")[0].partition("?")
-    if mark:
-        for pair in query.split("&"):
-            name, _, value = pair.partition("=")
-            found.setdefault(unquote_plus(name), unquote_plus(value))
-    return found
-
-
-def query_names(target: str) -> list[str]:
-    """The names of all query parameters, each as often as it was sent."""
-    query = target.partition("#")[0].partition("?")[2]
-    return [unquote_plus(pair.partition("=")[0]) for pair in query.split("&")]
-
-
-def parse_cookies(header: bytes) -> dict[str, str]:
-    """The pairs of a Cookie header (RFC 6265 4.2.1), first wins; quotes around a value are not part of it."""
-    found: dict[str, str] = {}
-    for pair in header_text(header).replace(", ", "; ").split(";"):
-        name, mark, value = pair.strip().partition("=")
-        if mark:
-            if len(value) >= 2 and value[0] == value[-1] == '"':
-                value = value[1:-1]
-            found.setdefault(name, unquote_plus(value.replace("+", "%2B")))
-    return found

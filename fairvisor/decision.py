@@ -41,14 +41,27 @@ class Reason(str, Enum):
     CIRCUIT_BREAKER_OPEN = "circuit_breaker_open"
     KILL_SWITCH_ACTIVE = "kill_switch_active"
     DESCRIPTOR_MISSING = "descriptor_missing"
+    AMBIGUOUS_REQUEST = "ambiguous_request"
+    INVALID_TOKEN = "invalid_token"
+    KEYS_UNAVAILABLE = "keys_unavailable"
     NO_BUNDLE_LOADED = "no_bundle_loaded"
     ENGINE_ERROR = "engine_error"
 
+
+# The status of the answer to a reject, where it is not 429.
+STATUSES: Final = {
+    Reason.AMBIGUOUS_REQUEST: 400,
+    Reason.INVALID_TOKEN: 401,
+    Reason.KEYS_UNAVAILABLE: 503,
+    Reason.NO_BUNDLE_LOADED: 503,
+    Reason.ENGINE_ERROR: 503,
+}
 
 # A retry within seconds cannot help: clients are told so with `X-Should-Retry: false`.
 HOPELESS: Final = frozenset(Reason) - {
     Reason.RATE_LIMIT_EXCEEDED,
     Reason.TPM_EXCEEDED,
+    Reason.KEYS_UNAVAILABLE,
     Reason.NO_BUNDLE_LOADED,
     Reason.ENGINE_ERROR,
 }
@@ -85,6 +98,7 @@ class Verdict:
 
     reason: Reason | None = None
     action: Action = Action.ALLOW
+    status: int = 429  # of the answer to a reject
     delay_ms: int = 0
     loop_count: int = 0
 
@@ -118,6 +132,19 @@ class Refusal(Verdict):
         super().__init__(limit, quota, key, 0, remaining_u, wait_ns)
         self.reason = reason
         self.loop_count = loop_count
+
+
+class Unmet(Refusal):
+    """A limit that cannot count a request for what it carries or lacks: `name` is the descriptor in question."""
+
+    __slots__ = ("name", "status")
+
+    def __init__(
+        self, limit: Limit, reason: Reason, name: str, wait_ns: int = NEVER_NS, status: int = 0
+    ) -> None:
+        super().__init__(limit, reason, wait_ns=wait_ns)
+        self.name = name
+        self.status = status or STATUSES[reason]
 
 
 class Marked(Verdict):

@@ -1,7 +1,9 @@
 """Descriptors: what identifies a request to a policy. `"jwt:sub"` becomes the reader of that claim at load.
 
-A value is text, or None when the request does not carry it; an empty value counts as missing. Claims, addresses and
-look-ups are asked of the context. This module knows the names of descriptors; it knows neither rules nor counters.
+A value is text, or None when the request does not carry it; an empty value counts as missing. One that came more than
+once, with different contents, is none that may be counted by (`AmbiguousValue`), but `match` and kill switches see
+every one of its values. Claims, addresses and look-ups are asked of the context. This module knows the names of
+descriptors; it knows neither rules nor counters.
 """
 
 from __future__ import annotations
@@ -9,15 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from fairvisor.context import Context, header_text
+from fairvisor.context import Context
+from fairvisor.errors import AmbiguousValue
 from fairvisor.identity.tokens import claim_values
 from fairvisor.llm.models import canonical_model
+from fairvisor.reading import Pairs, header_text
 from fairvisor.route import normal_route, read_path
 
 Matcher = Callable[[Context], bool]
+LookUp = Callable[[dict[str, bytes], Context], "str | None"]  # of these headers, in this request
 
 UNREAD_MODEL: Final = "unread"
 """`llm:model` of a body that was cut before it named its model: it counts, and matches every model."""
+
+
+FIRST: Final = "first"
+LAST: Final = "last"
+SEVERAL_VALUES: Final = "(several values)"  # shown to people where a request has no single value
 
 
 class Descriptor:
@@ -26,8 +36,20 @@ class Descriptor:
     __slots__ = ()
 
     def read(self, context: Context) -> str | None:
-        """The value; None when the request does not carry it."""
+        """Return the value; None when the request does not carry it. Raises AmbiguousValue."""
         raise NotImplementedError
+
+    def every(self, context: Context) -> list[str]:
+        """Return every value that the request carries, whichever of them its application uses."""
+        value = self.read(context)
+        return [value] if value else []
+
+    def shown(self, context: Context) -> str | None:
+        """Return the value for people."""
+        try:
+            return self.read(context)
+        except AmbiguousValue:
+            return SEVERAL_VALUES
 
 
 class Header(Descriptor):
@@ -39,9 +61,74 @@ class Header(Descriptor):
         self._name = name
 
     def read(self, context: Context) -> str | None:
-        """Its value as text."""
-        value = context.headers.get(self._name)
-        return None if value is None else header_text(value)
+        """Return its value as text."""
+        return context.header(self._name)
+
+    def every(self, context: Context) -> list[str]:
+        """Return the values of all its lines."""
+        return context.header_values(self._name)
+
+
+class Pair(Descriptor):
+    """A cookie or a query parameter by its name.
+
+    `choice` says which value counts where there are different ones: `first`, `last`, or none (`reject`).
+    """
+
+    __slots__ = ("_choice", "_name")
+
+    def __init__(self, name: str, choice: str) -> None:
+        self._name = name
+        self._choice = choice
+
+    def pairs(self, context: Context) -> Pairs:
+        """Return all pairs of this kind."""
+        raise NotImplementedError
+
+    def read(self, context: Context) -> str | None:
+        """Return its value."""
+        pairs = self.pairs(context)
+        if self._choice == LAST:
+            return pairs.last.get(self._name)
+        if self._choice != FIRST and self._name in pairs.several:
+            raise AmbiguousValue(self.label())
+        return pairs.first.get(self._name)
+
+    def every(self, context: Context) -> list[str]:
+        """Return all its values."""
+        return self.pairs(context).every(self._name)
+
+    def label(self) -> str:
+        """Return the descriptor's name."""
+        raise NotImplementedError
+
+
+class Query(Pair):
+    """A query parameter."""
+
+    __slots__ = ()
+
+    def pairs(self, context: Context) -> Pairs:
+        """Return the query."""
+        return context.query
+
+    def label(self) -> str:
+        """Return the descriptor's name."""
+        return f"query:{self._name}"
+
+
+class Cookie(Pair):
+    """A cookie."""
+
+    __slots__ = ()
+
+    def pairs(self, context: Context) -> Pairs:
+        """Return the cookies."""
+        return context.cookies
+
+    def label(self) -> str:
+        """Return the descriptor's name."""
+        return f"cookie:{self._name}"
 
 
 class Claim(Descriptor):
@@ -53,8 +140,13 @@ class Claim(Descriptor):
         self._name = name
 
     def read(self, context: Context) -> str | None:
-        """Its value as text; None also for a request without claims."""
+        """Return its value as text; None also for a request without claims."""
         return context.claim_text(self._name)
+
+    def every(self, context: Context) -> list[str]:
+        """Return its values in all tokens that count."""
+        texts = [claims.texts[self._name] for claims in context.all_claims()]
+        return [text for text in texts if text]
 
 
 class Address(Descriptor):
@@ -65,6 +157,37 @@ class Address(Descriptor):
     def read(self, context: Context) -> str | None:
         """The address, or the network of an IPv6 client."""
         return context.client.key
+
+
+class LookedUp(Descriptor):
+    """What is looked up for a request, part of which one header may say."""
+
+    __slots__ = ("_header", "_look_up", "_name")
+
+    def __init__(self, name: str, header: str, look_up: LookUp) -> None:
+        self._name = name
+        self._header = header
+        self._look_up = look_up
+
+    def read(self, context: Context) -> str | None:
+        """Return what is found, if it is the same for every line of the header."""
+        if context.repeated is None:
+            return self._look_up(context.headers, context)
+        value, *others = self._found(context)
+        if others:
+            raise AmbiguousValue(self._name)
+        return value
+
+    def every(self, context: Context) -> list[str]:
+        """Return what is found for each line of the header."""
+        return [value for value in self._found(context) if value]
+
+    def _found(self, context: Context) -> list[str | None]:
+        headers, name = context.headers, self._header
+        if context.repeated is None or name not in headers:
+            return [self._look_up(headers, context)]
+        lines = context.repeated.values(name, headers[name])
+        return list(dict.fromkeys(self._look_up(headers | {name: line}, context) for line in lines))
 
 
 class Told(Descriptor):
@@ -80,33 +203,38 @@ class Told(Descriptor):
         return self._tell(context)
 
 
-def compile_descriptor(name: str, model_aliases: Mapping[str, str]) -> Descriptor:
-    """The reader of a descriptor whose name the bundle's validation has accepted."""
+def compile_descriptor(name: str, model_aliases: Mapping[str, str], choice: str = "reject") -> Descriptor:
+    """Return the reader of a descriptor whose name the bundle's validation has accepted.
+
+    `choice` is the `on_ambiguous` of cookies and query parameters.
+    """
     source, _, rest = name.partition(":")
     if source == "header":
         return Header(rest.lower())
     if source == "query":
-        return Told(lambda context: context.query.get(rest))
+        return Query(rest, choice)
     if source == "cookie":
-        return Told(lambda context: context.cookies.get(rest))
+        return Cookie(rest, choice)
     if source == "jwt":
         return Claim(rest)
     if name == "llm:model":
         return Told(lambda context: _model(context, model_aliases))
+    if name in _LOOKED_UP:
+        return LookedUp(name, *_LOOKED_UP[name])
     return Address() if name in ("ip:address", "ip:addr") else Told(_FIXED[name])
 
 
 def compile_match(name: str, values: Iterable[str], model_aliases: Mapping[str, str]) -> Matcher:
     """Whether the descriptor has one of `values`; a claim that is an array has each of its elements.
 
-    A path has every one of its readings, so that no spelling escapes a match on it; an IPv6 client has its address and
-    its network.
+    A path has every one of its readings, so that no spelling escapes a match on it; what came more than once has every
+    one of its values; an IPv6 client has its address and its network.
     """
     accepted = accepted_values(name, values, model_aliases)
     if name.startswith("jwt:"):
         claim = name[4:]
-        return lambda context: (
-            context.claims is not None and not accepted.isdisjoint(claim_values(context.claims, claim))
+        return lambda context: any(
+            not accepted.isdisjoint(claim_values(claims, claim)) for claims in context.all_claims()
         )
     if name == "request:path":
         return lambda context: context.path in accepted or not accepted.isdisjoint(read_path(context.target))
@@ -115,7 +243,7 @@ def compile_match(name: str, values: Iterable[str], model_aliases: Mapping[str, 
     descriptor = compile_descriptor(name, model_aliases)
     if name == "llm:model":
         accepted |= {UNREAD_MODEL}
-    return lambda context: descriptor.read(context) in accepted
+    return lambda context: not accepted.isdisjoint(descriptor.every(context))
 
 
 def accepted_values(name: str, values: Iterable[str], model_aliases: Mapping[str, str]) -> frozenset[str]:
@@ -140,18 +268,25 @@ def _model(context: Context, aliases: Mapping[str, str]) -> str | None:
     return UNREAD_MODEL if llm.cut_bytes else None
 
 
-def _user_agent(context: Context) -> str:
-    return context.header("user-agent") or ""
+def _bot(headers: Mapping[str, bytes], context: Context) -> tuple[str, str | None]:
+    return context.identity.bot(header_text(headers.get("user-agent", b"")))
 
 
 _FIXED: Final[Mapping[str, Callable[[Context], str | None]]] = {
     "request:method": lambda context: context.method,
     "request:host": lambda context: context.host,
-    "request:path": lambda context: context.path,
-    "ip:country": lambda context: context.identity.country(context.client, context.headers),
-    "ip:asn": lambda context: context.identity.asn(context.client, context.headers),
-    "ip:type": lambda context: context.identity.asn_type(context.client, context.headers),
-    "ip:tor": lambda context: context.identity.tor(context.client, context.headers),
-    "ua:bot": lambda context: context.identity.bot(_user_agent(context))[0],
-    "ua:bot_category": lambda context: context.identity.bot(_user_agent(context))[1],
+    "request:path": lambda context: context.coarse_path,
+}
+
+# What is looked up for the client, with the header that a trusted gateway may say it in.
+_LOOKED_UP: Final[Mapping[str, tuple[str, LookUp]]] = {
+    "ip:country": (
+        "x-country-code",
+        lambda headers, context: context.identity.country(context.client, headers),
+    ),
+    "ip:asn": ("x-asn", lambda headers, context: context.identity.asn(context.client, headers)),
+    "ip:type": ("x-asn-type", lambda headers, context: context.identity.asn_type(context.client, headers)),
+    "ip:tor": ("x-tor-exit", lambda headers, context: context.identity.tor(context.client, headers)),
+    "ua:bot": ("user-agent", lambda headers, context: _bot(headers, context)[0]),
+    "ua:bot_category": ("user-agent", lambda headers, context: _bot(headers, context)[1]),
 }

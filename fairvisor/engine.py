@@ -15,7 +15,8 @@ from fairvisor.clock import NS_PER_S, Now
 from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.counters.lenient import Lenient
-from fairvisor.decision import UNIT_U, Action, Decision, Remarked, Verdict
+from fairvisor.decision import UNIT_U, Action, Decision, Reason, Remarked, Unmet, Verdict
+from fairvisor.errors import AmbiguousValue
 from fairvisor.llm.reservation import LIFETIME_NS, Taken, fresh_nonce, seal, signing_with
 from fairvisor.metrics import DECISIONS, SHADOW_REJECTS, Counter
 from fairvisor.route import Routes, Selector
@@ -143,6 +144,7 @@ def _nonce(bundle: Bundle, request_key: int) -> int:
 def _decide(bundle: Bundle, counters: Counters, context: Context, now: Now, nonce: int) -> Decision:
     plan = bundle.routes.plan(context.method, context.host, context.target)
     context.path = plan.path
+    context.coarse_path = plan.coarse_path
     policies = plan.policies
     if bundle.kill_switches and now.wall_ns >= bundle.override_until_ns:
         switch = bundle.kill_switches.find(context, plan.readings, now.wall_ns)
@@ -199,7 +201,7 @@ def _run(
 ) -> Verdict | None:
     """Ask limits in order, up to the first refusal."""
     for limit in limits:
-        verdict = limit.take(counters, context, now)
+        verdict = ask(limit, counters, context, now)
         if verdict is not None:
             tally = limit.tally
             if verdict.reason is not None:
@@ -212,6 +214,14 @@ def _run(
                 tally.lower(verdict.remaining_u)
             taken.append(verdict)
     return None
+
+
+def ask(limit: Limit, counters: Counters, context: Context, now: Now) -> Verdict | None:
+    """Ask one limit; it rejects a request that carries several values of what it counts by."""
+    try:
+        return limit.take(counters, context, now)
+    except AmbiguousValue as error:
+        return Unmet(limit, Reason.AMBIGUOUS_REQUEST, error.name)
 
 
 def _give_back(counters: Counters, taken: list[Verdict], kept: int, now: Now) -> None:

@@ -20,6 +20,14 @@ class RequestError(FairvisorError):
     status = 400
 
 
+class AmbiguousValue(RequestError):
+    """A value that names a counter or an amount came more than once, with different contents; `name` says which."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the value of {name} came more than once, with different contents: send it once")
+        self.name = name
+
+
 class Forbidden(RequestError):
     """The peer may not ask this."""
 

@@ -18,9 +18,9 @@ import orjson
 
 from fairvisor.clock import NS_PER_S
 from fairvisor.context import Context
-from fairvisor.decision import HOPELESS, NEVER_NS, UNIT_U, Decision, Quota, Reason, Verdict
-from fairvisor.errors import RequestError
-from fairvisor.llm.dialect import Dialect, dialect_of, error_body
+from fairvisor.decision import HOPELESS, NEVER_NS, UNIT_U, Decision, Quota, Reason, Unmet, Verdict
+from fairvisor.errors import AmbiguousValue, RequestError
+from fairvisor.llm.dialect import MESSAGES, Dialect, dialect_of, error_body
 from fairvisor.rules.keys import MAX_REMEMBERED, REMEMBERED_KEYS, hash64, joined
 from fairvisor.rules.llm_tokens import LlmTokens
 
@@ -140,11 +140,27 @@ class Renderer:
             head += "X-Should-Retry: false\r\n"
         if verdict.loop_count:
             head += f"X-Fairvisor-Loop-Count: {verdict.loop_count}\r\n"
-        body = error_body(dialect_of(context.path), reason, retry_s)
-        if carrier:
-            head += f"X-Fairvisor-Status: 429\r\nX-Fairvisor-Body: {body.decode('ascii')}\r\n"
-            return Answer(403, head, body)
-        return Answer(429, head, body)
+        status = verdict.status
+        if isinstance(verdict, Unmet):
+            head += _challenge(verdict)
+            message = MESSAGES[reason].format(verdict.name)
+            body = error_body(dialect_of(context.path), reason, retry_s, message, status)
+        else:
+            body = error_body(dialect_of(context.path), reason, retry_s)
+        if carrier and status < 500:
+            head += f"X-Fairvisor-Status: {status}\r\nX-Fairvisor-Body: {body.decode('ascii')}\r\n"
+            status = 403
+        return Answer(status, head, body)
+
+
+def _challenge(verdict: Unmet) -> str:
+    """Return the line that a 401 must have (RFC 9110 11.6.1, RFC 6750 3)."""
+    if verdict.status != 401:
+        return ""
+    if verdict.reason is Reason.INVALID_TOKEN:
+        return 'WWW-Authenticate: Bearer error="invalid_token"\r\n'
+    scheme = "Bearer" if verdict.name.startswith("jwt:") else "ApiKey"
+    return f"WWW-Authenticate: {scheme}\r\n"
 
 
 def reset_s(verdict: Verdict, quota: Quota) -> int:
@@ -220,7 +236,10 @@ _known_spread: Final = lru_cache(maxsize=REMEMBERED_KEYS)(_spread)
 def _who(context: Context) -> str:
     """The client as Retry-After knows it: the verified subject, else the address."""
     if context.identity.verified:
-        claims: Mapping[str, object] | None = context.claims
+        try:
+            claims: Mapping[str, object] | None = context.claims
+        except AmbiguousValue:
+            claims = None
         subject = claims.get("sub") if claims is not None else None
         if isinstance(subject, str):
             return "sub:" + subject

@@ -31,7 +31,7 @@ _PATH_SAFE: Final = _UNRESERVED | frozenset("/!$&'()*+,;=:@%")
 
 
 def read_path(target: str) -> tuple[str, ...]:
-    """Every reading of the path in a request target, the normalised one first.
+    """Every reading of the path in a request target, the normalised one first, the coarsest one last.
 
     Raises RequestError (400) for control characters, `%00` and dot segments above the root.
     """
@@ -52,7 +52,9 @@ def read_path(target: str) -> tuple[str, ...]:
     decoded = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), path).replace("\\", "/")
     with_parameters = dict.fromkeys((plain, slashes, slashes.replace("%3B", ";"), decoded))
     without = [_cut_parameters(spelling) for spelling in with_parameters]
-    return tuple(dict.fromkeys(_resolve(spelling) for spelling in (plain, slashes, decoded, *without)))
+    coarsest = _resolve(without[-1])
+    readings = tuple(dict.fromkeys(_resolve(spelling) for spelling in (plain, slashes, decoded, *without)))
+    return readings if readings[-1] == coarsest else (*readings, coarsest)
 
 
 def normal_route(route: str) -> str:
@@ -128,13 +130,18 @@ PolicyT = TypeVar("PolicyT", bound=Selected)
 
 
 class Plan(Generic[PolicyT]):
-    """The policies of one (method, host, path), in order of id, and the readings of the path."""
+    """The policies of one (method, host, path), in order of id, and the readings of the path.
 
-    __slots__ = ("path", "policies", "readings")
+    `coarse_path` is what the path is counted by: the coarsest reading, without a final slash, so that no spelling that
+    some server takes for the same resource has a counter of its own.
+    """
+
+    __slots__ = ("coarse_path", "path", "policies", "readings")
 
     def __init__(self, readings: tuple[str, ...], policies: tuple[PolicyT, ...]) -> None:
         self.readings = readings
         self.path = readings[0]
+        self.coarse_path = readings[-1].rstrip("/") or "/"
         self.policies = policies
 
 

@@ -11,7 +11,7 @@ validated as the server does it, counters are the real ones in a private segment
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -26,6 +26,7 @@ from fairvisor.engine import decide
 from fairvisor.identity import Identity
 from fairvisor.llm.reservation import unseal
 from fairvisor.llm.usage import Usage
+from fairvisor.reading import read_fields
 from fairvisor.response import Answer, Renderer
 from fairvisor.rules.llm_tokens import Settled, settle
 from fairvisor.settings import Settings
@@ -54,8 +55,12 @@ def tokens(name: str, *keys: str, tpm: float = 1000, **more: Any) -> Json:
     return _rule(name, keys, "token_bucket_llm", {"tokens_per_minute": tpm}, more)
 
 
+# Fields of a rule that are not its algorithm's.
+OF_RULES = ("match", "on_missing", "missing_status", "on_ambiguous", "on_invalid_token")
+
+
 def _rule(name: str, keys: tuple[str, ...], algorithm: str, config: Json, more: Json) -> Json:
-    own = {field: more.pop(field) for field in ("match", "on_missing") if field in more}
+    own = {field: more.pop(field) for field in OF_RULES if field in more}
     return {
         "name": name,
         "limit_keys": [*keys],
@@ -205,7 +210,7 @@ class Edge:
         self,
         method: str = "GET",
         path: str = "/v1/x",
-        headers: Mapping[str, str | bytes] | None = None,
+        headers: Mapping[str, str | bytes] | Sequence[tuple[str, str | bytes]] | None = None,
         *,
         key: str | None = None,
         at: float | None = None,
@@ -216,17 +221,19 @@ class Edge:
         cut_bytes: int = 0,
         carrier: bool = False,
     ) -> Reply:
-        """Ask for one request; `key` is its X-Key header."""
+        """Ask for one request; `key` is its X-Key header, `headers` may be pairs of which names come again."""
         self.at = self.at if at is None else at
-        raw = {
-            name.lower(): value if isinstance(value, bytes) else value.encode()
-            for name, value in (headers or {}).items()
-        }
+        pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+        raw, repeated = read_fields(
+            [(name.lower(), value if isinstance(value, bytes) else value.encode()) for name, value in pairs]
+        )
         if key is not None:
             raw["x-key"] = key.encode()
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         now = moment(self.at)
-        context = Context(method, host, path, raw, client, self.identity, now, data, request_id, cut_bytes)
+        context = Context(
+            method, host, path, raw, client, self.identity, now, data, request_id, cut_bytes, repeated
+        )
         decision = decide(self.bundle, self.counters, context, now)
         return Reply(decision, context, self.renderer.answer(decision, context, 204, carrier))
 

@@ -35,6 +35,7 @@ from fairvisor.http.wsgi import Application
 from fairvisor.identity import Identity, sources
 from fairvisor.identity.bots import Bots
 from fairvisor.notes import RELOAD, Note, Notes
+from fairvisor.reading import read_fields
 from fairvisor.settings import Settings
 
 MONO_START_NS = (
@@ -166,17 +167,14 @@ class ServiceTransport:
     def ask(self, raw: bytes, peer: str) -> Received:
         service = self._world.service
         method, target, pairs, body = split_request(raw)
-        headers: dict[str, bytes] = {}
-        for name, value in pairs:
-            name = name.lower()
-            headers[name] = headers[name] + b", " + value if name in headers else value
+        headers, repeated = read_fields([(name.lower(), value) for name, value in pairs])
         limit, strict = service.body_rule(target)
         if strict and body is not None and len(body) > limit:
             answer = service.refusal(BodyTooLarge(f"the body exceeds {limit} bytes"))
         else:
             cut_bytes = max(0, len(body or b"") - limit) if limit else 0
             body = None if body is None or not limit else body[:limit]
-            request = Request(method, target, headers, service.peer(peer), body, cut_bytes)
+            request = Request(method, target, headers, service.peer(peer), body, cut_bytes, repeated)
             answer = service.answer(request, self._world.now())
         shown = b"" if method == "HEAD" else answer.body
         return Received(answer.status, split_head(answer.head), shown, answer.delay_ms)

@@ -16,11 +16,10 @@ from fairvisor import __version__
 from fairvisor.bundle.fields import FIXED_DESCRIPTORS, NAMED_DESCRIPTORS
 from fairvisor.bundle.schema import json_schema
 from fairvisor.counters.layout import plan
-from fairvisor.decision import HOPELESS, Reason
+from fairvisor.decision import HOPELESS, STATUSES, Reason
 from fairvisor.errors import RequestError
 from fairvisor.llm.dialect import Dialect, error_body
 from fairvisor.metrics.families import FAMILIES
-from fairvisor.response import unavailable_answer
 from fairvisor.settings import declared
 
 ROOT = Path(__file__).parent.parent
@@ -116,7 +115,7 @@ def test_every_descriptor_has_its_row() -> None:
 def test_every_reason_has_its_row_with_what_the_answer_says() -> None:
     expected = {
         reason.value: [
-            str(unavailable_answer(reason).status) if reason in UNDECIDED else "429",
+            str(STATUSES.get(reason, 429)),
             "no" if reason in HOPELESS else "yes",
             "`" + json.loads(error_body(Dialect.OPENAI, reason, 1))["error"]["type"] + "`",
         ]

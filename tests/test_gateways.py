@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairvisor.errors import RequestError
-from fairvisor.http.gateways import decision_endpoints, normal_host
+from fairvisor.http.gateways import decision_endpoints
 from fairvisor.http.request import Peer, Request
+from fairvisor.reading import normal_host
 
 ENDPOINTS = decision_endpoints(request_ids=False)
 PEER = Peer("127.0.0.1", True)

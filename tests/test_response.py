@@ -13,7 +13,7 @@ from test_identity import HS_KEY, identity
 from test_tokens import signed, unsigned
 
 from fairvisor.context import Context
-from fairvisor.decision import Reason
+from fairvisor.decision import STATUSES, Reason
 from fairvisor.errors import BodyTooLarge, RequestError
 from fairvisor.response import Renderer, error_answer, go_duration, json_answer, unavailable_answer
 
@@ -202,7 +202,20 @@ REASONS: list[tuple[Reason, Callable[[], Reply], bool, int]] = [
         False,
         60,
     ),
+    (
+        Reason.AMBIGUOUS_REQUEST,
+        lambda: Edge(policy("p", bucket("r", "header:x-key"))).ask(headers=[("x-key", "a"), ("x-key", "b")]),
+        False,
+        60,
+    ),
+    (Reason.INVALID_TOKEN, lambda: _with_token({"sub": "a", "exp": 0}), False, 60),
 ]
+
+
+def _with_token(claims: Json) -> Reply:
+    edge = Edge(policy("p", bucket("r", "jwt:sub", on_invalid_token="reject")))
+    edge.identity = identity((HS_KEY,))
+    return edge.ask(headers={"authorization": signed(claims, "HS256", kid="s1")})
 
 
 @pytest.mark.parametrize(
@@ -212,7 +225,7 @@ def test_every_reason_to_reject(
     reason: Reason, provoke: Callable[[], Reply], helps: bool, wait_s: int
 ) -> None:
     reply = provoke()
-    assert (reply.status, reply.action, reply.reason) == (429, "reject", reason.value)
+    assert (reply.status, reply.action, reply.reason) == (STATUSES.get(reason, 429), "reject", reason.value)
     assert reply.should_retry == helps
     assert reply.headers["Content-Type"] == "application/json"
     assert wait_s <= reply.retry_after <= wait_s + min(wait_s // 2, 60)
@@ -227,7 +240,7 @@ def test_every_reason_to_reject(
 
 
 def test_there_is_a_case_for_every_reason() -> None:
-    unavailable = {Reason.NO_BUNDLE_LOADED, Reason.ENGINE_ERROR}
+    unavailable = {Reason.NO_BUNDLE_LOADED, Reason.ENGINE_ERROR, Reason.KEYS_UNAVAILABLE}
     assert {row[0] for row in REASONS} | unavailable == set(Reason)
 
 
@@ -238,6 +251,44 @@ def test_an_edge_that_cannot_decide_says_503(reason: Reason) -> None:
     assert f"X-Fairvisor-Reason: {reason.value}\r\n" in answer.head
     assert "Retry-After: 1\r\n" in answer.head
     assert json.loads(answer.body)["error"]["code"] == reason.value
+
+
+@pytest.mark.parametrize(
+    ("edge", "headers", "challenge"),
+    [
+        (Edge(policy("p", bucket("r", "jwt:sub", on_missing="reject", missing_status=401))), {}, "Bearer"),
+        (
+            Edge(policy("p", bucket("r", "header:x-key", on_missing="reject", missing_status=401))),
+            {},
+            "ApiKey",
+        ),
+    ],
+)
+def test_what_is_missing_is_a_401_that_names_it_where_the_rule_says_so(
+    edge: Edge, headers: dict[str, str], challenge: str
+) -> None:
+    reply = edge.ask(headers=headers)
+    assert (reply.status, reply.reason) == (401, "descriptor_missing")
+    assert reply.headers["WWW-Authenticate"] == challenge
+    (name,) = edge.bundle.routes.plan("GET", "", "/v1/x").policies[0].rules[0].scope.names
+    assert f"lacks {name}" in json.loads(reply.body)["error"]["message"]
+    carried = edge.ask(headers=headers, carrier=True)
+    assert (carried.status, carried.headers["X-Fairvisor-Status"]) == (403, "401")
+
+
+def test_a_token_that_does_not_verify_is_missing_or_a_401() -> None:
+    edge = Edge(
+        policy("p", bucket("r", "jwt:sub", on_invalid_token="reject"), path="/strict"),
+        policy("q", bucket("r", "jwt:sub"), path="/lenient"),
+        policy("s", bucket("r", "header:x-key", on_invalid_token="reject"), path="/other"),
+    )
+    edge.identity = identity((HS_KEY,))
+    expired = {"authorization": signed({"sub": "a", "exp": 0}, "HS256", kid="s1")}
+    reply = edge.ask(path="/strict", headers=expired)
+    assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, 'Bearer error="invalid_token"')
+    assert edge.ask(path="/lenient", headers=expired).status == 204
+    assert edge.ask(path="/other", headers=expired | {"x-key": "a"}).status == 204, "it reads no claim"
+    assert edge.ask(path="/strict").status == 204, "no token is none that does not verify"
 
 
 # Retry-After

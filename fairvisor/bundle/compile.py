@@ -107,20 +107,24 @@ class Compiler:
         tally = Tally(self._segment, policy_id, rule.name, mode, remaining)
         return _BUILDERS[rule.algorithm](self, tally, rule, rule.algorithm_config)
 
-    def _read(self, name: str) -> Descriptor:
-        return compile_descriptor(name, self._aliases)
+    def _read(self, name: str, choice: str = "reject") -> Descriptor:
+        return compile_descriptor(name, self._aliases, choice)
 
     def _scope(self, tally: Tally, rule: model.AnyRule, kind: str, *window: str) -> Scope:
         identity = joined((kind, *window, tally.policy_id, tally.rule, *rule.limit_keys, tally.mode))
         return Scope(
             f"{len(rule.limit_keys)}|{identity}",
-            tuple((name, self._read(name)) for name in rule.limit_keys),
+            tuple((name, self._read(name, rule.on_ambiguous)) for name in rule.limit_keys),
             tuple(compile_match(name, values, self._aliases) for name, values in rule.match.items()),
             rule.on_missing,
+            rule.missing_status,
+            rule.on_invalid_token if _reads_claims(rule) else "",
         )
 
-    def _cost(self, source: str, default_cost: Decimal) -> Cost | None:
-        return None if source == "fixed" else compile_cost(source, default_cost)
+    def _cost(self, source: str, default_cost: Decimal, rule: model.AnyRule) -> Cost | None:
+        return (
+            None if source == "fixed" else compile_cost(self._read(source, rule.on_ambiguous), default_cost)
+        )
 
     def _token_bucket(self, tally: Tally, rule: model.TokenBucketRule, config: model.TokenBucket) -> Limit:
         rate = config.tokens_per_second
@@ -132,7 +136,7 @@ class Compiler:
             Quota(tally.rule, burst_u, _seconds(config.burst, rate)),
             rate,
             max(1, millionths(config.fixed_cost)),
-            self._cost(config.cost_source, config.default_cost),
+            self._cost(config.cost_source, config.default_cost, rule),
             self._options.reject_when_full,
         )
 
@@ -154,7 +158,7 @@ class Compiler:
             limit_u,
             tuple(reversed(stages)),
             max(1, millionths(config.fixed_cost)),
-            self._cost(config.cost_key, config.default_cost),
+            self._cost(config.cost_key, config.default_cost, rule),
             self._options.reject_when_full,
         )
 
@@ -189,12 +193,15 @@ class Compiler:
         loop = policy.spec.loop_detection
         if loop is None:
             return None
-        names = dict.fromkeys(name for rule in _all_rules(policy.spec) for name in rule.limit_keys)
+        names: dict[str, str] = {}
+        for rule in _all_rules(policy.spec):
+            for name in rule.limit_keys:
+                names.setdefault(name, rule.on_ambiguous)
         return Loop(
             Tally(self._segment, policy.id, "loop_detection", mode),
             joined(("loop", policy.id, mode, *names)),
             self._keyring,
-            tuple((name, self._read(name)) for name in names),
+            tuple((name, self._read(name, choice)) for name, choice in names.items()),
             int(loop.window_seconds * NS_PER_S),
             loop.threshold_identical_requests,
             Action(loop.action),
@@ -205,16 +212,17 @@ class Compiler:
         breaker = policy.spec.circuit_breaker
         if breaker is None:
             return None
-        first = None
+        first, choice = None, "reject"
         if breaker.scope == "key":
-            first = next((rule.limit_keys[0] for rule in _all_rules(policy.spec) if rule.limit_keys), None)
+            keyed = (rule for rule in _all_rules(policy.spec) if rule.limit_keys)
+            first, choice = next(((rule.limit_keys[0], rule.on_ambiguous) for rule in keyed), (None, choice))
         owner = "" if breaker.scope == "global" else policy.id
         return Breaker(
             Tally(self._segment, policy.id, "circuit_breaker", mode),
             joined(("breaker", breaker.scope, owner, first or "", mode)),
             self._seed,
             first or "",
-            self._read(first) if first is not None else None,
+            self._read(first, choice) if first is not None else None,
             millionths(breaker.spend_rate_threshold_per_minute),
             int(breaker.auto_reset_after_minutes * MINUTE_NS),
         )
@@ -308,6 +316,10 @@ def _all_rules(spec: model.Spec) -> Iterator[model.AnyRule]:
     yield from spec.rules
     if spec.fallback_limit is not None:
         yield spec.fallback_limit
+
+
+def _reads_claims(rule: model.AnyRule) -> bool:
+    return any(name.startswith("jwt:") for name in (*rule.limit_keys, *rule.match))
 
 
 def _streaming(config: model.LlmTokens) -> Streaming:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_validator
 
@@ -38,6 +38,9 @@ from fairvisor.bundle.model_limits import (
     LlmTokens,
     LlmTokensRule,
     LoopDetection,
+    MissingStatus,
+    OnAmbiguous,
+    OnInvalidToken,
     OnMissing,
     Rule,
     StagedAction,
@@ -137,10 +140,13 @@ class Policy(Strictly):
         given = spec.model_fields_set
         if "mode" not in given and defaults.mode != spec.mode:
             update["mode"] = defaults.mode
-        if defaults.on_missing != "skip":
-            update["rules"] = tuple(_with_on_missing(rule, defaults.on_missing) for rule in spec.rules)
+        given_by_default = {
+            name: getattr(defaults, name) for name in _RULE_DEFAULTS & defaults.model_fields_set
+        }
+        if given_by_default:
+            update["rules"] = tuple(_with_defaults(rule, given_by_default) for rule in spec.rules)
             if spec.fallback_limit is not None:
-                update["fallback_limit"] = _with_on_missing(spec.fallback_limit, defaults.on_missing)
+                update["fallback_limit"] = _with_defaults(spec.fallback_limit, given_by_default)
         loop = spec.loop_detection or defaults.loop_detection
         breaker = spec.circuit_breaker or defaults.circuit_breaker
         loop = loop if loop is not None and loop.enabled else None
@@ -154,10 +160,13 @@ class Policy(Strictly):
         return self.model_copy(update={"spec": spec.model_copy(update=update)})
 
 
-def _with_on_missing(rule: AnyRule, on_missing: OnMissing) -> AnyRule:
-    if "on_missing" in rule.model_fields_set:
-        return rule
-    return rule.model_copy(update={"on_missing": on_missing})
+# Fields of a rule that `defaults` may give.
+_RULE_DEFAULTS: Final = frozenset({"on_missing", "missing_status", "on_ambiguous", "on_invalid_token"})
+
+
+def _with_defaults(rule: AnyRule, defaults: Mapping[str, Any]) -> AnyRule:
+    update = {name: value for name, value in defaults.items() if name not in rule.model_fields_set}
+    return rule.model_copy(update=update) if update else rule
 
 
 class KillSwitch(Strictly):
@@ -225,6 +234,15 @@ class Defaults(Strictly):
 
     mode: Mode = Field(default="enforce", description="The mode of policies that name none.")
     on_missing: OnMissing = Field(default="skip", description="The `on_missing` of rules that name none.")
+    missing_status: MissingStatus = Field(
+        default=429, description="The `missing_status` of rules that name none."
+    )
+    on_ambiguous: OnAmbiguous = Field(
+        default="reject", description="The `on_ambiguous` of rules that name none."
+    )
+    on_invalid_token: OnInvalidToken = Field(
+        default="missing", description="The `on_invalid_token` of rules that name none."
+    )
     loop_detection: LoopDetection | None = Field(
         default=None, description="For policies without one of their own; theirs may switch it off."
     )

@@ -43,6 +43,9 @@ from fairvisor.bundle.fields import (
 from fairvisor.bundle.syntax import FREE_FIELDS
 
 OnMissing = Literal["skip", "reject", "shared"]
+OnInvalidToken = Literal["missing", "reject"]
+OnAmbiguous = Literal["reject", "first", "last"]
+MissingStatus = Literal[401, 429]
 Algorithm = Literal["token_bucket", "cost_based", "token_bucket_llm"]
 Period = Literal["1m", "5m", "15m", "1h", "6h", "12h", "1d", "7d", "30d", "1mo"]
 
@@ -89,6 +92,20 @@ class Rule(Strictly):
         default="skip",
         description="When a descriptor of `limit_keys` is missing: `skip` does not run the rule, `reject` refuses "
         "(`descriptor_missing`), `shared` counts all such requests together.",
+    )
+    missing_status: MissingStatus = Field(
+        default=429, description="The status of a reject with `descriptor_missing`: 429, or 401 for log-ins."
+    )
+    on_ambiguous: OnAmbiguous = Field(
+        default="reject",
+        description="When a cookie or a query parameter that names a counter or a cost comes more than once with "
+        "different values: `reject` answers 400 (`ambiguous_request`), `first` and `last` take what the application "
+        "reads. Header fields and credentials that differ are always rejected.",
+    )
+    on_invalid_token: OnInvalidToken = Field(
+        default="missing",
+        description="When the rule reads `jwt:` and a token is sent that does not verify: `missing` takes its claims "
+        "for missing, `reject` answers 401 (`invalid_token`).",
     )
 
     @field_validator("match", mode="wrap")

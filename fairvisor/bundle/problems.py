@@ -8,7 +8,7 @@ errors of the part come out at once. This module knows how errors look; what is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar, get_args
 
 from pydantic import ValidationError
@@ -124,16 +124,18 @@ def _sentence(error: ErrorDetails) -> str:
     if kind == "missing":
         return "is required"
     if kind == "literal_error":
-        return _one_of(re.findall(r"'([^']*)'", error["ctx"]["expected"]), value)
+        allowed = re.findall(r"'([^']*)'|(\d+)", error["ctx"]["expected"])  # texts, or numbers
+        return _one_of([text or int(number) for text, number in allowed], value)
     if kind in _SENTENCES:
         return f"{_SENTENCES[kind]}, not {show(value)}"
     return error["msg"]
 
 
-def _one_of(allowed: Iterable[str], value: object) -> str:
-    names = [f'"{name}"' for name in allowed]
+def _one_of(allowed: Sequence[str | int], value: object) -> str:
+    names = [show(each) for each in allowed]
     choice = names[0] if len(names) == 1 else f"one of {', '.join(names)}"
-    return f"must be {choice}, not {show(value)}{did_you_mean(value, [name[1:-1] for name in names])}"
+    hint = did_you_mean(value, [each for each in allowed if isinstance(each, str)])
+    return f"must be {choice}, not {show(value)}{hint}"
 
 
 def _unknown_algorithm(error: ErrorDetails, where: str) -> Iterable[Problem]:

@@ -19,8 +19,8 @@ from fairvisor.cli.trace import trace
 from fairvisor.cli.words import Words
 from fairvisor.clock import read_now
 from fairvisor.context import Context
-from fairvisor.http.gateways import normal_host
 from fairvisor.identity import Identity
+from fairvisor.reading import HOSTS, METHODS, read_fields
 from fairvisor.response import Renderer
 from fairvisor.settings import Settings, environment
 
@@ -56,16 +56,18 @@ def explain(
     settings, parsed = Settings.load(environment(), {}), read_bundle(file)
     identity = Identity.from_settings(settings, parsed.model.jwt_keys, environment())
     data = None if body is None else read_file(body)
+    fields, repeated = read_fields(_header_lines(headers))
     context = Context(
-        method.upper(),
-        normal_host(host) if host else "",
+        METHODS.of(method.encode()),
+        HOSTS.of(host.encode()) if host else "",
         path,
-        read_headers(headers),
+        fields,
         GATEWAY,
         identity,
         read_now(),
         None if data is None else data[: settings.max_body],
         cut_bytes=max(0, len(data or b"") - settings.max_body),
+        repeated=repeated,
     )
     traced = trace(parsed, settings, context)
     if traced.selects_by_host and not host:
@@ -91,16 +93,15 @@ def explain(
         _print_report(report)
 
 
-def read_headers(lines: Iterable[str]) -> dict[str, bytes]:
-    """`NAME: VALUE` lines as a request carries them: names in lower case, repeated ones joined."""
-    headers: dict[str, bytes] = {}
+def _header_lines(lines: Iterable[str]) -> list[tuple[str, bytes]]:
+    """Return `NAME: VALUE` lines as the field lines of a request, names in lower case."""
+    pairs: list[tuple[str, bytes]] = []
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not name.strip():
             raise click.BadParameter(f"{line!r} is not 'NAME: VALUE'", param_hint="'-H'")
-        key, data = name.strip().lower(), value.strip().encode()
-        headers[key] = headers[key] + b", " + data if key in headers else data
-    return headers
+        pairs.append((name.strip().lower(), value.encode()))
+    return pairs
 
 
 def _print_report(report: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Decision, Verdict
-from fairvisor.engine import Bundle, Policy, decide
+from fairvisor.engine import Bundle, Policy, ask, decide
 from fairvisor.rules.limit import Described, Limit
 from fairvisor.settings import Settings
 
@@ -40,7 +40,7 @@ class Traced(Limit):
 
     def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
         """The limit's answer, noted."""
-        verdict = self._limit.take(counters, context, now)
+        verdict = ask(self._limit, counters, context, now)
         self._steps.append(Step(self._limit, verdict))
         return verdict
 

@@ -10,16 +10,20 @@ import asyncio
 
 from fairvisor.http.hub import BodyRule
 from fairvisor.http.request import Peer, Request
+from fairvisor.reading import Repeated
 
 
 class Arriving:
     """The head, and the first `limit_bytes` of the body so far. Sizes in bytes."""
 
-    __slots__ = ("_chunks", "headers", "limit_bytes", "size_bytes", "strict", "target", "timer")
+    __slots__ = ("_chunks", "headers", "limit_bytes", "repeated", "size_bytes", "strict", "target", "timer")
 
-    def __init__(self, target: str, headers: dict[str, bytes], rule: BodyRule) -> None:
+    def __init__(
+        self, target: str, headers: dict[str, bytes], repeated: Repeated | None, rule: BodyRule
+    ) -> None:
         self.target = target
         self.headers = headers
+        self.repeated = repeated
         self.limit_bytes, self.strict = rule
         self.size_bytes = 0
         self.timer: asyncio.TimerHandle | None = None
@@ -40,16 +44,17 @@ class Arriving:
     def whole(self, method: str, peer: Peer) -> Request:
         """The request, now that its body has ended."""
         if not self.limit_bytes:
-            return Request(method, self.target, self.headers, peer)
+            return Request(method, self.target, self.headers, peer, repeated=self.repeated)
         cut_bytes = max(0, self.size_bytes - self.limit_bytes)
-        return Request(method, self.target, self.headers, peer, b"".join(self._chunks), cut_bytes)
+        body = b"".join(self._chunks)
+        return Request(method, self.target, self.headers, peer, body, cut_bytes, self.repeated)
 
     def so_far(self, method: str, peer: Peer) -> Request:
         """The request with what is here of a body that has not ended; of the rest at least 1 byte is missing."""
         body = b"".join(self._chunks) or None
         whole_bytes = max(self.declared_bytes(), self.size_bytes + 1)
         missing_bytes = whole_bytes - min(self.size_bytes, self.limit_bytes) if body else 0
-        return Request(method, self.target, self.headers, peer, body, missing_bytes)
+        return Request(method, self.target, self.headers, peer, body, missing_bytes, self.repeated)
 
     def stop_waiting(self) -> None:
         """Cancel the timer, if one runs."""

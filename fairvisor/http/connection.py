@@ -23,6 +23,7 @@ from fairvisor.http.hub import LINGER_S, Hub
 from fairvisor.http.outbox import Outbox
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE, Making, Sendable, encode
+from fairvisor.reading import Repeated
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 BODY_WAIT_S: Final = 1.0
@@ -186,11 +187,12 @@ class Connection(asyncio.Protocol):
         if self._arriving is not None:
             self._answer_body(self._arriving)
             return
-        headers = self._take_headers()
+        headers, repeated = self._take_headers()
         method = self._parser.get_method().decode("ascii")
         target = self._url.decode("latin-1")
         self._url = b""
-        answer = self._answer(Request(method, target, headers, self._peer), self._read_now())
+        request = Request(method, target, headers, self._peer, repeated=repeated)
+        answer = self._answer(request, self._read_now())
         if (
             answer.delay_ms
             or self._queue
@@ -228,11 +230,11 @@ class Connection(asyncio.Protocol):
 
     # reading
 
-    def _take_headers(self) -> dict[str, bytes]:
-        headers = read_headers(self._pairs)
+    def _take_headers(self) -> tuple[dict[str, bytes], Repeated | None]:
+        fields = read_headers(self._pairs)
         self._pairs = []
         self._head_bytes = self._started_ms = 0
-        return headers
+        return fields
 
     def _await_head(self, data: bytes) -> None:
         """A part of a head is here: bound its size and its time."""
@@ -252,10 +254,10 @@ class Connection(asyncio.Protocol):
         return len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._pairs)
 
     def _begin_body(self) -> Arriving:
-        headers = self._take_headers()
+        headers, repeated = self._take_headers()
         target = self._url.decode("latin-1")
         self._url = b""
-        arriving = self._arriving = Arriving(target, headers, self._hub.service.body_rule(target))
+        arriving = self._arriving = Arriving(target, headers, repeated, self._hub.service.body_rule(target))
         if arriving.strict and arriving.declared_bytes() > arriving.limit_bytes:
             self._refuse_body(arriving)
         return arriving

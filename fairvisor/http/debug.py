@@ -62,7 +62,7 @@ class DebugSessions:
         """Whether this request carries a cookie of a session that is still open."""
         if not self._secret or _COOKIE_START not in context.headers.get("cookie", b""):
             return False
-        token = context.cookies.get(COOKIE, "")
+        token = context.cookies.first.get(COOKIE, "")
         try:
             sealed = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         except (ValueError, binascii.Error):

@@ -9,27 +9,16 @@ This module decides what the original request was. It knows nothing of policies;
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from ipaddress import IPv6Address
+from collections.abc import Mapping
 from typing import Final, NamedTuple, TypeAlias
 
 from fairvisor.errors import RequestError
 from fairvisor.http.request import Request
+from fairvisor.reading import HOSTS, JOINED, METHODS
 
 ENVOY_PREFIXES: Final = ("/v1/ext-authz/", "/v1/decision/")
 # Envoy sets it when it sends a body: "true" for one that it has cut at max_request_bytes (allow_partial_message).
 PARTIAL_HEADER: Final = "x-envoy-auth-partial-body"
-
-# Methods and hosts repeat from request to request, so their readings are kept. A client can make up new ones: a full
-# map is emptied and starts again.
-_REMEMBERED: Final = 4096
-
-_METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # a token, RFC 9110 5.6.2
-_HOST: Final = re.compile(
-    r"[a-z0-9._~!$&'()*+;=%-]{1,255}|\[[0-9a-f:.]{2,45}\]"
-)  # RFC 3986 3.2.2, without a comma
-
 
 # The original request: method in upper case, target as sent (Latin-1), host normalised, "" when not told. A plain
 # tuple, because one is made for every request and a named one takes three times as long.
@@ -61,10 +50,11 @@ class Endpoint:
 
     `source` finds the original request; `allow_status` is the status of an allow, None for the configured one;
     `carrier` says that a deny is a 403 with the real status in a header, for gateways that pass nothing else;
-    `host_header` is what a request without a host is told to send.
+    `host_header` is what a request without a host is told to send; `joins` says that the gateway joins repeated header
+    lines with commas.
     """
 
-    __slots__ = ("allow_status", "carrier", "host_header", "reads_body", "request_ids", "source")
+    __slots__ = ("allow_status", "carrier", "host_header", "reads_body", "repeated", "request_ids", "source")
 
     def __init__(
         self,
@@ -75,6 +65,7 @@ class Endpoint:
         carrier: bool = False,
         reads_body: bool = True,
         request_ids: bool = False,
+        joins: bool = False,
     ) -> None:
         self.source = source
         self.host_header = host_header
@@ -82,66 +73,7 @@ class Endpoint:
         self.carrier = carrier
         self.reads_body = reads_body
         self.request_ids = request_ids
-
-
-class Readings:
-    """What header values mean, each worked out once; bounded."""
-
-    __slots__ = ("_known", "_read")
-
-    def __init__(self, read: Callable[[bytes], str]) -> None:
-        self._read = read
-        self._known: dict[bytes, str] = {}
-
-    def of(self, value: bytes) -> str:
-        """What `read` makes of the value. Raises what it raises: RequestError (400)."""
-        reading = self._known.get(value)
-        return self._learn(value) if reading is None else reading
-
-    def _learn(self, value: bytes) -> str:
-        reading = self._read(value)
-        if len(self._known) >= _REMEMBERED:
-            self._known.clear()
-        self._known[value] = reading
-        return reading
-
-
-def normal_method(value: bytes) -> str:
-    """The method in upper case, so that no spelling of it escapes a policy. Raises RequestError (400)."""
-    if not _METHOD.fullmatch(value):
-        raise RequestError(f"the method {value[:80]!r} is not a token")
-    return value.decode("ascii").upper()
-
-
-def normal_host(text: str) -> str:
-    """A Host value without port and trailing dot, in lower case; an IPv6 literal in its canonical spelling.
-
-    Raises RequestError (400) for what cannot be a host (RFC 9110 7.2, RFC 3986 3.2.2), two joined values included.
-    """
-    host = text.strip().lower()
-    name, colon, port = host.rpartition(":")
-    if colon and (port == "" or (port.isascii() and port.isdigit())) and not name.endswith(":"):
-        host = name if "]" in name or ":" not in name else host
-    if not _HOST.fullmatch(host):
-        raise RequestError(f"the host {text[:80]!r} is not a host name or address")
-    if host.startswith("["):
-        return _normal_ipv6(host, text)
-    host = host.removesuffix(".")
-    if not host:
-        raise RequestError(f"the host {text[:80]!r} is not a host name or address")
-    return host
-
-
-def _normal_ipv6(host: str, text: str) -> str:
-    try:
-        return f"[{IPv6Address(host[1:-1])}]"
-    except ValueError:
-        raise RequestError(f"the host {text[:80]!r} is not an IPv6 address") from None
-
-
-# Bound once in each process; what they remember is derived from the requests, and bounded.
-_METHODS: Final = Readings(normal_method)
-_HOSTS: Final = Readings(lambda value: normal_host(value.decode("latin-1")))
+        self.repeated = JOINED if joins else None
 
 
 class FamilySource(Source):
@@ -161,7 +93,7 @@ class FamilySource(Source):
         if " " in text:
             raise RequestError(f"the header {_written(self._target)} holds a space or was sent twice")
         host = headers.get(self._host)
-        return _METHODS.of(method), text, _HOSTS.of(host) if host else ""
+        return METHODS.of(method), text, HOSTS.of(host) if host else ""
 
 
 class EitherSource(Source):
@@ -189,8 +121,8 @@ class RequestLineSource(Source):
     def describe(self, request: Request) -> Original:
         """What the request itself says."""
         host = request.headers.get("host")
-        method = _METHODS.of(request.method.encode("latin-1"))
-        return method, request.target[self._kept :], _HOSTS.of(host) if host else ""
+        method = METHODS.of(request.method.encode("latin-1"))
+        return method, request.target[self._kept :], HOSTS.of(host) if host else ""
 
 
 def _written(name: str) -> str:
@@ -215,5 +147,7 @@ def decision_endpoints(request_ids: bool) -> Mapping[str, Endpoint]:
         "/v1/forward-auth": Endpoint(FamilySource(FORWARDED), "X-Forwarded-Host", request_ids=request_ids),
     }
     for prefix in ENVOY_PREFIXES:
-        table[prefix] = Endpoint(RequestLineSource(prefix), "Host", allow_status=200, request_ids=request_ids)
+        table[prefix] = Endpoint(
+            RequestLineSource(prefix), "Host", allow_status=200, request_ids=request_ids, joins=True
+        )
     return table

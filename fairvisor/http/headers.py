@@ -1,11 +1,13 @@
 """Header fields as they come from the parser, made into what everybody reads: lower-case names, one value each.
 
-It knows the rules of fields (RFC 9110 5), not what any of them means.
+It knows the names of fields; what several lines of a field mean is known by `fairvisor/reading.py`.
 """
 
 from __future__ import annotations
 
 from typing import Final
+
+from fairvisor.reading import Repeated, read_fields
 
 _REMEMBERED: Final = 1024
 
@@ -23,13 +25,6 @@ class HeaderNames(dict[bytes, str]):
 _NAMES: Final = HeaderNames()
 
 
-def read_headers(pairs: list[tuple[bytes, bytes]]) -> dict[str, bytes]:
-    """Names in lower case, values without the white space around them, repeated ones joined in order (5.3, 5.5)."""
-    headers = {_NAMES[name]: value.strip() for name, value in pairs}
-    if len(headers) == len(pairs):
-        return headers
-    headers.clear()
-    for raw, value in pairs:
-        name = _NAMES[raw]
-        headers[name] = headers[name] + b", " + value.strip() if name in headers else value.strip()
-    return headers
+def read_headers(pairs: list[tuple[bytes, bytes]]) -> tuple[dict[str, bytes], Repeated | None]:
+    """Read field lines as `read_fields` does, their names as they were sent."""
+    return read_fields([(_NAMES[name], value) for name, value in pairs])

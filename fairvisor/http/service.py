@@ -171,6 +171,7 @@ class Service:
             request.body,
             request_id,
             request.cut_bytes or (1 if headers.get(PARTIAL_HEADER) == b"true" else 0),
+            request.repeated or endpoint.repeated,
         )
         decision = decide(bundle, self._counters, context, now)
         if decision.remarked:

@@ -22,6 +22,7 @@ from fairvisor.http.hub import Answering, BodyRule
 from fairvisor.http.request import Request
 from fairvisor.http.start import make_beside, make_service, open_segment
 from fairvisor.http.wire import Sendable
+from fairvisor.reading import JOINED
 from fairvisor.settings import Settings, environment
 
 Environ = dict[str, Any]
@@ -50,7 +51,7 @@ class Application:
         except RequestError as error:
             return _send(service.refusal(error), environ, start_response)
         peer = service.peer(environ.get("REMOTE_ADDR") or "")
-        request = Request(environ["REQUEST_METHOD"], target, _headers(environ), peer, body, cut_bytes)
+        request = Request(environ["REQUEST_METHOD"], target, _headers(environ), peer, body, cut_bytes, JOINED)
         return _send(service.answer(request, self._read_now()), environ, start_response)
 
 

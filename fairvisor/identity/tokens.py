@@ -14,6 +14,7 @@ This module knows nothing of where keys come from, and does no I/O.
 
 from __future__ import annotations
 
+import enum
 import math
 import re
 import secrets
@@ -72,6 +73,15 @@ REASONS: Final = (
     NOT_YET,
     EXPIRED,
 )
+
+
+class TokenState(enum.Enum):
+    """What became of a request's bearer token."""
+
+    ABSENT = "absent"  # no Authorization header, or of another scheme
+    ACCEPTED = "accepted"  # it has claims
+    INVALID = "invalid"  # it does not verify
+    KEYS_UNAVAILABLE = "keys_unavailable"  # it may verify, but its keys could never be fetched
 
 
 class _Refused(Exception):

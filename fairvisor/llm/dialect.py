@@ -2,8 +2,8 @@
 
 An SDK raises its own rate-limit error, with our message, only when the body looks like its provider's. Three shapes:
 OpenAI's (also the default for every other API), Anthropic's and Gemini's. Each body is one line of printable ASCII, so
-that a gateway can carry it in a header, and says what to do, never an amount. This module must not know decisions,
-statuses or headers: `response.py` asks it for a body.
+that a gateway can carry it in a header, and says what to do, never an amount. This module must not know decisions or
+headers: `response.py` asks it for a body.
 
 `error.type` in OpenAI's shape is what clients switch on: `insufficient_quota` (OpenAI's word for "out of money, do not
 retry") for an exhausted budget, `tokens` for LLM token limits, `server_error` when the edge itself cannot decide, and
@@ -19,7 +19,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Final
 
-from fairvisor.decision import Reason
+from fairvisor.decision import STATUSES, Reason
 
 
 class Dialect(str, Enum):
@@ -43,11 +43,16 @@ MESSAGES: Final[Mapping[Reason, str]] = {
     Reason.LOOP_DETECTED: "The same request was sent again and again. It looks like a loop and was stopped.",
     Reason.CIRCUIT_BREAKER_OPEN: "Spending rose too fast and was stopped. Ask the operator of this API.",
     Reason.KILL_SWITCH_ACTIVE: "Access was suspended by the operator of this API.",
-    Reason.DESCRIPTOR_MISSING: "The request lacks what its limits are counted by. Ask the operator of this API.",
+    Reason.DESCRIPTOR_MISSING: "The request lacks {}, which its limits are counted by. Send it with the request.",
+    Reason.AMBIGUOUS_REQUEST: (
+        "The request has several different values of {}, which its limits are counted by. Send one."
+    ),
+    Reason.INVALID_TOKEN: "The bearer token does not verify or has expired. Send a valid one.",
+    Reason.KEYS_UNAVAILABLE: "The keys that verify bearer tokens are not there yet. Send the request again.",
     Reason.NO_BUNDLE_LOADED: "No policies are loaded yet, so no request can be accepted.",
     Reason.ENGINE_ERROR: "The policies could not be evaluated.",
 }
-"""What a client is told for each reason when the caller has nothing better to say."""
+"""What a client reads for each reason; `{}` is the name of a descriptor."""
 
 _ANTHROPIC_PATH: Final = re.compile(r"/v1/messages(?:/|$)|/anthropic/models/[^/]+:[a-z]+$", re.IGNORECASE)
 _GEMINI_PATH: Final = re.compile(
@@ -55,16 +60,21 @@ _GEMINI_PATH: Final = re.compile(
     re.IGNORECASE,
 )
 
-_UNAVAILABLE: Final = frozenset((Reason.NO_BUNDLE_LOADED, Reason.ENGINE_ERROR))
 _OPENAI_TYPES: Final[Mapping[Reason, str]] = {
     Reason.BUDGET_EXHAUSTED: "insufficient_quota",
     Reason.TPM_EXCEEDED: "tokens",
     Reason.TPD_EXCEEDED: "tokens",
     Reason.PROMPT_TOKENS_EXCEEDED: "tokens",
     Reason.MAX_TOKENS_PER_REQUEST_EXCEEDED: "tokens",
-    Reason.NO_BUNDLE_LOADED: "server_error",
-    Reason.ENGINE_ERROR: "server_error",
 }
+# What the providers write for statuses other than 429.
+_OPENAI_STATUS_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    503: "server_error",
+}
+_ANTHROPIC_TYPES: Final = {400: "invalid_request_error", 401: "authentication_error", 503: "api_error"}
+_GEMINI_STATUSES: Final = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 503: "UNAVAILABLE"}
 
 # Stands for the seconds in a rendered body; larger than any Retry-After, so it cannot be part of one.
 _SECONDS: Final = 987_654_321_987_654_321
@@ -79,24 +89,27 @@ def dialect_of(path: str) -> Dialect:
 
 
 @lru_cache(maxsize=1024)
-def error_body(dialect: Dialect, reason: Reason, retry_after_s: int, message: str | None = None) -> bytes:
-    """The body of a refusal: one line of JSON, printable ASCII only. `message` defaults to that of the reason."""
-    return str(retry_after_s).encode("ascii").join(_frame(dialect, reason, message or MESSAGES[reason]))
+def error_body(
+    dialect: Dialect, reason: Reason, retry_after_s: int, message: str | None = None, status: int = 0
+) -> bytes:
+    """The body of a reject: one line of JSON, printable ASCII only; message and status default to the reason's."""
+    frame = _frame(dialect, reason, message or MESSAGES[reason], status or STATUSES.get(reason, 429))
+    return str(retry_after_s).encode("ascii").join(frame)
 
 
 @lru_cache(maxsize=1024)
-def _frame(dialect: Dialect, reason: Reason, message: str) -> tuple[bytes, ...]:
+def _frame(dialect: Dialect, reason: Reason, message: str, status: int) -> tuple[bytes, ...]:
     """The body around the places where the seconds go."""
-    document = _SHAPES[dialect](reason, message)
+    document = _SHAPES[dialect](reason, message, status)
     # json, unlike orjson, can escape all that is not ASCII.
     text = json.dumps(document, ensure_ascii=True, separators=(",", ":"))
     return tuple(part.encode("ascii") for part in text.split(str(_SECONDS)))
 
 
-def _openai(reason: Reason, message: str) -> dict[str, object]:
+def _openai(reason: Reason, message: str, status: int) -> dict[str, object]:
     error = {
         "message": message,
-        "type": _OPENAI_TYPES.get(reason, "requests"),
+        "type": _OPENAI_TYPES.get(reason) or _OPENAI_STATUS_TYPES.get(status, "requests"),
         "param": None,
         "code": reason.value,
         "reason": reason.value,
@@ -105,9 +118,9 @@ def _openai(reason: Reason, message: str) -> dict[str, object]:
     return {"error": error}
 
 
-def _anthropic(reason: Reason, message: str) -> dict[str, object]:
+def _anthropic(reason: Reason, message: str, status: int) -> dict[str, object]:
     error = {
-        "type": "api_error" if reason in _UNAVAILABLE else "rate_limit_error",
+        "type": _ANTHROPIC_TYPES.get(status, "rate_limit_error"),
         "message": message,
         "reason": reason.value,
         "retry_after": _SECONDS,
@@ -115,13 +128,12 @@ def _anthropic(reason: Reason, message: str) -> dict[str, object]:
     return {"type": "error", "error": error}
 
 
-def _gemini(reason: Reason, message: str) -> dict[str, object]:
+def _gemini(reason: Reason, message: str, status: int) -> dict[str, object]:
     """The error model of Google's APIs (google.rpc.Status), with its standard details."""
-    unavailable = reason in _UNAVAILABLE
     error = {
-        "code": 503 if unavailable else 429,
+        "code": status,
         "message": message,
-        "status": "UNAVAILABLE" if unavailable else "RESOURCE_EXHAUSTED",
+        "status": _GEMINI_STATUSES.get(status, "RESOURCE_EXHAUSTED"),
         "details": [
             {
                 "@type": "type.googleapis.com/google.rpc.ErrorInfo",

@@ -1,8 +1,8 @@
 """The decision about a request that wants to pass: an answer in its place, or a passage.
 
-In proxy mode the request itself is what the policies see: method, target and Host as sent, the peer's address unless
-the peer is trusted to name another. A header that a policy counts by must be clear: sent twice with different values
-it is refused. The gate asks the engine and says what is to be told and settled; it does no I/O.
+In proxy mode the request itself is what the policies see, read as every transport reads it (`reading.py`): its own
+method, target and Host, the peer's address unless the peer is trusted to name another. The gate asks the engine and
+says what is to be told and settled; it does no I/O.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fairvisor.http.undecided import Undecided
 from fairvisor.metrics import Cells, Counter, Family, Latency, TokenMeter
 from fairvisor.metrics.families import SETTLEMENTS, STREAMS_ENDED, USAGE_MISSING
 from fairvisor.proxy.account import Account, Ledger
+from fairvisor.reading import HOSTS, METHODS
 from fairvisor.response import Answer, Renderer, error_answer
 from fairvisor.route import Plan
 
@@ -142,11 +143,11 @@ class Gate:
         if active is None:
             return self._undecided.refuse(Reason.NO_BUNDLE_LOADED, head.target.partition("?")[0])
         bundle = active.bundle
-        if head.repeated is not None:
-            _settle_repeated(head, head.repeated, bundle)
-        host = head.host.decode("latin-1")
+        method, host = _method_and_host(head)
+        if not host and bundle.routes.selects_by_host:
+            raise RequestError("the header Host is missing, and the policies select by host")
         context = Context(
-            head.method,
+            method,
             host,
             _target(head),
             head.headers,
@@ -155,6 +156,7 @@ class Gate:
             now,
             body,
             cut_bytes=cut_bytes,
+            repeated=head.repeated,
         )
         decision = decide(bundle, self._counters, context, now)
         if decision.remarked:
@@ -194,24 +196,17 @@ def _counters(cells: Cells, family: Family) -> dict[str, Counter]:
 
 
 def _plan(bundle: Bundle, head: RequestHead) -> Plan[Policy]:
-    return bundle.routes.plan(head.method, head.host.decode("latin-1"), _target(head))
+    return bundle.routes.plan(*_method_and_host(head), _target(head))
+
+
+def _method_and_host(head: RequestHead) -> tuple[str, str]:
+    """The method and the host as policies see them. Raises RequestError (400)."""
+    return METHODS.of(head.method.encode("ascii")), HOSTS.of(head.host) if head.host else ""
 
 
 def _target(head: RequestHead) -> str:
     """The target as policies see it: a request about the server as a whole (`OPTIONS *`) is one to its root."""
     return "/" if head.target == "*" else head.target
-
-
-def _settle_repeated(head: RequestHead, repeated: dict[str, list[bytes]], bundle: Bundle) -> None:
-    """Make what was sent more than once clear where something is counted by it. Raises RequestError."""
-    watched = bundle.kill_switches.headers.union(*[policy.headers for policy in _plan(bundle, head).policies])
-    for name, values in repeated.items():
-        if name == "authorization":
-            raise RequestError("more than one Authorization")
-        if name in watched:
-            if len(set(values)) > 1:
-                raise RequestError(f"the header {name} is sent more than once, with different values")
-            head.headers[name] = values[0]
 
 
 def _take_reservation(decision: Decision) -> str:

@@ -14,6 +14,7 @@ from typing import Final
 
 from fairvisor.errors import FairvisorError, MethodNotAllowed, RequestError
 from fairvisor.proxy import _heads
+from fairvisor.reading import Repeated
 
 CHUNKED: Final = -1  # as the length of a body: it is sent in chunks
 UNTIL_CLOSE: Final = -2  # of a response: it ends when the connection does
@@ -109,8 +110,7 @@ FIELDS: Final = _Fields()
 
 
 class RequestHead:
-    """A request's head. `headers` are all its fields, `repeated` the names that came more than once, with their values
-    in order.
+    """A request's head. `headers` are all its fields, `repeated` those that came on several lines.
 
     For the upstream: `start` is the request line, `lines` the fields that pass as they are, each with its CRLF.
     `target` is in origin form, `length` the size of the body or CHUNKED. `size_bytes` is what the head took on the
@@ -133,7 +133,7 @@ class RequestHead:
         size_bytes: int = 0,
         version: bytes = b"1.1",
         keep_alive: bool = True,
-        repeated: dict[str, list[bytes]] | None = None,
+        repeated: Repeated | None = None,
     ) -> None:
         self.method = method
         self.target = target
@@ -276,7 +276,7 @@ def _request(
         0,
         version,
         keep_alive,
-        repeated or None,
+        Repeated(repeated) if repeated else None,
     )
 
 

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import orjson
 
-from fairvisor.replay.fields import BODY, TIME, Headers, Logged, Maker, Plan, Value, meaning_of
+from fairvisor.reading import read_fields
+from fairvisor.replay.fields import BODY, TIME, Logged, Maker, Plan, Value, meaning_of
 
 _INSIDE: Final = frozenset({"request", "req", "httpRequest"})
 _HEADERS: Final = "headers"
@@ -78,12 +79,15 @@ class DocumentPlan:
         )
 
     def logged(self, document: Document) -> Logged:
-        headers: Headers = {}
+        pairs: list[tuple[str, bytes]] = []
         for get in self._headers:
             found = get(document)
             if isinstance(found, dict):
-                _read_headers(found, headers)
-        return self._plan.logged([_value(get(document)) for get in self._getters], headers)
+                pairs = [(name, value) for name, value in pairs if name not in found]
+                pairs += _header_lines(found)
+        headers, repeated = read_fields(pairs)
+        values = [_value(get(document)) for get in self._getters]
+        return self._plan.logged(values, headers, repeated)
 
 
 def _objects(document: Document) -> Iterator[tuple[str, Document]]:
@@ -138,12 +142,13 @@ def _value(found: Any) -> Value:
     return str(found).encode()
 
 
-def _read_headers(found: Document, headers: Headers) -> None:
-    """Headers as an object of texts or lists of texts."""
+def _header_lines(found: Document) -> Iterator[tuple[str, bytes]]:
+    """Yield the lines of headers that are an object of texts or lists of texts, names in lower case."""
     for name, value in found.items():
-        text = _value(value)
-        if text is not None and not name.startswith(":"):
-            headers[name.lower()] = text
+        for line in value if isinstance(value, list) else (value,):
+            text = _value(line)
+            if text is not None and not name.startswith(":"):
+                yield name.lower(), text
 
 
 # HAR

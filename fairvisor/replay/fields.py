@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import quote_plus
 
 import orjson
 
-from fairvisor.http.gateways import normal_host, normal_method
 from fairvisor.identity.addresses import parse_node
+from fairvisor.reading import HOSTS, METHODS, Repeated
 from fairvisor.replay.times import Times
 
 Headers = dict[str, bytes]
@@ -42,7 +41,6 @@ HINTS: Final[Mapping[str, str]] = {
 MAPPABLE: Final = (TIME, REQUEST, METHOD, TARGET, QUERY, HOST, ADDRESS, BODY, *HINTS)
 MAPPABLE_SOURCES: Final = ("header", "cookie", "query", "jwt")
 
-_REMEMBERED: Final = 4096
 
 # Names as `normal_name` spells them. Of two fields that mean the same, the one that stands earlier here wins.
 _MEANINGS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -125,22 +123,20 @@ class Logged(NamedTuple):
     headers: Headers
     peer: str
     body: bytes | None
+    repeated: Repeated | None = None
 
 
 class Maker:
     """What all requests of one log share.
 
-    `client_ip_header` is the setting of that name, `default_host` stands in where the log names none. Methods and
-    hosts repeat from line to line, so what they mean is kept.
+    `client_ip_header` is the setting of that name, `default_host` is used where the log names none.
     """
 
-    __slots__ = ("client_ip_header", "default_host", "host", "method", "read_time")
+    __slots__ = ("client_ip_header", "default_host", "read_time")
 
     def __init__(self, client_ip_header: str, default_host: str = "") -> None:
         self.client_ip_header = client_ip_header
         self.default_host = default_host
-        self.method = lru_cache(_REMEMBERED)(normal_method)
-        self.host = lru_cache(_REMEMBERED)(lambda value: normal_host(value.decode("latin-1")))
         self.read_time = Times().read
 
 
@@ -175,7 +171,9 @@ class Plan:
         ]
         return tuple((name.lower() if source == "header" else name, index) for name, index in named)
 
-    def logged(self, values: Sequence[Value], headers: Headers | None = None) -> Logged:
+    def logged(
+        self, values: Sequence[Value], headers: Headers | None = None, repeated: Repeated | None = None
+    ) -> Logged:
         """The request of one line. Raises ValueError or RequestError for values that are none."""
         maker, place = self._maker, self._place
         wall_ns = maker.read_time(values[place[TIME]] or b"")
@@ -195,12 +193,13 @@ class Plan:
         host = host or headers.get("host", b"")
         return Logged(
             wall_ns,
-            maker.method(method),
-            maker.host(host) if host else maker.default_host,
+            METHODS.of(method),
+            HOSTS.of(host) if host else maker.default_host,
             text,
             headers,
             _describe_client(maker.client_ip_header, headers, self._value(ADDRESS, values)),
             self._value(BODY, values) or None,
+            repeated,
         )
 
     def _value(self, meaning: str, values: Sequence[Value]) -> bytes:

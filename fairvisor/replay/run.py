@@ -80,11 +80,11 @@ class Replay:
     def decide(self, logged: Logged) -> Decision | None:
         """Decide one request and note it; None for one that a live edge would answer with 400."""
         now = self.clock.at(logged.wall_ns)
-        _, method, host, target, headers, peer, body = logged
+        _, method, host, target, headers, peer, body, repeated = logged
         if not host and self.bundle.routes.selects_by_host:
             self.without_host += 1
             return None
-        context = Context(method, host, target, headers, peer, self.identity, now, body)
+        context = Context(method, host, target, headers, peer, self.identity, now, body, repeated=repeated)
         try:
             decision = decide(self.bundle, self.segment.table, context, now)
         except RequestError as error:

@@ -106,7 +106,7 @@ class Breaker(Limit):
 
     def describe(self, context: Context) -> Described:
         """The value that it is scoped by; nothing when it is the same for everybody."""
-        return () if self._key is None else ((self._name, self._key.read(context)),)
+        return () if self._key is None else ((self._name, self._key.shown(context)),)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Nothing is taken before all have passed."""

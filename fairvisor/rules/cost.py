@@ -1,8 +1,8 @@
 """What a request costs: a fixed amount, or one that a header or a query parameter names.
 
 Amounts in requests are ASCII `digits[.digits][e±digits]`, rounded up to a millionth and capped; anything else (absent,
-repeated, negative, zero, NaN) is the rule's default cost. A cost from a request is the client's word unless the
-gateway overwrites it; `validate` says so.
+negative, zero, NaN) is the rule's default cost. A cost from a request is the client's word unless the gateway
+overwrites it; `validate` says so.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from decimal import ROUND_CEILING, Decimal
 from decimal import Context as Arithmetic
 from typing import Final
 
-from fairvisor.context import Context, query_names
+from fairvisor.context import Context
 from fairvisor.decision import UNIT_U
+from fairvisor.descriptors import Descriptor
 
 MAX_AMOUNT_U: Final = 9 * 10**18  # 9e12 units: below 2^63 millionths
 _AMOUNT = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
@@ -41,17 +42,7 @@ def read_amount(text: str | None) -> int | None:
     return millionths(amount) or None
 
 
-def compile_cost(source: str, default_cost: Decimal) -> Cost:
-    """The reader of `header:<name>` or `query:<name>`, giving millionths."""
-    kind, _, name = source.partition(":")
+def compile_cost(source: Descriptor, default_cost: Decimal) -> Cost:
+    """Return the reader of a cost in millionths from a header or a query parameter."""
     default_u = max(1, millionths(default_cost))
-    if kind == "header":
-        name = name.lower()
-        return lambda context: read_amount(context.header(name)) or default_u
-    return lambda context: read_amount(_sent_once(context, name)) or default_u
-
-
-def _sent_once(context: Context, name: str) -> str | None:
-    """A query parameter, unless it is repeated: then it says nothing."""
-    value = context.query.get(name)
-    return None if value is None or query_names(context.target).count(name) > 1 else value
+    return lambda context: read_amount(source.read(context)) or default_u

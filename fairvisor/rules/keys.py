@@ -13,12 +13,15 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from fairvisor.context import Context
-from fairvisor.decision import Reason, Refusal
+from fairvisor.decision import NEVER_NS, Reason, Refusal, Unmet
 from fairvisor.descriptors import Descriptor, Matcher
+from fairvisor.errors import AmbiguousValue
+from fairvisor.identity.tokens import TokenState
 from fairvisor.metrics import DESCRIPTOR_MISSING
 from fairvisor.rules.limit import Described, Limit
 
 MISSING_WAIT_NS: Final = 60_000_000_000  # Retry-After of a request that lacks what identifies it
+KEYS_WAIT_NS: Final = 1_000_000_000  # of a request whose token could not be verified for want of keys
 REMEMBERED_KEYS: Final = 4096
 MAX_REMEMBERED: Final = 512  # characters
 _SHARED: Final = "-:"
@@ -113,7 +116,8 @@ def spelled(values: Sequence[str | None]) -> str:
 class Scope:
     """Which requests a rule runs for, and under which values it counts them."""
 
-    __slots__ = ("_matchers", "_on_missing", "_readers", "_single", "identity", "names")
+    __slots__ = ("_matchers", "_missing_status", "_on_invalid", "_on_missing", "_readers", "_single", "identity",
+                 "names")  # fmt: skip
 
     def __init__(
         self,
@@ -121,17 +125,24 @@ class Scope:
         keys: tuple[tuple[str, Descriptor], ...],
         matchers: tuple[Matcher, ...],
         on_missing: str,
+        missing_status: int = 429,
+        on_invalid_token: str = "",
     ) -> None:
+        """`on_invalid_token` is "" for a rule that reads no claim."""
         self.identity = identity
         self.names = tuple(name for name, _ in keys)
         self._readers = tuple(reader for _, reader in keys)
         self._matchers = matchers
         self._on_missing = on_missing
+        self._missing_status = missing_status
+        self._on_invalid = on_invalid_token
         # nothing follows a single value, so it stands for itself
         self._single = self._readers[0] if len(self._readers) == 1 and on_missing != "shared" else None
 
     def values(self, context: Context) -> Values | None:
         """A request's values; nothing: the rule does not run, and `absent` says why."""
+        if self._on_invalid and self._token_fault(context) is not None:
+            return None
         if self._matchers and not self.applies(context):
             return None
         if self._single is not None:
@@ -152,19 +163,35 @@ class Scope:
 
     def absent(self, limit: Limit, context: Context) -> Refusal | None:
         """What `values` giving nothing means: nothing when `match` differs, else what `on_missing` says; counted."""
+        if self._on_invalid:
+            fault = self._token_fault(context)
+            if fault is not None:
+                return Unmet(
+                    limit, fault, "jwt:", KEYS_WAIT_NS if fault is Reason.KEYS_UNAVAILABLE else NEVER_NS
+                )
         if not self.applies(context):
             return None
-        for name, value in self.describe(context):
-            if not value:
-                limit.tally.add(DESCRIPTOR_MISSING, name)
+        missing = [name for name, value in self.describe(context) if not value]
+        for name in missing:
+            limit.tally.add(DESCRIPTOR_MISSING, name)
         if self._on_missing == "reject":
-            return Refusal(limit, Reason.DESCRIPTOR_MISSING, wait_ns=MISSING_WAIT_NS)
+            return Unmet(limit, Reason.DESCRIPTOR_MISSING, missing[0], MISSING_WAIT_NS, self._missing_status)
         return None
+
+    def _token_fault(self, context: Context) -> Reason | None:
+        """Return why the claims of this request cannot be read by a rule that reads some; None when they can."""
+        try:
+            state = context.token_state
+        except AmbiguousValue:  # whoever counts by one of them says so
+            return None
+        if state is TokenState.KEYS_UNAVAILABLE:
+            return Reason.KEYS_UNAVAILABLE
+        return Reason.INVALID_TOKEN if state is TokenState.INVALID and self._on_invalid == "reject" else None
 
     def describe(self, context: Context) -> Described:
         """The limit keys with the values this request has, for people."""
         return tuple(
-            (name, reader.read(context)) for name, reader in zip(self.names, self._readers, strict=True)
+            (name, reader.shown(context)) for name, reader in zip(self.names, self._readers, strict=True)
         )
 
     def applies(self, context: Context) -> bool:

@@ -74,7 +74,7 @@ class KillSwitch(Limit):
 
     def describe(self, context: Context) -> Described:
         """What it looks at, with the value that this request has."""
-        return ((self.scope_key, self._reader.read(context)),)
+        return ((self.scope_key, self._reader.shown(context)),)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Nothing is ever taken."""
@@ -145,12 +145,12 @@ class KillSwitches:
 
     def _candidates(self, context: Context, readings: tuple[str, ...]) -> Iterator[KillSwitch]:
         for scope_key, reader in self._readers.items():
-            value = reader.read(context)
-            if value:
+            values = reader.every(context)
+            if values:
                 by_value = self._values[scope_key]
-                for spelling in readings if scope_key == PATH else (value,):
-                    yield from by_value.get(spelling, ())
-                if scope_key == MODEL and value == UNREAD_MODEL:  # it may be any of them
+                for value in readings if scope_key == PATH else values:
+                    yield from by_value.get(value, ())
+                if scope_key == MODEL and UNREAD_MODEL in values:  # it may be any of them
                     yield from chain.from_iterable(by_value.values())
                 yield from by_value.get(ANY, ())
         if self._networks:

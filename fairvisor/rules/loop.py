@@ -89,7 +89,7 @@ class Loop(Limit):
 
     def describe(self, context: Context) -> Described:
         """The values of the policy's descriptors; what was asked is not told."""
-        return tuple((name, reader.read(context)) for name, reader in self._described)
+        return tuple((name, reader.shown(context)) for name, reader in self._described)
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Arrivals stay counted."""
