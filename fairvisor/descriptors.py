@@ -15,7 +15,7 @@ from fairvisor.context import Context
 from fairvisor.errors import AmbiguousValue
 from fairvisor.identity.tokens import claim_values
 from fairvisor.llm.models import canonical_model
-from fairvisor.reading import Pairs, header_text
+from fairvisor.reading import Pairs, Repeated, header_text
 from fairvisor.route import normal_route, read_path
 
 Matcher = Callable[[Context], bool]
@@ -27,6 +27,7 @@ UNREAD_MODEL: Final = "unread"
 
 FIRST: Final = "first"
 LAST: Final = "last"
+MAX_LINES: Final = 8  # different ones of a header that are looked up
 SEVERAL_VALUES: Final = "(several values)"  # shown to people where a request has no single value
 
 
@@ -160,34 +161,40 @@ class Address(Descriptor):
 
 
 class LookedUp(Descriptor):
-    """What is looked up for a request, part of which one header may say."""
+    """What is looked up for a request, part of which some headers may say."""
 
-    __slots__ = ("_header", "_look_up", "_name")
+    __slots__ = ("_headers", "_look_up", "_name")
 
-    def __init__(self, name: str, header: str, look_up: LookUp) -> None:
+    def __init__(self, name: str, headers: tuple[str, ...], look_up: LookUp) -> None:
         self._name = name
-        self._header = header
+        self._headers = headers
         self._look_up = look_up
 
     def read(self, context: Context) -> str | None:
-        """Return what is found, if it is the same for every line of the header."""
+        """Return what is found, if it is the same for every line of the headers."""
         if context.repeated is None:
             return self._look_up(context.headers, context)
-        value, *others = self._found(context)
+        value, *others = self._found(context, context.repeated)
         if others:
             raise AmbiguousValue(self._name)
         return value
 
     def every(self, context: Context) -> list[str]:
-        """Return what is found for each line of the header."""
-        return [value for value in self._found(context) if value]
+        """Return what is found for each line of the headers."""
+        if context.repeated is None:
+            return super().every(context)
+        return [value for value in self._found(context, context.repeated) if value]
 
-    def _found(self, context: Context) -> list[str | None]:
-        headers, name = context.headers, self._header
-        if context.repeated is None or name not in headers:
-            return [self._look_up(headers, context)]
-        lines = context.repeated.values(name, headers[name])
-        return list(dict.fromkeys(self._look_up(headers | {name: line}, context) for line in lines))
+    def _found(self, context: Context, repeated: Repeated) -> list[str | None]:
+        """Return what is found with each combination of the headers' lines, without what was found before."""
+        readings = [context.headers]
+        for name in self._headers:
+            if name in context.headers:
+                lines = repeated.values(name, context.headers[name])
+                if len(lines) > MAX_LINES:
+                    raise AmbiguousValue(self._name)
+                readings = [headers | {name: line} for headers in readings for line in lines]
+        return list(dict.fromkeys(self._look_up(headers, context) for headers in readings))
 
 
 class Told(Descriptor):
@@ -278,15 +285,18 @@ _FIXED: Final[Mapping[str, Callable[[Context], str | None]]] = {
     "request:path": lambda context: context.coarse_path,
 }
 
-# What is looked up for the client, with the header that a trusted gateway may say it in.
-_LOOKED_UP: Final[Mapping[str, tuple[str, LookUp]]] = {
+# What is looked up for the client, with the headers that it is found by or that a trusted gateway may say it in.
+_LOOKED_UP: Final[Mapping[str, tuple[tuple[str, ...], LookUp]]] = {
     "ip:country": (
-        "x-country-code",
+        ("x-country-code",),
         lambda headers, context: context.identity.country(context.client, headers),
     ),
-    "ip:asn": ("x-asn", lambda headers, context: context.identity.asn(context.client, headers)),
-    "ip:type": ("x-asn-type", lambda headers, context: context.identity.asn_type(context.client, headers)),
-    "ip:tor": ("x-tor-exit", lambda headers, context: context.identity.tor(context.client, headers)),
-    "ua:bot": ("user-agent", lambda headers, context: _bot(headers, context)[0]),
-    "ua:bot_category": ("user-agent", lambda headers, context: _bot(headers, context)[1]),
+    "ip:asn": (("x-asn",), lambda headers, context: context.identity.asn(context.client, headers)),
+    "ip:type": (
+        ("x-asn", "x-asn-type"),
+        lambda headers, context: context.identity.asn_type(context.client, headers),
+    ),
+    "ip:tor": (("x-tor-exit",), lambda headers, context: context.identity.tor(context.client, headers)),
+    "ua:bot": (("user-agent",), lambda headers, context: _bot(headers, context)[0]),
+    "ua:bot_category": (("user-agent",), lambda headers, context: _bot(headers, context)[1]),
 }
