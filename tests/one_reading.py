@@ -1,9 +1,10 @@
 """Draws requests whose identity is written in many ways, and holds what comes of them against the plain value.
 
 A draw takes one kind of identity (a header, a cookie, a query parameter, a claim, host, method, path, an address) with
-a fresh value, writes it into five requests in ways that a client may choose, and sends each by one of the transports to
-one world. What must hold: a request with one value is counted under that value, whatever its spelling and transport;
-one with different values is rejected as ambiguous, or counted as `on_ambiguous` says; three of a value pass and no more.
+a fresh value, writes it into five requests in ways that a client may choose, and sends each by one of the transports
+to one world. What must hold: a request with one value is counted under that value, whatever its spelling and
+transport; one with different values is rejected as ambiguous, or counted as `on_ambiguous` says; three of a value pass
+and no more.
 """
 
 from __future__ import annotations
@@ -110,7 +111,10 @@ class OneReading:
                 assert passed, (kind.name, trail)
                 continue
             assert passed == (admitted < LIMIT), (kind.name, trail)
-            assert passed or received.header("x-fairvisor-reason") == "rate_limit_exceeded", (kind.name, trail)
+            assert passed or received.header("x-fairvisor-reason") == "rate_limit_exceeded", (
+                kind.name,
+                trail,
+            )
             admitted += passed
         return kind.name, admitted, tuple(step[3] for step in trail)
 
