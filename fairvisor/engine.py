@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from fairvisor.clock import NS_PER_S, Now
+from fairvisor.clock import Now
 from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.counters.lenient import Lenient
 from fairvisor.decision import UNIT_U, Action, Decision, Reason, Remarked, Unmet, Verdict
 from fairvisor.errors import AmbiguousValue
-from fairvisor.llm.reservation import LIFETIME_NS, Taken, fresh_nonce, seal, signing_with
+from fairvisor.llm.reservation import LIFETIME_NS, REPEAT_NS, Taken, fresh_nonce, seal, signing_with
 from fairvisor.metrics import DECISIONS, SHADOW_REJECTS, Counter
 from fairvisor.route import Routes, Selector
 from fairvisor.rules.breaker import KEPT_NS, Breaker
@@ -27,7 +27,6 @@ from fairvisor.rules.limit import Limit
 from fairvisor.rules.llm_tokens import LlmTokens, LlmVerdict
 
 _ALLOW: Final = Action.ALLOW
-REPEAT_NS: Final = 10 * NS_PER_S  # how long a gateway's repeated question is recognised
 
 
 class Policy:

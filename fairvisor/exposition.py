@@ -194,6 +194,7 @@ class Exposition:
         single = {
             family.SLOTS_SIZE: table.slots,
             family.EVICTIONS: table.word_get(Word.EVICTIONS),
+            family.NONCE_EVICTIONS: table.word_get(Word.CLAIM_EVICTIONS),
             family.WINDOW_FULL: table.word_get(Word.FULL),
             family.SERIES_USED: self._segment.series_used,
             family.SERIES_SIZE: geometry.series - 1,

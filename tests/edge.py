@@ -28,7 +28,7 @@ from fairvisor.llm.reservation import unseal
 from fairvisor.llm.usage import Usage
 from fairvisor.reading import read_fields
 from fairvisor.response import Answer, Renderer
-from fairvisor.rules.llm_tokens import Settled, settle
+from fairvisor.rules.llm_tokens import Settled, claim, settle
 from fairvisor.settings import Settings
 
 Json = dict[str, Any]
@@ -173,8 +173,8 @@ class Full:
     def count(self, *arguments: int) -> int:
         return 0
 
-    def once(self, *arguments: int) -> int:
-        return FULL
+    def once(self, *arguments: int) -> tuple[int, int]:
+        return FULL, 0
 
 
 class Edge:
@@ -247,7 +247,9 @@ class Edge:
     def settle(self, token: str, usage: Usage | None, *, at: float | None = None) -> tuple[Settled, ...]:
         self.at = self.at if at is None else at
         now = moment(self.at)
-        return settle(self.counters, unseal(self.segment.reservation_key, token, now.wall_ns), usage, now)
+        reservation = unseal(self.segment.reservation_key, token, now.wall_ns)
+        gives_back = claim(self.counters, reservation, now)
+        return settle(self.counters, reservation, usage, now, gives_back=gives_back)
 
     def metric(self, name: str, **labels: str) -> int:
         """The sum of the series of a family whose labels have these values."""

@@ -1,15 +1,20 @@
-"""A flood of new keys: whom it may push out of the table, and whom never. `perf/flood.py` does it with a million."""
+"""A flood of new keys: whom it may push out of the table, and whom never. `perf/flood.py` does it with ten million."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
+from edge import Edge, bucket, budget, policy, tokens
 from tables import NOW, SECOND, TOKEN, c_table, per_of, slot_of, table_memory, table_over
 
 from fairvisor.counters import ALLOWED
-from fairvisor.counters._table import WORD_EVICTIONS, WORD_FULL
+from fairvisor.counters._table import WORD_CLAIM_EVICTIONS, WORD_EVICTIONS, WORD_FULL
 from fairvisor.counters.records import Slot, Time, unpack, window
+from fairvisor.errors import Conflict
+from fairvisor.llm.usage import Usage
 
 BURST = 1000 * TOKEN
 SLOW = per_of(1)  # a bucket that was used once stays in the table for a while
@@ -51,6 +56,74 @@ def test_a_table_filled_ten_times_over_goes_on_deciding_and_counts_whom_it_forgo
     for key in busy:
         left = table.peek_bucket(key, now, BURST, SLOW)[0]
         assert abs(left - (500 * TOKEN + refilled_u)) < 2 * TOKEN
+
+
+def new_bucket(edge: Edge, number: int) -> None:
+    assert edge.ask(path="/bucket", key=f"k{number}").status == 204
+
+
+def new_loop(edge: Edge, number: int) -> None:
+    assert edge.ask("POST", "/loop", body=b"%d" % number).status == 204
+
+
+def new_request_id(edge: Edge, number: int) -> None:
+    assert edge.ask(path="/id", request_id=f"r{number}").status == 204
+
+
+def new_reservation(edge: Edge, number: int) -> None:
+    assert edge.ask("POST", "/llm", key=f"k{number}", body={"max_tokens": 10}).reservation
+
+
+def new_settlement(edge: Edge, number: int) -> None:
+    edge.settle(edge.ask("POST", "/shared", body={"max_tokens": 10}).reservation, Usage(output=5))
+
+
+FLOODED = [
+    policy("bucket", bucket("b", "header:x-key", rate=0.001), path="/bucket"),
+    policy(
+        "loop",
+        loop_detection={"enabled": True, "window_seconds": 3600, "threshold_identical_requests": 2},
+        path="/loop",
+    ),
+    policy("id", bucket("b", rate=1e6, burst=1e6), path="/id"),
+    policy("llm", tokens("t", "header:x-key", tpm=1, burst_tokens=1000), path="/llm"),
+    policy("shared", tokens("t", tpm=1e9), path="/shared"),
+]
+
+
+@pytest.mark.parametrize("new_key", [new_bucket, new_loop, new_request_id, new_reservation, new_settlement])
+def test_no_kind_of_key_that_clients_make_evicts_a_budget_or_fills_a_window(
+    new_key: Callable[[Edge, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven times the slots of the table, as ten million are in a segment of 48 MiB, within an hour."""
+    monkeypatch.setattr("edge.SEGMENT_BYTES", 64 * 1024)
+    edge = Edge(*FLOODED, policy("paid", budget("b", "header:x-key", amount=100), path="/paid"))
+    for owner in range(20):
+        assert edge.ask(path="/paid", key=f"o{owner}").remaining == 99
+    slots = edge.segment.table.slots
+    for number in range(7 * slots):
+        edge.at += 3000 / (7 * slots)
+        new_key(edge, number)
+    assert edge.segment.table.word_get(WORD_FULL) == 0
+    assert [edge.ask(path="/paid", key=f"o{owner}").remaining for owner in range(20)] == [98] * 20
+
+
+def test_a_settlement_whose_nonce_was_pushed_out_gives_nothing_back_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edge.SEGMENT_BYTES", 64 * 1024)
+    edge = Edge(policy("p", tokens("t", tpm=1e9, tokens_per_day=1e9)))
+    asked = {"max_tokens": 10}
+    reservations = [edge.ask("POST", body=asked, at=0.01 * number).reservation for number in range(4000)]
+    for token in reservations:
+        edge.settle(token, Usage(output=5))
+    assert edge.segment.table.word_get(WORD_CLAIM_EVICTIONS) > 3000
+    left = [edge.ask("POST", body=asked).remaining for _ in range(2)]
+    for token in reservations:
+        with suppress(Conflict):  # its nonce is still there
+            edge.settle(token, None)
+    left.append(edge.ask("POST", body=asked).remaining)
+    assert left[0] - left[1] == left[1] - left[2], "of the day, only the last request is gone"
 
 
 @pytest.mark.parametrize("seed", range(4))

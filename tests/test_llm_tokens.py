@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from edge import DAY, START_S, Edge, Json, Reply, bucket, policy, tokens
+from edge import DAY, START_S, Edge, Json, Reply, bucket, moment, policy, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairvisor.bundle.compile import Options
+from fairvisor.counters.layout import Word
+from fairvisor.decision import UNIT_U
 from fairvisor.errors import Conflict, Gone, RequestError
+from fairvisor.llm.reservation import unseal
 from fairvisor.llm.usage import Usage
+from fairvisor.rules.llm_tokens import Settled
 
 TRUSTED = Options(trust_token_hint=True)
 HOUR = 3600
@@ -227,6 +231,47 @@ def test_a_full_table_settles_nothing() -> None:
     with pytest.raises(Conflict, match="full"):
         full.settle(token, None)
     assert ask(edge, 1, 1).remaining == 398
+
+
+def evict_nonce(edge: Edge, token: str) -> None:
+    """What the table does when another key needs the room."""
+    now = moment(edge.at)
+    reservation = unseal(edge.segment.reservation_key, token, now.wall_ns)
+    assert edge.segment.table.delete(reservation.nonce, now.mono_ns)
+    edge.segment.table.word_set(Word.CLAIM_STAMP, reservation.expires_wall_ns)
+
+
+def test_a_settlement_whose_nonce_was_evicted_charges_and_gives_nothing_back() -> None:
+    edge = hinted(tpm=1000, tokens_per_day=1000)
+    token = ask(edge, 500, 100).reservation
+    edge.settle(token, Usage(input=400))
+    evict_nonce(edge, token)
+    for usage in (None, Usage(input=400)):
+        assert edge.settle(token, usage) == (Settled("p", "t", 600 * UNIT_U, 600 * UNIT_U),)
+        evict_nonce(edge, token)
+    assert ask(edge, 1, 1).remaining == 598, "1,000 - 400 - 2"
+    edge.settle(token, Usage(input=650))
+    assert ask(edge, 1, 1).remaining == 546, "50 more were used than reserved"
+
+
+def test_a_reservation_that_is_younger_than_every_evicted_nonce_is_given_back_as_ever() -> None:
+    edge = hinted(tpm=1000)
+    old = ask(edge, 500, 100).reservation
+    edge.settle(old, None)
+    young = ask(edge, 500, 100, at=10).reservation
+    evict_nonce(edge, old)
+    edge.settle(young, Usage(input=100), at=10)
+    assert ask(edge, 1, 1).remaining == 898
+
+
+def test_the_other_token_of_a_repeated_question_gives_nothing_back_either() -> None:
+    """It has the nonce of the first, and expires up to ten seconds later."""
+    edge = hinted(tpm=1000)
+    first, second = (ask(edge, 500, 100, request_id="one", at=at).reservation for at in (0, 9.9))
+    edge.settle(first, None)
+    evict_nonce(edge, first)
+    edge.settle(second, None, at=9.9)
+    assert ask(edge, 1, 1, at=10).remaining == 998, "all that was reserved came back once"
 
 
 def test_a_reservation_of_another_edge_or_of_an_hour_ago_is_refused() -> None:

@@ -9,9 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from edge import policy, tokens
+from edge import Edge, moment, policy, tokens
 from proxy_bench import Bench, Handler, bench, read_request, run
 
+from fairvisor.clock import read_now
+from fairvisor.metrics import Counter, TokenMeter
+from fairvisor.metrics.families import SETTLEMENTS
+from fairvisor.proxy.account import Ledger
 from fairvisor.proxy.front import Timeouts
 
 TPM = 100_000
@@ -200,6 +204,35 @@ def test_anthropics_cumulative_usage() -> None:
         assert (settled(proxy), consumed(proxy)) == (1, 40)
 
     check(streaming(events, cut=11), test)
+
+
+def test_what_the_proxy_settles_leaves_nothing_in_the_table() -> None:
+    """An exchange ends once, so no nonce has to say that it did."""
+    reply = answer(b'{"usage":{"prompt_tokens":9,"completion_tokens":12,"total_tokens":21}}')
+
+    async def test(proxy: Bench) -> None:
+        for _ in range(5):
+            await proxy.ask(request(ASK))
+        assert (settled(proxy), consumed(proxy)) == (5, 5 * 21)
+        table = proxy.segment.table
+        totals = table.census(0, table.slots, read_now().mono_ns)[3]
+        assert totals <= 2, "that of the day; at midnight, of both days"
+
+    check(replying(*[reply] * 5), test)
+
+
+def test_an_account_is_settled_once() -> None:
+    edge = Edge(rule())
+    reply = edge.ask("POST", CHAT, body=ASK)
+    results = {result: Counter(edge.segment, SETTLEMENTS, result) for result in SETTLEMENTS.known}
+    ledger = Ledger(edge.counters, edge.segment.reservation_key, False, lambda: moment(0),
+                    TokenMeter(edge.segment), {}, results, {})  # fmt: skip
+    account = ledger.open(reply.reservation, reply.context, reply.decision, whole=True)
+    account.failed()
+    left = edge.ask("POST", CHAT, body=ASK).remaining
+    account.failed()
+    assert edge.metric("settlements_total", result="failed_upstream") == 1
+    assert edge.ask("POST", CHAT, body=ASK).remaining < left
 
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "429 Too Many", "500 Oops", "302 Found"])

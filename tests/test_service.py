@@ -12,11 +12,13 @@ from fairvisor.bundle.compile import compile_bundle
 from fairvisor.bundle.load import parse
 from fairvisor.bundle.offer import describe
 from fairvisor.clock import NS_PER_S, Now
+from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.follow import ActiveBundle, Current, decision_options
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.service import CONTROL_BODY_BYTES, Service
 from fairvisor.identity import Identity
+from fairvisor.llm.reservation import LIFETIME_NS
 from fairvisor.notes import Notes
 from fairvisor.response import Answer
 from fairvisor.settings import PREFIX, Settings
@@ -252,6 +254,31 @@ def test_fail_open_does_not_cover_a_missing_bundle(tmp_path: Path) -> None:
 
 
 # usage
+
+
+def test_a_settlement_that_may_be_a_repeated_one_is_accepted_and_counted_apart(tmp_path: Path) -> None:
+    """A nonce of a reservation as old was evicted: nothing is given back."""
+    rule = {
+        "name": "t",
+        "limit_keys": [],
+        "algorithm": "token_bucket_llm",
+        "algorithm_config": {"tokens_per_minute": 5000},
+    }
+    spec = {"selector": {"pathPrefix": "/"}, "rules": [rule]}
+    setup = Setup(tmp_path, {"bundle_version": 1, "policies": [{"id": "p", "spec": spec}]})
+    asked = setup.ask("/v1/decision", x_original_method=b"POST", body=b"{}")
+    token = asked.head.partition("X-Fairvisor-Reservation: ")[2].partition("\r\n")[0]
+    setup.segment.table.word_set(Word.CLAIM_STAMP, START.wall_ns + LIFETIME_NS)
+    body = orjson.dumps({"reservation": token, "failed": True})
+    assert [setup.ask("/v1/usage", "POST", body).status for _ in range(2)] == [204, 409]
+    counted = {
+        dict(labels).get("result", name): value
+        for name, labels, value in setup.segment.series_values()
+        if value
+    }
+    assert (counted["charged_only"], counted["repeated"]) == (1, 1)
+    assert "failed_upstream" not in counted
+    assert counted["fairvisor_tokens_consumed_total"] == counted["fairvisor_tokens_reserved_total"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,19 @@ from pathlib import Path
 import pytest
 from model.configurations import RUNS_OUT, SMALL
 from model.explore import explore
-from model.protocol import STEPS, WITHIN, Configuration, Place, Process, Protocol, Sight, State
+from model.protocol import (
+    CLAIM,
+    NOWHERE,
+    STEPS,
+    WITHIN,
+    Configuration,
+    Place,
+    Process,
+    Protocol,
+    Record,
+    Sight,
+    State,
+)
 
 COUNTERS = Path(__file__).parents[1] / "fairvisor" / "counters"
 SOURCE, TYPE = ((COUNTERS / name).read_text() for name in ("_slots.h", "_table.c"))
@@ -74,10 +86,34 @@ class TrustsAReservationItJustMet(Protocol):
         return True
 
 
+class EvictsClaimsWithoutANote(Protocol):
+    def notes(self, victim: Record, now: int) -> bool:
+        return False
+
+
+class NotesWhatItHasEvicted(Protocol):
+    def notes(self, victim: Record, now: int) -> bool:
+        return False
+
+    def _reserve(self, state: State, process: Process, word: str, key: int) -> list[tuple[State, Process]]:
+        victim = process.held
+        outcomes = super()._reserve(state, process, word, key)
+        if victim[1][1] != CLAIM or not outcomes[0][1].mine:
+            return outcomes
+        return [(after, moved._replace(at="note", held=victim)) for after, moved in outcomes]
+
+    def _note(self, state: State, process: Process, word: str, key: int) -> list[tuple[State, Process]]:
+        return [
+            (after, moved._replace(at="scan a", held=NOWHERE))
+            for after, moved in super()._note(state, process, word, key)
+        ]
+
+
 TWO = Configuration("two", (("take 1",), ("take 1",)), 2, 2, before=(RUNS_OUT,))
 THREE = Configuration("three", (("take 1",),) * 3, 2, 1, kills=0)
 TORN = Configuration("torn", (("take 1", "give 1"), ("take 1",)), 2, 1)
 TOTALS = Configuration("two keys, one slot", (("take 1",), ("take 2",)), 1, 2)
+CLAIMS = next(configuration for configuration in SMALL if configuration.kind == CLAIM)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +126,8 @@ TOTALS = Configuration("two keys, one slot", (("take 1",), ("take 2",)), 1, 2)
         (EvictsReservations, TOTALS, "nothing ever ends"),
         (KeepsTheLaterReservation, TWO, "two live records"),
         (TrustsAReservationItJustMet, THREE, "two live records"),
+        (EvictsClaimsWithoutANote, CLAIMS, "gave back twice"),
+        (NotesWhatItHasEvicted, CLAIMS, "gave back twice"),
     ],
 )
 def test_a_planted_mistake_is_found(

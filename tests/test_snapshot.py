@@ -96,10 +96,11 @@ class TestRoundTrip:
         old = Segment.private(SIZE)
         for _ in range(3):
             old.table.count(1, TAKEN.mono_ns, 60 * NS_PER_S)
-        assert old.table.once(2, TAKEN.mono_ns, 3600 * NS_PER_S) == ALLOWED
+        assert old.table.once(2, TAKEN.mono_ns, 3600 * NS_PER_S, 7) == (ALLOWED, 0)
+        old.table.word_set(Word.CLAIM_STAMP, 5)
         new = restored(taken(old), TAKEN)
         assert new.table.count(1, TAKEN.mono_ns, 60 * NS_PER_S) == 4
-        assert new.table.once(2, TAKEN.mono_ns, 3600 * NS_PER_S) == REFUSED
+        assert new.table.once(2, TAKEN.mono_ns, 3600 * NS_PER_S, 7) == (REFUSED, 5)
 
     def test_within_one_boot_the_wall_clock_does_not_matter(self) -> None:
         """Somebody removed the shared memory and set the clock: the monotonic one went on."""

@@ -34,6 +34,8 @@ from fairvisor.counters._table import (
     GROUP,
     OWN_WORDS,
     SLOT_BYTES,
+    WORD_CLAIM_EVICTIONS,
+    WORD_CLAIM_STAMP,
     WORD_EVICTIONS,
     WORD_FULL,
     WORD_NONCE,
@@ -228,7 +230,7 @@ class TestTotals:
         assert table.add(KEY, NOW, most, most, self.LIFE) == (REFUSED, most)
         table.charge(KEY, NOW, most)
         table.charge(KEY, NOW, most)
-        assert table.peek_total(KEY, NOW) == 2**64 - 1
+        assert table.peek_total(KEY, NOW) == most
 
     def test_sub_takes_back_and_stops_at_nothing(self, table: AnyTable) -> None:
         table.add(KEY, NOW, 6, 10, self.LIFE)
@@ -265,9 +267,9 @@ class TestTotals:
         assert table.peek_total(KEY, NOW + 100 * DAY + 2 * UNIT_NS) == 0
 
     def test_once_is_allowed_once(self, table: AnyTable) -> None:
-        assert [table.once(KEY, NOW + i, SECOND) for i in range(3)] == [ALLOWED, REFUSED, REFUSED]
-        assert table.once(KEY + 1, NOW, SECOND) == ALLOWED
-        assert table.once(KEY, NOW + SECOND + 2 * UNIT_NS, SECOND) == ALLOWED
+        assert [table.once(KEY, NOW + i, SECOND, i)[0] for i in range(3)] == [ALLOWED, REFUSED, REFUSED]
+        assert table.once(KEY + 1, NOW, SECOND, 0) == (ALLOWED, 0)
+        assert table.once(KEY, NOW + SECOND + 2 * UNIT_NS, SECOND, 3) == (ALLOWED, 0)
 
 
 class TestCounts:
@@ -327,7 +329,7 @@ class TestOtherOperations:
     def test_other_family_under_the_same_key_is_never_touched(self, table: AnyTable) -> None:
         table.take(KEY, NOW, TOKEN, BURST, PER)
         assert table.add(KEY, NOW, 1, 10, DAY) == (FULL, 0)
-        assert table.once(KEY, NOW, DAY) == FULL
+        assert table.once(KEY, NOW, DAY, 1)[0] == FULL
         table.sub(KEY, NOW, 1)
         table.charge(KEY, NOW, 1)
         assert table.peek_bucket(KEY, NOW, BURST, PER)[0] == 4 * TOKEN
@@ -337,6 +339,20 @@ class TestOtherOperations:
         table.give(KEY + 1, NOW, TOKEN, PER)
         table.overdraw(KEY + 1, NOW, TOKEN, BURST, PER)
         assert table.peek_total(KEY + 1, NOW) == 5
+
+    def test_a_claim_is_no_total(self, table: AnyTable) -> None:
+        table.once(KEY, NOW, DAY, 5)
+        assert table.add(KEY, NOW, 1, 10, DAY) == (FULL, 0)
+        table.sub(KEY, NOW, 1)
+        table.charge(KEY, NOW, 1)
+        assert table.peek_total(KEY, NOW) == 0
+        assert table.take(KEY, NOW, TOKEN, BURST, PER)[0] == FULL
+        assert table.once(KEY, NOW, DAY, 6)[0] == REFUSED
+
+    def test_a_claim_of_an_earlier_version_is_one(self, table: AnyTable) -> None:
+        """It was a total of one millionth."""
+        table.add(KEY, NOW, 1, 1, DAY)
+        assert table.once(KEY, NOW, DAY, 5)[0] == REFUSED
 
     def test_words_and_cells(self, table: AnyTable) -> None:
         table.word_set(20, 2**64 - 1)
@@ -374,10 +390,32 @@ class TestFullWindow:
         assert table.take(100, NOW, TOKEN, BURST, PER) == (FULL, BURST, 0)
         assert table.add(101, NOW, 1, 10, DAY) == (FULL, 0)
         assert table.count(102, NOW, DAY) == 0
-        assert table.once(103, NOW, DAY) == FULL
+        assert table.once(103, NOW, DAY, 1)[0] == FULL
         table.overdraw(104, NOW, TOKEN, BURST, PER)
         assert (table.word_get(WORD_EVICTIONS), table.word_get(WORD_FULL)) == (0, 5)
         assert [table.peek_total(key, NOW) for key in range(16)] == [1] * 16
+
+    def test_evicts_a_claim_last_and_the_least_stamp_first(self, make: MakeTable) -> None:
+        table = make(16)
+        for key in range(14):
+            assert table.once(key, NOW + key, DAY, 100 - key) == (ALLOWED, 0)
+        table.add(14, NOW, 1, 10, DAY)
+        table.take(15, NOW + 20, TOKEN, BURST, PER)
+        assert table.count(50, NOW + 21, DAY) == 1, "in the place of the bucket, which was used last of all"
+        assert (table.word_get(WORD_EVICTIONS), table.word_get(WORD_CLAIM_EVICTIONS)) == (1, 0)
+        assert table.add(51, NOW + 21, 1, 10, DAY)[0] == ALLOWED
+        assert table.add(52, NOW + 21, 1, 10, DAY)[0] == ALLOWED
+        assert (table.word_get(WORD_EVICTIONS), table.word_get(WORD_CLAIM_EVICTIONS)) == (2, 1)
+        assert table.word_get(WORD_CLAIM_STAMP) == 87
+        assert [table.once(key, NOW + 21, DAY, 100 - key)[0] for key in range(13)] == [REFUSED] * 13
+        assert table.once(13, NOW + 21, DAY, 87) == (ALLOWED, 88), "that of key 12 gave way to it"
+
+    def test_a_claim_that_has_run_out_is_not_one_that_was_evicted(self, make: MakeTable) -> None:
+        table = make(16)
+        for key in range(16):
+            table.once(key, NOW, SECOND, 5)
+        assert table.once(20, NOW + 3 * UNIT_NS, SECOND, 6) == (ALLOWED, 0)
+        assert table.word_get(WORD_CLAIM_EVICTIONS) == 0
 
     def test_prefers_what_has_run_out(self, make: MakeTable) -> None:
         table = make(16)
@@ -489,6 +527,23 @@ class TestMove:
             old.take(key, NOW, TOKEN, BURST, PER)
         assert new.merge(old.dump(0, 64, NOW), 0, NOW) == (8, 17)
 
+    def test_a_claim_that_is_dropped_counts_as_evicted(self, make: MakeTable) -> None:
+        old, new = make(64), make(8)
+        for key in range(8):
+            new.add(key, NOW, 1, 10, DAY)
+        old.once(20, NOW, DAY, 7)
+        old.once(21, NOW, DAY, 5)
+        assert new.merge(old.dump(0, 64, NOW), 0, NOW) == (0, 2)
+        assert (new.word_get(WORD_CLAIM_EVICTIONS), new.word_get(WORD_CLAIM_STAMP)) == (2, 7)
+
+    def test_claims_are_moved_with_their_stamps(self, make: MakeTable) -> None:
+        old, new = make(64), make(8)
+        for key in range(8):
+            old.once(key, NOW, DAY, 10 + key)
+        assert new.merge(old.dump(0, 64, NOW), SECOND, NOW + SECOND) == (8, 0)
+        assert new.once(20, NOW + SECOND, DAY, 30) == (ALLOWED, 10)
+        assert new.once(3, NOW + SECOND, DAY, 13)[0] == REFUSED
+
     def test_record_with_another_keys_name_is_not_moved(self, make: MakeTable) -> None:
         old, new = make(64), make(64)
         old.add(KEY, NOW, 1, 10, DAY)
@@ -562,7 +617,7 @@ AMOUNTS = [
     ("peek_total", (KEY, NOW), (1,)),
     ("count", (KEY, NOW, DAY), (1, 2)),
     ("peek_count", (KEY, NOW), (1,)),
-    ("once", (KEY, NOW, DAY), (1, 2)),
+    ("once", (KEY, NOW, DAY, 1), (1, 2, 3)),
     ("delete", (KEY, NOW), (1,)),
     ("sweep", (0, 8, NOW), (0, 1, 2)),
     ("census", (0, 8, NOW), (0, 1, 2)),
@@ -590,9 +645,10 @@ class TestArguments:
 
     @pytest.mark.parametrize("life_ns", [0, 100 * DAY + 1])
     def test_lives_are_from_1_ns_to_100_days(self, table: AnyTable, life_ns: int) -> None:
-        for call in (table.count, table.once):
-            with pytest.raises(ValueError, match="_ns must be from"):
-                call(KEY, NOW, life_ns)
+        with pytest.raises(ValueError, match="window_ns must be from"):
+            table.count(KEY, NOW, life_ns)
+        with pytest.raises(ValueError, match="ttl_ns must be from"):
+            table.once(KEY, NOW, life_ns, 1)
         with pytest.raises(ValueError, match="ttl_ns must be from"):
             table.add(KEY, NOW, 1, 10, life_ns)
 

@@ -19,7 +19,8 @@
  *            signed differences, so two of them must lie within 208 days of each other.
  *              token bucket   the theoretical arrival time: the moment at which the bucket is full again (GCRA)
  *              counter        [ end of the window, low bits of ns | count 28 ]
- *     TOTAL  b = total in millionths; exp = unit(now + ttl) + 1, after which it may be forgotten.
+ *     TOTAL  b = total in millionths, below 2^63; exp = unit(now + ttl) + 1, after which it may be forgotten.
+ *            claim          b = [ 1 | stamp 63 ]: what may be done once was done; the stamp orders claims (see FULL)
  *   1 unit = 2^36 ns = 68.7 s; units are compared as signed 19-bit differences. TIME and TOTAL are called live.
  *   A live record that has expired counts as none, wherever it still stands.
  *
@@ -37,8 +38,8 @@
  *            reserve                    convert               update, any number of times
  *     FREE ----------->  HELD(nonce) ----------->  TIME|TOTAL -----+
  *      ^    or expired,   |                          | |      <----+
- *      |    or the LRU    | release, drop, sweep     | +--- reserve by another key, when expired, or TIME and
- *      +------------------+--------------------------+      the least recently used of a window without room
+ *      |    or evicted    | release, drop, sweep     | +--- reserve by another key, when expired, or when it is
+ *      +------------------+--------------------------+      evicted from a window without room
  *                            delete, sweep
  *
  *   An insertion reserves a slot, then scans its whole window once more. If the reservation stood throughout and the
@@ -54,9 +55,13 @@
  * A KILLED PROCESS leaves at most one HELD slot. Its key can use it at once; others after 69 to 137 s. There is no
  * lock, no busy mark and no order of publication to repair; a stall of any length is as harmless as a kill.
  *
- * A FULL WINDOW: first a free or expired slot, then the least recently used TIME record is evicted (WORD_EVICTIONS).
- * A TOTAL is never evicted, so that a flood of new keys cannot refresh a budget, nor is a HELD, lest two keys steal
- * one slot from each other for ever. No room at all: FULL, counted in WORD_FULL; the caller decides.
+ * A FULL WINDOW: first a free or expired slot, then the least recently used TIME record is evicted (WORD_EVICTIONS),
+ * last the claim with the least stamp (WORD_CLAIM_EVICTIONS). A total is never evicted, so that a flood of new keys
+ * cannot refresh a budget, nor is a HELD, lest two keys steal one slot from each other for ever. No room at all: FULL,
+ * counted in WORD_FULL; the caller decides.
+ *
+ * A CLAIM THAT WAS EVICTED can be made again. WORD_CLAIM_STAMP is raised to its stamp before the eviction, and read
+ * after every claim: a claim whose stamp is not above it may be one that was made before.
  *
  * MOVING records to a table of another size needs the whole key, of which the record has 43 bits. `key` is stored
  * after a reservation and before its conversion. A store that was delayed until another key had the slot leaves a
@@ -104,10 +109,12 @@ enum { FP_BITS = 43, EXP_BITS = 19, KIND_SHIFT = EXP_BITS, FP_SHIFT = 64 - FP_BI
 enum { TICK_BITS = 28, UNIT_BITS = 36, COUNT_BITS = 28 };
 enum { GROUP = 8, GROUP_BYTES = GROUP * sizeof(slot), ROOMY = 4 };
 enum { WORD_NONCE = 0, WORD_EVICTIONS = 8, WORD_FULL = 9, OWN_WORDS = 16 };    /* the nonce has a cache line alone */
+enum { WORD_CLAIM_EVICTIONS = 13, WORD_CLAIM_STAMP = 14 };                      /* `layout.py` has words in between */
 enum { REFUSED = 0, ALLOWED = 1, WINDOW_FULL = -1 };
 
 #define EXP_MASK (((u64)1 << EXP_BITS) - 1)
 #define COUNT_MASK (((u64)1 << COUNT_BITS) - 1)
+#define CLAIM ((u64)1 << 63)                            /* above every total and every time of use in ns */
 #define TIME_MASK (((u128)1 << 83) - 1)
 #define MAX_TICKS ((u128)1 << 82)                       /* longest distance of two times: 208 days */
 #define MAX_LIFE_NS ((u64)100 * 86400 * 1000000000)     /* 100 days, far enough from the wrap at 208 */
@@ -187,7 +194,8 @@ struct operation {
     int creates;                                /* may it make a record */
     u64 key, fp, now_ns;
     u64 cost_u, limit_u, per;                   /* millionths; ticks per millionth */
-    u64 ttl_ns;                                 /* the window of a count, the life of a total */
+    u64 ttl_ns;                                 /* the window of a count, the life of a total or a claim */
+    u64 stamp;                                  /* of a claim, below 2^63 */
     record given;                               /* the record to merge */
     u64 used_ns;                                /* stamp for `used` */
     int outcome;
@@ -196,6 +204,8 @@ struct operation {
 };
 
 static inline int is(const record *r, unsigned kind) { return kind_of(r->a) == kind; }
+static inline int is_claim(const record *r) { return is(r, TOTAL) && r->b & CLAIM; }
+static inline int is_total(const record *r) { return is(r, TOTAL) && !(r->b & CLAIM); }
 
 static inline i128 debt_of(const operation *o, const record *old, i128 burst)
 {
@@ -255,7 +265,7 @@ static change next_overdraw(operation *o, const record *old, record *put)
 static change next_add(operation *o, const record *old, record *put)
 {
     u64 total = old ? old->b : 0;
-    if (old && !is(old, TOTAL)) {
+    if (old && !is_total(old)) {
         o->outcome = WINDOW_FULL, o->result = 0;
         return KEEP;
     }
@@ -271,7 +281,7 @@ static change next_add(operation *o, const record *old, record *put)
 
 static change next_sub(operation *o, const record *old, record *put)
 {
-    if (!old || !is(old, TOTAL))
+    if (!old || !is_total(old))
         return KEEP;
     put->a = old->a;
     put->b = old->b > o->cost_u ? old->b - o->cost_u : 0;
@@ -280,10 +290,21 @@ static change next_sub(operation *o, const record *old, record *put)
 
 static change next_charge(operation *o, const record *old, record *put)
 {
-    if (!old || !is(old, TOTAL))
+    if (!old || !is_total(old))
         return KEEP;
     put->a = old->a;
-    put->b = old->b > UINT64_MAX - o->cost_u ? UINT64_MAX : old->b + o->cost_u;
+    put->b = old->b + o->cost_u < CLAIM ? old->b + o->cost_u : CLAIM - 1;
+    return WRITE;
+}
+
+/* A total is taken for a claim too: earlier versions kept a claim as a total of one millionth. */
+static change next_once(operation *o, const record *old, record *put)
+{
+    o->outcome = old == NULL ? ALLOWED : is(old, TOTAL) ? REFUSED : WINDOW_FULL;
+    if (old)
+        return KEEP;
+    put->a = make_a(o->fp, TOTAL, unit_of(o->now_ns + o->ttl_ns) + 1);
+    put->b = CLAIM | o->stamp;
     return WRITE;
 }
 
@@ -315,7 +336,7 @@ static change next_delete(operation *o, const record *old, record *put)
     return WRITE;                                               /* an expired record goes too */
 }
 
-/* Of two records of one key the one that has been charged more stays. */
+/* Of two records of one key the one that has been charged more stays; a claim counts for more than any total. */
 static change next_merge(operation *o, const record *old, record *put)
 {
     o->outcome = ALLOWED;
@@ -443,7 +464,7 @@ static sight scan(const window *w, const operation *o, int wants_room)
     sight see = {0};
     place spare[2] = {{0}};
     unsigned spares[2] = {0, 0};
-    u64 oldest_ns = 0;
+    u64 oldest = 0;
     for (unsigned g = 0; g < w->groups; g++)
         for (unsigned i = 0; i < GROUP; i++) {
             slot *at = slot_at(w, g, i);
@@ -460,14 +481,23 @@ static sight scan(const window *w, const operation *o, int wants_room)
             } else if (kind == FREE || expired(p.rec, o->now_ns)) {
                 if (!spares[g]++)
                     spare[g] = p;
-            } else if (kind == TIME) {
-                u64 used_ns = load_relaxed(&at->used);
-                if (!see.oldest.at || used_ns < oldest_ns)
-                    see.oldest = p, oldest_ns = used_ns;
+            } else if (kind == TIME || is_claim(&p.rec)) {
+                u64 since = kind == TIME ? load_relaxed(&at->used) : p.rec.b;   /* a claim's is above every time */
+                if (!see.oldest.at || since < oldest)
+                    see.oldest = p, oldest = since;
             }
         }
     see.spare = spare[spares[0] < ROOMY && spares[1] > spares[0]];
     return see;
+}
+
+/* Remembers the stamp of a claim that is about to be forgotten before it has run out. */
+static void note(table *t, record claim)
+{
+    u64 *word = &t->words[WORD_CLAIM_STAMP], stamp = claim.b & ~CLAIM;
+    u64 last = load(word); /* step: note */
+    while (last < stamp && !__atomic_compare_exchange_n(word, &last, stamp, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE))
+        ;
 }
 
 /* 1: reserved, now scan again. 0: lost the slot, scan again. -1: decided, the operation is over. */
@@ -484,11 +514,14 @@ static int reserve(table *t, const sight *see, operation *o, place *mine)
     record held;
     held.a = make_a(o->fp, HELD, unit_of(o->now_ns) + 1);
     held.b = __atomic_fetch_add(&t->words[WORD_NONCE], 1, __ATOMIC_SEQ_CST); /* step: nonce */
+    int evicts = !see->spare.at, evicts_claim = evicts && is_claim(&victim.rec);
+    if (evicts_claim)
+        note(t, victim.rec);                    /* first: a process may be killed in between */
     if (!cas(&victim.at->rec, victim.rec, held)) /* step: reserve */
         return 0;
     store_relaxed(&victim.at->used, o->used_ns);
-    if (!see->spare.at)
-        __atomic_fetch_add(&t->words[WORD_EVICTIONS], 1, __ATOMIC_RELAXED);
+    if (evicts)
+        __atomic_fetch_add(&t->words[evicts_claim ? WORD_CLAIM_EVICTIONS : WORD_EVICTIONS], 1, __ATOMIC_RELAXED);
     *mine = (place){victim.at, held};
     return 1;
 }
@@ -612,19 +645,24 @@ static record shifted(record r, int64_t shift_ns)
 }
 
 /* Puts a slot of another table into this one. 1: its key has at least this charge now, or it has run out.
- * 0: no room, or its key is not known. */
+ * 0: no room, or its key is not known; a claim counts as evicted then. */
 static int merge(table *t, slot from, int64_t shift_ns, u64 now_ns)
 {
     operation o = {.next = next_merge, .creates = 1, .now_ns = now_ns};
     window w = aim(&o, t, from.key);
-    if (o.fp != fp_of(from.rec.a))
-        return 0;
     o.given = shifted(from.rec, shift_ns);
     o.used_ns = shift_ns < 0 && from.used < -(u64)shift_ns ? 0 : from.used + (u64)shift_ns;
     if (expired(o.given, now_ns))
         return 1;
-    apply(t, &w, &o);
-    return o.outcome == ALLOWED;
+    if (o.fp == fp_of(from.rec.a))
+        apply(t, &w, &o);
+    if (o.outcome == ALLOWED)
+        return 1;
+    if (is_claim(&o.given)) {
+        note(t, o.given);
+        __atomic_fetch_add(&t->words[WORD_CLAIM_EVICTIONS], 1, __ATOMIC_RELAXED);
+    }
+    return 0;
 }
 
 #endif

@@ -279,7 +279,7 @@ METHOD(peek_total, 2)
     if (read_start(t, args, &o, &w) < 0)
         return NULL;
     record r = peek(&w, o.fp, o.now_ns);
-    return integer(is(&r, TOTAL) ? r.b : 0);
+    return integer(is_total(&r) ? r.b : 0);
 }
 
 METHOD(count, 3)
@@ -302,14 +302,16 @@ METHOD(peek_count, 2)
     return integer(is(&r, TIME) ? count_of(r, o.now_ns) : 0);
 }
 
-METHOD(once, 3)
+METHOD(once, 4)
 {
     window w;
-    operation o = {.next = next_add, .creates = 1, .cost_u = 1, .limit_u = 1};
-    if (read_start(t, args, &o, &w) < 0 || read_life(args[2], "ttl_ns", &o.ttl_ns) < 0)
+    operation o = {.next = next_once, .creates = 1};
+    if (read_start(t, args, &o, &w) < 0 || read_life(args[2], "ttl_ns", &o.ttl_ns) < 0
+        || read_amount(args[3], "stamp", &o.stamp) < 0)
         return NULL;
     apply(&t->shared, &w, &o);
-    return PyLong_FromLong(o.outcome);
+    u64 evicted = load(&t->shared.words[WORD_CLAIM_STAMP]); /* step: ask */
+    return pack(2, PyLong_FromLong(o.outcome), integer(evicted), NULL);
 }
 
 METHOD(delete, 2)
@@ -379,7 +381,7 @@ METHOD(merge, 3)
         return NULL;
     if (PyObject_GetBuffer(args[0], &from, PyBUF_SIMPLE) < 0)
         return NULL;
-    for (unsigned kind = TOTAL; kind >= TIME; kind--)           /* totals first: they are never evicted */
+    for (unsigned kind = TOTAL; kind >= TIME; kind--)           /* those first that are evicted last */
         for (Py_ssize_t at = 0; from.len - at >= (Py_ssize_t)sizeof(slot); at += sizeof(slot)) {
             slot copy;
             memcpy(&copy, (const char *)from.buf + at, sizeof copy);
@@ -578,6 +580,7 @@ static int module_exec(PyObject *module)
         {"REFUSED", REFUSED}, {"ALLOWED", ALLOWED}, {"FULL", WINDOW_FULL},
         {"GROUP", GROUP}, {"SLOT_BYTES", sizeof(slot)}, {"OWN_WORDS", OWN_WORDS},
         {"WORD_NONCE", WORD_NONCE}, {"WORD_EVICTIONS", WORD_EVICTIONS}, {"WORD_FULL", WORD_FULL},
+        {"WORD_CLAIM_EVICTIONS", WORD_CLAIM_EVICTIONS}, {"WORD_CLAIM_STAMP", WORD_CLAIM_STAMP},
     };
     module_state *state = PyModule_GetState(module);
     if (check_processor() < 0)

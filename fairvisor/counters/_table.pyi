@@ -19,6 +19,8 @@ OWN_WORDS: Final[int]  # words 0 .. OWN_WORDS-1 are the table's
 WORD_NONCE: Final[int]  # reservations made so far
 WORD_EVICTIONS: Final[int]  # buckets and counts that gave way to a new key before they had run out
 WORD_FULL: Final[int]  # operations that ended as FULL
+WORD_CLAIM_EVICTIONS: Final[int]  # claims that gave way to a new key before they had run out
+WORD_CLAIM_STAMP: Final[int]  # the greatest stamp of these
 
 @final
 class Table:
@@ -70,11 +72,11 @@ class Table:
     def sub(self, key: int, now_ns: int, amount_u: int, /) -> None:
         """Take back from a total, not below 0; never makes a record."""
     def charge(self, key: int, now_ns: int, amount_u: int, /) -> None:
-        """Add to a total that exists, without a limit, at most to 2^64-1; never makes a record."""
+        """Add to a total that exists, without a limit, at most to 2^63-1; never makes a record."""
     def peek_total(self, key: int, now_ns: int, /) -> int:
         """The total, 0 when there is none; for display only."""
 
-    # counts and nonces
+    # counts and claims
     def count(self, key: int, now_ns: int, window_ns: int, /) -> int:
         """Count one more: the new count (at most 2^28-1), 0 when FULL.
 
@@ -82,8 +84,13 @@ class Table:
         """
     def peek_count(self, key: int, now_ns: int, /) -> int:
         """The count, 0 when no window is running; for display only."""
-    def once(self, key: int, now_ns: int, ttl_ns: int, /) -> int:
-        """ALLOWED the first time within `ttl_ns` (and 69 to 137 s more), REFUSED when seen, or FULL."""
+    def once(self, key: int, now_ns: int, ttl_ns: int, stamp: int, /) -> tuple[int, int]:
+        """Claim what may be done once: (outcome, evicted_stamp).
+
+        ALLOWED the first time within `ttl_ns` (and 69 to 137 s more), REFUSED when it was claimed, or FULL. A claim is
+        the last to give way to a new key, and of several the one with the least stamp. `evicted_stamp` is the greatest
+        stamp of those that did, 0 when none did: what is not above it may have been claimed before.
+        """
 
     # any record
     def delete(self, key: int, now_ns: int, /) -> bool:

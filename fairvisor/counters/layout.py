@@ -23,12 +23,20 @@ from typing import Final, NamedTuple
 
 import xxhash
 
-from fairvisor.counters._table import GROUP, SLOT_BYTES, WORD_EVICTIONS, WORD_FULL, WORD_NONCE
+from fairvisor.counters._table import (
+    GROUP,
+    SLOT_BYTES,
+    WORD_CLAIM_EVICTIONS,
+    WORD_CLAIM_STAMP,
+    WORD_EVICTIONS,
+    WORD_FULL,
+    WORD_NONCE,
+)
 from fairvisor.errors import SegmentError
 
-LAYOUT_VERSION: Final = (
-    3  # raise with any change to this file's regions, to `Word`, or to the slots of `_table.c`
-)
+# Raise with any change to this file's regions, to the slots of `_slots.h`, or to a word that is in use. A new word in a
+# place that was free, and so 0, needs no new version.
+LAYOUT_VERSION: Final = 3
 MAGIC: Final = b"fvEdge\r\n"
 
 PAGE_BYTES: Final = 4096
@@ -52,6 +60,8 @@ class Word(enum.IntEnum):
     SERIES_USED = 10
     SERIES_TEXT_BYTES = 11
     SERIES_OVERFLOWS = 12
+    CLAIM_EVICTIONS = WORD_CLAIM_EVICTIONS
+    CLAIM_STAMP = WORD_CLAIM_STAMP
     BUNDLE_GENERATION = 16  # the active bundle, 0: none yet
     DURABLE_GENERATION = 17  # the one whose copy stands in the state directory
     AUDITED_GENERATION = 18  # the last one that the audit log tells of

@@ -37,8 +37,8 @@ class Lenient:
     def peek_count(self, key: int, now_ns: int, /) -> int:
         return self._counters.peek_count(key, now_ns)
 
-    def once(self, key: int, now_ns: int, ttl_ns: int, /) -> int:
-        return ALLOWED
+    def once(self, key: int, now_ns: int, ttl_ns: int, stamp: int, /) -> tuple[int, int]:
+        return ALLOWED, 0
 
     def give(self, key: int, now_ns: int, cost_u: int, per: int, /) -> None: ...
 

@@ -16,11 +16,14 @@ from fairvisor.counters._table import (
     GROUP,
     REFUSED,
     SLOT_BYTES,
+    WORD_CLAIM_EVICTIONS,
+    WORD_CLAIM_STAMP,
     WORD_EVICTIONS,
     WORD_FULL,
     WORD_NONCE,
 )
 from fairvisor.counters.records import (
+    CLAIM_BIT,
     MAX_COUNT,
     MAX_TOTAL_U,
     SLOT,
@@ -28,6 +31,7 @@ from fairvisor.counters.records import (
     U64,
     UNIT_NS,
     UNIT_WRAP,
+    Claim,
     Record,
     Slot,
     Time,
@@ -75,7 +79,7 @@ class ModelTable:
         checked(cost_u, "cost_u")
         burst, cost = self._bucket(burst_u, per), cost_u * per
         found = Found(self, key, now_ns)
-        if isinstance(found.record, Total):
+        if found.record is not None and not isinstance(found.record, Time):
             return self._full(), burst_u, 0
         true_debt = found.record.after(now_ns) if found.record else 0
         debt = min(true_debt, burst)  # more only if the burst was lowered
@@ -100,7 +104,7 @@ class ModelTable:
         checked(cost_u, "cost_u")
         burst = self._bucket(burst_u, per)
         found = Found(self, key, now_ns)
-        if cost_u == 0 or isinstance(found.record, Total):
+        if cost_u == 0 or isinstance(found.record, (Total, Claim)):
             return
         debt = found.record.after(now_ns) if found.record else 0
         if not found.put(time_at(now_ns, min(burst, debt + cost_u * per))):
@@ -119,7 +123,7 @@ class ModelTable:
         checked(limit_u, "limit_u")
         life_checked(ttl_ns, "ttl_ns")
         found = Found(self, key, now_ns)
-        if isinstance(found.record, Time):
+        if isinstance(found.record, (Time, Claim)):
             return self._full(), 0
         unit = ((now_ns + ttl_ns) // UNIT_NS + 1) % UNIT_WRAP
         total = (found.record or Total(0, unit)).kept_to(unit)
@@ -148,12 +152,12 @@ class ModelTable:
         record = self._peek(key, now_ns)
         return record.total_u if isinstance(record, Total) else 0
 
-    # ---- counts and nonces
+    # ---- counts and claims
 
     def count(self, key: int, now_ns: int, window_ns: int, /) -> int:
         life_checked(window_ns, "window_ns")
         found = Found(self, key, now_ns)
-        if isinstance(found.record, Total):
+        if isinstance(found.record, (Total, Claim)):
             self._full()
             return 0
         count = count_of(found.record, now_ns)
@@ -171,8 +175,19 @@ class ModelTable:
         record = self._peek(key, now_ns)
         return count_of(record, now_ns) if isinstance(record, Time) else 0
 
-    def once(self, key: int, now_ns: int, ttl_ns: int, /) -> int:
-        return self.add(key, now_ns, 1, 1, ttl_ns)[0]
+    def once(self, key: int, now_ns: int, ttl_ns: int, stamp: int, /) -> tuple[int, int]:
+        life_checked(ttl_ns, "ttl_ns")
+        checked(stamp, "stamp")
+        found = Found(self, key, now_ns)
+        if isinstance(found.record, Time):
+            outcome = self._full()
+        elif found.record is not None:
+            outcome = REFUSED
+        elif found.put(Claim(stamp, ((now_ns + ttl_ns) // UNIT_NS + 1) % UNIT_WRAP)):
+            outcome = ALLOWED
+        else:
+            outcome = self._full()
+        return outcome, self._words[WORD_CLAIM_STAMP]
 
     # ---- any record
 
@@ -192,9 +207,9 @@ class ModelTable:
     def census(self, start: int, slots: int, now_ns: int, /) -> tuple[int, int, int, int, int]:
         used = self._used(start, slots, now_ns)
         live = [slot.record for _, slot in used if not slot.record.expired(now_ns)]
-        totals = sum(isinstance(record, Total) for record in live)
+        times = sum(isinstance(record, Time) for record in live)
         size = max(0, min(self.slots - start, slots))
-        return size - len(used), 0, len(live) - totals, totals, len(used) - len(live)
+        return size - len(used), 0, times, len(live) - times, len(used) - len(live)
 
     def dump(self, start: int, slots: int, now_ns: int, /) -> bytes:
         used = self._used(start, slots, now_ns)
@@ -203,7 +218,7 @@ class ModelTable:
     def merge(self, records: bytes, shift_ns: int, now_ns: int, /) -> tuple[int, int]:
         given = [SLOT.unpack_from(records, at) for at in range(0, len(records) - SLOT_BYTES + 1, SLOT_BYTES)]
         slots = [slot for values in given if (slot := unpack(*values)) is not None]
-        slots.sort(key=lambda slot: isinstance(slot.record, Time))  # totals first: they are never evicted
+        slots.sort(key=lambda slot: isinstance(slot.record, Time))  # those first that are evicted last
         kept = sum(self._merge_slot(slot, shift_ns, now_ns) for slot in slots)
         return kept, len(slots) - kept
 
@@ -265,7 +280,8 @@ class ModelTable:
         return None if slot is None or slot.record.expired(now_ns) else slot.record
 
     def _room(self, key: int, now_ns: int) -> int | None:
-        """Where a new key goes: a free or expired slot, else the bucket or count least recently used; or nowhere."""
+        """Where a new key goes: a free or expired slot, else that of the bucket or count least recently used, else
+        that of the claim with the least stamp; or nowhere."""
         spare: list[list[int]] = []
         evictable: list[tuple[int, int]] = []
         for group in window(key, self.slots // GROUP):
@@ -276,29 +292,44 @@ class ModelTable:
                     spare[-1].append(at)
                 elif isinstance(slot.record, Time):
                     evictable.append((slot.used_ns, at))
+                elif isinstance(slot.record, Claim):
+                    evictable.append((CLAIM_BIT | slot.record.stamp, at))
         roomy = len(spare) == 1 or len(spare[0]) >= ROOMY or len(spare[0]) >= len(spare[1])
         chosen = spare[0 if roomy else 1]
         if chosen:
             return chosen[0]
         if not evictable:
             return None
-        self._words[WORD_EVICTIONS] += 1
-        return min(evictable, key=lambda pair: pair[0])[1]
+        since, victim = min(evictable, key=lambda pair: pair[0])
+        if since < CLAIM_BIT:
+            self._words[WORD_EVICTIONS] += 1
+        else:
+            self._forget(since - CLAIM_BIT)
+        return victim
+
+    def _forget(self, stamp: int) -> None:
+        """A claim is forgotten before it has run out."""
+        self._words[WORD_CLAIM_EVICTIONS] += 1
+        self._words[WORD_CLAIM_STAMP] = max(self._words[WORD_CLAIM_STAMP], stamp)
 
     def _merge_slot(self, given: Slot, shift_ns: int, now_ns: int) -> bool:
-        """Take over one slot; False: its key is not known, or there is no room."""
+        """Take over one slot; False: its key is not known, or there is no room. A claim counts as evicted then."""
         record = shifted(given.record, shift_ns)
-        if fingerprint(given.key) != given.fp:
-            return False
-        if record.expired(now_ns):
-            return True
-        found = Found(self, given.key, now_ns, used_ns=max(0, given.used_ns + shift_ns))
-        if found.record is not None and type(found.record) is type(record):
-            if charged_more(found.record, record):
-                return True
-        elif found.record is not None:
+        kept = record.expired(now_ns) or (
+            fingerprint(given.key) == given.fp
+            and self._merge_record(given.key, record, max(0, given.used_ns + shift_ns), now_ns)
+        )
+        if not kept and isinstance(record, Claim):
+            self._forget(record.stamp)
+        return kept
+
+    def _merge_record(self, key: int, record: Record, used_ns: int, now_ns: int) -> bool:
+        found = Found(self, key, now_ns, used_ns=used_ns)
+        if found.record is not None and isinstance(found.record, Time) is not isinstance(record, Time):
             self._full()
             return False
+        if found.record is not None and charged_more(found.record, record):
+            return True
         if not found.put(record):
             self._full()
             return False

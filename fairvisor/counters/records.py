@@ -17,7 +17,8 @@ TIME_WRAP: Final = 1 << 83  # ticks: times repeat after 2^55 ns, 417 days
 UNIT_NS: Final = 1 << 36  # 69 s: the life of a total is counted in these
 UNIT_WRAP: Final = 1 << 19
 MAX_COUNT: Final = TICKS_PER_NS - 1  # a count stands in the ticks below a nanosecond
-MAX_TOTAL_U: Final = 2**64 - 1
+MAX_TOTAL_U: Final = 2**63 - 1
+CLAIM_BIT: Final = 1 << 63  # set in the state of a claim: above every total and every time of use
 U64: Final = 2**64
 TIME_KIND: Final = 2
 TOTAL_KIND: Final = 3
@@ -51,7 +52,17 @@ class Total(NamedTuple):
         return self._replace(last_unit=unit) if signed(unit - self.last_unit, UNIT_WRAP) > 0 else self
 
 
-Record = Time | Total
+class Claim(NamedTuple):
+    """What may be done once was done; the last to be evicted, the least stamp first. Forgotten as a total is."""
+
+    stamp: int
+    last_unit: int
+
+    def expired(self, now_ns: int) -> bool:
+        return signed(self.last_unit - now_ns // UNIT_NS, UNIT_WRAP) < 0
+
+
+Record = Time | Total | Claim
 
 
 @dataclass
@@ -113,12 +124,17 @@ def charged_more(record: Record, other: Record) -> bool:
     """Whether the first of two records of one kind has been charged as much as the other, or more."""
     if isinstance(record, Time) and isinstance(other, Time):
         return signed(record.ticks - other.ticks, TIME_WRAP) >= 0
-    assert isinstance(record, Total) and isinstance(other, Total), "two kinds"
-    return record.total_u >= other.total_u
+    assert not isinstance(record, Time) and not isinstance(other, Time), "two kinds"
+    return state_of(record) >= state_of(other)
+
+
+def state_of(record: Total | Claim) -> int:
+    """The 64 bits that say what was counted; those of a claim are above those of any total."""
+    return record.total_u if isinstance(record, Total) else CLAIM_BIT | record.stamp
 
 
 def shifted(record: Record, shift_ns: int) -> Record:
-    """A record dated later; the life of a total is rounded up to units."""
+    """A record dated later; the life of a total or a claim is rounded up to units."""
     if isinstance(record, Time):
         return Time((record.ticks + shift_ns * TICKS_PER_NS) % TIME_WRAP)
     return record._replace(last_unit=(record.last_unit - (-shift_ns // UNIT_NS)) % UNIT_WRAP)
@@ -129,7 +145,7 @@ def pack(slot: Slot) -> bytes:
     if isinstance(slot.record, Time):
         kind, exp, b = TIME_KIND, slot.record.ticks >> 64, slot.record.ticks % U64
     else:
-        kind, exp, b = TOTAL_KIND, slot.record.last_unit, slot.record.total_u
+        kind, exp, b = TOTAL_KIND, slot.record.last_unit, state_of(slot.record)
     return SLOT.pack(b, slot.fp << 21 | kind << 19 | exp, slot.used_ns, slot.key)
 
 
@@ -139,5 +155,5 @@ def unpack(b: int, a: int, used_ns: int, key: int) -> Slot | None:
     if kind == TIME_KIND:
         return Slot(a >> 21, key, Time(exp << 64 | b), used_ns)
     if kind == TOTAL_KIND:
-        return Slot(a >> 21, key, Total(b, exp), used_ns)
+        return Slot(a >> 21, key, Claim(b - CLAIM_BIT, exp) if b & CLAIM_BIT else Total(b, exp), used_ns)
     return None

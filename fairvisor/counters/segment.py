@@ -65,10 +65,11 @@ class Statistics(NamedTuple):
     free: int
     held: int  # reserved and not used yet, or left behind by a killed process
     times: int  # token buckets and counts
-    totals: int  # budgets and nonces
+    totals: int  # budgets and nonces of settlements
     expired: int  # not swept yet
     evictions: int
     full: int
+    nonces_evicted: int  # of settlements, which gave way to a new key
     reservations: int
     series: int
     series_used: int
@@ -214,6 +215,7 @@ class Segment:
             expired,
             table.word_get(Word.EVICTIONS),
             table.word_get(Word.FULL),
+            table.word_get(Word.CLAIM_EVICTIONS),
             table.word_get(Word.NONCE),
             self.geometry.series - 1,
             self._series.used,

@@ -37,7 +37,7 @@ from fairvisor.llm.usage import read_usage
 from fairvisor.metrics import Counter, Latency, TokenMeter
 from fairvisor.metrics.families import SETTLEMENTS
 from fairvisor.response import Answer, Renderer, error_answer
-from fairvisor.rules.llm_tokens import settle
+from fairvisor.rules.llm_tokens import claim, settle
 from fairvisor.settings import Settings
 from fairvisor.top_keys import TopKeys
 
@@ -225,13 +225,14 @@ class Service:
             )
         try:
             reservation = unseal(self._reservation_key, token, now.wall_ns)
-            settled = settle(self._counters, reservation, usage, now)
+            gives_back = claim(self._counters, reservation, now)
         except RequestError as error:
             self._settlements[_UNSETTLED[error.status]].add()
             raise
-        for each in settled:
+        for each in settle(self._counters, reservation, usage, now, gives_back=gives_back):
             self._tokens.settled(*each)
-        self._settlements["failed_upstream" if failed else "settled"].add()
+        result = "charged_only" if not gives_back else "failed_upstream" if failed else "settled"
+        self._settlements[result].add()
         return Answer(HTTPStatus.NO_CONTENT)
 
     def _open_debug(self, request: Request, now: Now) -> Answer:

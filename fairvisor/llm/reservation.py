@@ -30,6 +30,10 @@ from fairvisor.llm.usage import PLAIN, Weights
 LIFETIME_NS: Final = 3_600 * 1_000_000_000
 """A reservation can be settled for one hour."""
 
+REPEAT_NS: Final = 10 * 1_000_000_000
+"""How long a gateway's repeated question is recognised: what it gets then is a token with the same nonce, which
+expires later than the first one, by less than this."""
+
 MAX_TAKES: Final = 255
 
 _VERSION: Final = 1

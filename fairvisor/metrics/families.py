@@ -106,7 +106,7 @@ SETTLEMENTS: Final = Family(
     "fairvisor_settlements_total",
     "Reservations offered for settlement, by what came of it.",
     ("result",),
-    known=("settled", "failed_upstream", "repeated", "forged", "expired"),
+    known=("settled", "failed_upstream", "charged_only", "repeated", "forged", "expired"),
 )
 LOOPS: Final = Family("fairvisor_loop_detected_total", "Requests found to be loops.", ("policy", "action"))
 LOOPS_SKIPPED: Final = Family(
@@ -201,6 +201,10 @@ EVICTIONS: Final = Family(
     "fairvisor_table_evictions_total",
     "Token buckets forgotten early to make room, least recently used first.",
 )
+NONCE_EVICTIONS: Final = Family(
+    "fairvisor_table_nonce_evictions_total",
+    "Nonces of settlements forgotten early to make room: as old a reservation gives nothing back any more.",
+)
 WINDOW_FULL: Final = Family(
     "fairvisor_table_window_full_total", "Operations that found no room in the counter table."
 )
@@ -290,6 +294,7 @@ FAMILIES: Final = (
     SLOTS,
     SLOTS_SIZE,
     EVICTIONS,
+    NONCE_EVICTIONS,
     WINDOW_FULL,
     TABLE_FULL,
     SERIES_USED,

@@ -72,15 +72,18 @@ class Ledger:
         return Account(self, token, context, _ending(context, decision), whole=whole)
 
     def settle(self, token: str, usage: Usage | None) -> None:
-        """Replace what was reserved by `usage`; None gives it back."""
+        """Replace what was reserved by `usage`; None gives it back.
+
+        Nothing in the table says that it was done: the token never left this process, and an account closes once.
+        """
         now = self._read_now()
         try:
-            settled = settle(self._counters, unseal(self._key, token, now.wall_ns), usage, now)
-        except RequestError as error:  # an hour has passed, or the table has no room to remember it
+            reservation = unseal(self._key, token, now.wall_ns)
+        except RequestError as error:  # an hour has passed
             _log.debug("a reservation could not be settled: %s", error)
             self._missing["not_recorded"].add()
             return
-        for each in settled:
+        for each in settle(self._counters, reservation, usage, now, gives_back=True):
             self._meter.settled(*each)
         self._settlements["failed_upstream" if usage is None else "settled"].add()
 
@@ -165,6 +168,12 @@ class Account:
             self._reader = None
         return b"".join(pieces)
 
+    def _settle(self, usage: Usage | None) -> None:
+        """Close the account: settle its reservation, if that was not done."""
+        token, self._token = self._token, ""
+        if token:
+            self._ledger.settle(token, usage)
+
     def _stop(self, events: Events) -> None:
         """The stream has passed its limit: what was used so far is all there will be."""
         assert self._ending is not None and self._reader is not None, "only a limit stops a stream"
@@ -176,27 +185,27 @@ class Account:
         """The response is whole: what is still to be sent of it."""
         rest = b"" if self._events is None else self._events.rest()
         if self._failed:
-            self._ledger.settle(self._token, None)
+            self._settle(None)
             return rest
         if self._reader is None:
             self._ledger.stands("encoding")
             return rest
         usage = self._reader.finish()
         if usage is not None:
-            self._ledger.settle(self._token, usage)
+            self._settle(usage)
         else:
             self._ledger.stands("no_usage")
         return rest if self._strips or self._ending is not None else b""
 
     def failed(self) -> None:
         """The upstream failed, or was not asked: everything is given back."""
-        self._ledger.settle(self._token, None)
+        self._settle(None)
 
     def client_gone(self) -> None:
         """The client left. A stream costs its prompt and what was streamed; of a response that comes whole nothing
         is known before its end, so the reservation stands."""
         if self._failed:
-            self._ledger.settle(self._token, None)
+            self._settle(None)
         elif self._events is None:
             self._ledger.stands("client_gone")
         else:
@@ -211,7 +220,7 @@ class Account:
             told = told._replace(input=simple_word(self._llm))
         if events.tokens > generated:
             told = told._replace(output=told.output + events.tokens - generated)
-        self._ledger.settle(self._token, told)
+        self._settle(told)
 
 
 def _ending(context: Context, decision: Decision) -> Ending | None:

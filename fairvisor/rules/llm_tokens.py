@@ -20,7 +20,7 @@ from fairvisor.counters import ALLOWED, FULL, Counters
 from fairvisor.decision import UNIT_U, Quota, Reason, Refusal, Verdict
 from fairvisor.errors import Conflict
 from fairvisor.llm.request import LlmRequest
-from fairvisor.llm.reservation import LIFETIME_NS, Reservation, Take, Taken, Terms
+from fairvisor.llm.reservation import LIFETIME_NS, REPEAT_NS, Reservation, Take, Taken, Terms
 from fairvisor.llm.usage import Usage, Weights, weigh, weigh_request
 from fairvisor.metrics import ESTIMATE_MISSING, TABLE_FULL, TOKENS_RESERVED, Tally
 from fairvisor.rules.cost import read_amount
@@ -276,22 +276,34 @@ class Settled(NamedTuple):
     used_u: int
 
 
-def settle(
-    counters: Counters, reservation: Reservation, usage: Usage | None, now: Now
-) -> tuple[Settled, ...]:
-    """Replace what was reserved by the real usage; None: the request failed and everything is given back.
+def claim(counters: Counters, reservation: Reservation, now: Now) -> bool:
+    """Claim the settlement of a reservation whose token others hold: may unused tokens be given back?
 
-    Gives what it came to for each rule that reserved, for the metrics. Raises Conflict when it was settled before, or
-    when that cannot be remembered; then nothing changes.
+    False: nonces of reservations as old have been evicted from a full table, so this one may have been settled before.
+    Raises Conflict when it was settled before, or when that cannot be remembered.
     """
-    outcome = counters.once(reservation.nonce, now.mono_ns, LIFETIME_NS)
+    expires_ns = reservation.expires_wall_ns
+    outcome, evicted_ns = counters.once(reservation.nonce, now.mono_ns, LIFETIME_NS, expires_ns)
     if outcome == FULL:
         raise Conflict("the counter table is full: the settlement could not be recorded and was not made")
     if outcome != ALLOWED:
         raise Conflict("this reservation has been settled already")
+    return expires_ns - evicted_ns >= REPEAT_NS
+
+
+def settle(
+    counters: Counters, reservation: Reservation, usage: Usage | None, now: Now, *, gives_back: bool
+) -> tuple[Settled, ...]:
+    """Replace what was reserved by the real usage; None: the request failed and used nothing.
+
+    Without `gives_back` the reservation counts as used where less was. Gives what it came to for each rule that
+    reserved, for the metrics.
+    """
     settled = []
     for take in reservation.takes:
         real_u = 0 if usage is None else weigh(usage, take.weights)
+        if not gives_back:
+            real_u = max(real_u, take.amount_u)
         if take.owner is not None:
             settled.append(Settled(*take.owner, take.amount_u, real_u))
         if take.kind == "bucket":

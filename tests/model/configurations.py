@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.protocol import TIME, TOTAL, Configuration
+from model.protocol import CLAIM, TIME, TOTAL, Configuration
 
 RUNS_OUT = (2, TIME, 1, 1)  # a record of key 2 that ends at the first tick
 
@@ -13,9 +13,27 @@ SMALL = (
     Configuration("a sweep beside it", (("take 1",), ("sweep",)), 2, 2, before=(RUNS_OUT,)),
     Configuration("a total is never evicted", (("take 1",), ("take 2",)), 1, 2, kind=TOTAL),
     Configuration("saved while it changes", (("take 1", "delete 1"), ("save",), ("peek 1",)), 1, 1),
+    Configuration(
+        "a claim that gives way",
+        (("settle 2", "settle 2"), ("settle 3",)),
+        2,
+        3,
+        kind=CLAIM,
+        ticks=0,
+        before=((1, CLAIM, 1, 1),),
+    ),
 )
 
 LARGE = (
+    Configuration(
+        "claims in a full window",
+        (("settle 1",), ("settle 1", "settle 2"), ("settle 3", "settle 1")),
+        2,
+        3,
+        kind=CLAIM,
+        ticks=0,
+        before=((2, CLAIM, 1, 1),),
+    ),
     Configuration(
         "3 processes, 1 slot, 2 keys", (("take 1",), ("take 1",), ("take 2",)), 1, 2, kills=2, ticks=2
     ),

@@ -16,8 +16,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 FREE, HELD, TIME, TOTAL = 0, 1, 2, 3
+CLAIM = 4  # in the source a TOTAL whose value has a mark
 
-# Half `a` of a record is key, kind and expiry, half `b` the value: a count, or the nonce of a reservation.
+# Half `a` of a record is key, kind and expiry, half `b` the value: a count, or the nonce of a reservation. The key of a
+# claim is its stamp too.
 Record = tuple[int, int, int, int]
 NOTHING: Record = (0, FREE, 0, 0)
 NOWHERE = (-1, NOTHING)
@@ -28,7 +30,7 @@ STEPS = {
     "look a": "look", "look b": "look", "fast update": "update", "scan a": "scan", "scan b": "scan", "update": "update",
     "reserve": "reserve", "convert": "convert", "release": "release", "drop": "drop", "sweep a": "sweep",
     "sweep b": "sweep", "sweep": "sweep", "read whole": "read whole", "peek a": "peek", "peek b": "peek",
-    "peek again": "peek",
+    "peek again": "peek", "note": "note", "ask": "ask",
 }  # fmt: skip
 # Labels that are no steps here: a nonce is drawn with the reservation that needs it, adopting touches no memory,
 # without caches every load comes after a fence, and nothing rests on a survey of how full the table is.
@@ -52,7 +54,7 @@ class Process(NamedTuple):
 
     at: str
     turn: int = 0  # which operation of its script
-    took: bool = False  # whether the last take was allowed
+    took: bool = False  # whether the last take, or settlement, was allowed
     now: int = 0
     i: int = 0  # slots of the window that were passed
     half: tuple[int, int, int] = (0, 0, 0)  # half `a` of the slot that is being read
@@ -67,13 +69,16 @@ DEAD = Process("dead")
 
 
 class State(NamedTuple):
-    """Everything: the clock, kills so far, the slots, what each key truly was charged, and the processes."""
+    """Everything: the clock, kills so far, the slots, what each key truly was charged, and the processes; the stamp of
+    evicted claims, and how often each key's settlement gave back."""
 
     time: int
     kills: int
     slots: tuple[Record, ...]
     truth: tuple[int, ...]
     processes: tuple[Process, ...]
+    evicted: int = 0
+    given: tuple[int, ...] = ()
 
 
 class Violation(Exception):
@@ -81,7 +86,10 @@ class Violation(Exception):
 
 
 class Configuration(NamedTuple):
-    """What is explored. A script is a list of operations such as "take 1": what and, but for sweep, which key."""
+    """What is explored. A script is a list of operations such as "take 1": what and, but for sweep, which key.
+
+    "settle 1" claims key 1 as a take would, and gives something back where no claim as old was evicted.
+    """
 
     name: str
     scripts: tuple[tuple[str, ...], ...]
@@ -114,7 +122,7 @@ class Protocol:
             "convert": self._convert, "release": self._release, "drop": self._drop,
             "sweep a": self._sweep_a, "sweep b": self._sweep_b, "sweep": self._sweep,
             "read whole": self._read_whole, "peek a": self._peek_a, "peek b": self._peek_b,
-            "peek again": self._peek_again,
+            "peek again": self._peek_again, "note": self._note, "ask": self._ask,
         }  # fmt: skip
 
     @staticmethod
@@ -137,7 +145,11 @@ class Protocol:
         return process.sight.first == process.seen
 
     def may_evict(self, kind: int) -> bool:
-        return kind == TIME
+        return kind in (TIME, CLAIM)
+
+    def notes(self, victim: Record, now: int) -> bool:
+        """Whether a slot is noted before it is taken: it has a claim that has not run out."""
+        return victim[1] == CLAIM and victim[2] > now
 
     def reserved(self, state: State, process: Process, place: Place, key: int) -> tuple[State, Process]:
         """The slot was won: scan again with the reservation standing."""
@@ -164,7 +176,7 @@ class Protocol:
             if kind >= TIME:
                 truth[key - 1] = value
         processes = tuple(Process("start") for _ in self._scripts)
-        return State(0, 0, slots, tuple(truth), processes)
+        return State(0, 0, slots, tuple(truth), processes, 0, (0,) * configuration.keys)
 
     def steps(self, state: State, number: int) -> list[State]:
         """All that process `number` can do next; empty when it has ended. Raises Violation."""
@@ -173,16 +185,17 @@ class Protocol:
             return []
         word, key = self._scripts[number][process.turn]
         outcomes = self._steps[process.at](state, process, word, key)
-        return [self._settled(after, number, moved) for after, moved in outcomes]
+        return [self._settled(after, number, moved, word) for after, moved in outcomes]
 
-    def _settled(self, state: State, number: int, process: Process) -> State:
+    def _settled(self, state: State, number: int, process: Process, word: str) -> State:
         """The state with the process moved on to its next operation when one ended."""
-        if process.at == "end":
+        if process.at == "end" and word == "settle" and process.took:
+            process = process._replace(at="ask", took=False)
+        elif process.at == "end":
             turn = process.turn + 1
             process = DONE if turn == len(self._scripts[number]) else Process("start", turn, process.took)
         processes = state.processes
-        return State(state.time, state.kills, state.slots, state.truth,
-                     (*processes[:number], process, *processes[number + 1:]))  # fmt: skip
+        return state._replace(processes=(*processes[:number], process, *processes[number + 1 :]))
 
     def _start(self, state: State, process: Process, word: str, key: int) -> list[tuple[State, Process]]:
         if word == "give" and not process.took:
@@ -222,7 +235,7 @@ class Protocol:
     # step: scan
     def _scan_a(self, state: State, process: Process, word: str, key: int) -> list[tuple[State, Process]]:
         half = state.slots[self._slot(process, key)][:3]
-        wants_room = word == "take" and process.seen == NOWHERE
+        wants_room = word in ("take", "settle") and process.seen == NOWHERE
         if half[0] == key or (wants_room and self._is_room(half, process)):
             return [(state, process._replace(at="scan b", half=half))]
         return self._scanned(state, process, word)
@@ -262,7 +275,7 @@ class Protocol:
             return [(state, process)]
         sight = process.sight
         again = process._replace(at="scan a", i=0, sight=BLIND)
-        if word != "take":
+        if word not in ("take", "settle"):
             return [(state, process._replace(at="end"))]
         if sight.first == NOWHERE and process.seen != NOWHERE:
             return [(state, again._replace(seen=NOWHERE, mine=False))]
@@ -270,7 +283,8 @@ class Protocol:
             victim = sight.spare if sight.spare != NOWHERE else sight.oldest
             if victim == NOWHERE:
                 return [(state, process._replace(at="end", took=False))]  # full
-            return [(state, again._replace(at="reserve", held=victim))]
+            at = "note" if self.notes(victim[1], process.now) else "reserve"
+            return [(state, again._replace(at=at, held=victim))]
         if self.drops(sight):
             return [(state, again._replace(at="drop", held=sight.second))]
         if self.stood(process):
@@ -307,6 +321,20 @@ class Protocol:
         if state.truth[key - 1] < self.configuration.limit:
             raise Violation(f"key {key} was refused at {state.truth[key - 1]} of {self.configuration.limit}")
         return process._replace(at="end", took=False)
+
+    # step: note
+    def _note(self, state: State, process: Process, word: str, key: int) -> list[tuple[State, Process]]:
+        stamp = process.held[1][0]
+        return [(state._replace(evicted=max(state.evicted, stamp)), process._replace(at="reserve"))]
+
+    # step: ask
+    def _ask(self, state: State, process: Process, word: str, key: int) -> list[tuple[State, Process]]:
+        if key > state.evicted:
+            given = (*state.given[: key - 1], state.given[key - 1] + 1, *state.given[key:])
+            state = state._replace(given=given)
+            if given[key - 1] > 1:
+                raise Violation(f"the settlement of key {key} gave back twice")
+        return [(state, process._replace(at="end"))]
 
     # step: nonce, step: reserve
     def _reserve(self, state: State, process: Process, word: str, key: int) -> list[tuple[State, Process]]:

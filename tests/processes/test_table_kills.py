@@ -120,7 +120,7 @@ class TestExactly:
 
         def work() -> None:
             for key in range(1000):
-                table.cell_add(0, table.once(key, NOW, DAY) == ALLOWED)
+                table.cell_add(0, table.once(key, NOW, DAY, key)[0] == ALLOWED)
 
         run_together(table, work)
         assert table.cell_get(0) == 1000
@@ -172,7 +172,7 @@ def churn(table: Table, chance: random.Random) -> None:
         case 3:
             table.count(key, now_ns, chance.randrange(1, 20_000))
         case 4:
-            table.once(64 + key % 4, now_ns - chance.randrange(4) * UNIT_NS, 1)
+            table.once(64 + key % 4, now_ns - chance.randrange(4) * UNIT_NS, 1, key)
         case _:
             table.take(key, now_ns, TOKEN, 100 * TOKEN, 2**28 // 100)
 

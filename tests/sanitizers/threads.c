@@ -29,10 +29,10 @@ static u64 drawn(u64 *state)                                    /* xorshift64 */
 static operation some_operation(u64 dice, u64 at_ns)
 {
     static change (*const nexts[])(operation *, const record *, record *) = {
-        next_take, next_take, next_take, next_give, next_overdraw, next_count, next_delete,
+        next_take, next_take, next_once, next_once, next_overdraw, next_count, next_give, next_delete,
     };
-    unsigned which = dice % 7;
-    operation o = {.next = nexts[which], .creates = which < 3 || which == 4 || which == 5};
+    unsigned which = dice % 8;
+    operation o = {.next = nexts[which], .creates = which < 6, .stamp = dice >> 8 & 0xFFF};
     o.now_ns = o.used_ns = at_ns;
     o.cost_u = dice >> 8 & 3, o.limit_u = 20, o.per = (u64)1 << 62, o.ttl_ns = (u64)1 << 37;
     return o;
@@ -112,7 +112,8 @@ int main(int count, char **arguments)
         }
         checked += r.b;
     }
-    printf("%lu operations, %llu in the budgets, %llu evictions\n", operations * THREADS,
-           (unsigned long long)checked, (unsigned long long)words[WORD_EVICTIONS]);
+    printf("%lu operations, %llu in the budgets, %llu evictions and %llu of claims\n", operations * THREADS,
+           (unsigned long long)checked, (unsigned long long)words[WORD_EVICTIONS],
+           (unsigned long long)words[WORD_CLAIM_EVICTIONS]);
     return 0;
 }
