@@ -277,10 +277,10 @@ class Settled(NamedTuple):
 
 
 def claim(counters: Counters, reservation: Reservation, now: Now) -> bool:
-    """Claim the settlement of a reservation whose token others hold: may unused tokens be given back?
+    """Claim the settlement of a reservation whose token came from outside; return whether unused tokens may come back.
 
-    False: nonces of reservations as old have been evicted from a full table, so this one may have been settled before.
-    Raises Conflict when it was settled before, or when that cannot be remembered.
+    They may not when nonces of reservations as old have been evicted from a full table: this one may have been settled
+    before. Raises Conflict when it was settled before, or when the claim finds no room.
     """
     expires_ns = reservation.expires_wall_ns
     outcome, evicted_ns = counters.once(reservation.nonce, now.mono_ns, LIFETIME_NS, expires_ns)
