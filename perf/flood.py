@@ -1,6 +1,7 @@
 """What a flood of new keys does to those that were there before, and to the time of a look-up.
 
-    python perf/flood.py [--keys 1000000] [--victims 1000] [--mib 76] [--fill 10] [--format table|json]
+    python perf/flood.py [--keys 1000000] [--victims 1000] [--mib 76] [--fill 10] [--each 10000000]
+                         [--format table|json]
 
 Victims are token buckets and budgets that were partly used up. Then come `--keys` new keys, as fast as one process can
 make them, each with a bucket that does not run out meanwhile; the clock of the table goes on as if 100,000 came in a
@@ -8,6 +9,9 @@ second. What the victims have left is compared with what they had, and a look-up
 timed before and after. Then the flood goes on until `--fill` times the slots were asked for: what is answered,
 whom the table forgets, and whether keys used every second stay. One process; nanoseconds of processor time, the Python
 loop included.
+
+At last come `--each` new keys of each kind that a client can make, into a segment of 48 MiB of its own with the same
+victims: how many found no room, whom the table forgot, and how many budgets are not what they were.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ from rich.console import Console
 from rich.progress import track
 
 from fairvisor.counters import ALLOWED
-from fairvisor.counters._table import WORD_EVICTIONS, WORD_FULL
+from fairvisor.counters._table import WORD_CLAIM_EVICTIONS, WORD_EVICTIONS, WORD_FULL, Table
 from fairvisor.counters.segment import Segment
+from fairvisor.llm.reservation import LIFETIME_NS, REPEAT_NS
 from fairvisor.rules.keys import hash64
 
 NOW = 1 << 50  # ns
@@ -34,6 +39,42 @@ PER = 268_435_456_000  # ticks of a millionth: one token a second
 DAY = 86_400 * SECOND
 BETWEEN_NS = SECOND // 100_000
 ROUNDS = 9
+DEFAULT_MIB = 48  # of FAIRVISOR_SHARED_DICT_SIZE
+
+
+def new_bucket(table: Table, key: int, now_ns: int) -> None:
+    """The bucket of a key that a client invented."""
+    table.take(key, now_ns, 500 * TOKEN, BURST, PER)
+
+
+def new_loop(table: Table, key: int, now_ns: int) -> None:
+    """A request that never came before, which loop detection counts for an hour."""
+    table.count(key, now_ns, 3600 * SECOND)
+
+
+def new_request_id(table: Table, key: int, now_ns: int) -> None:
+    """A request id of a gateway."""
+    table.count(key, now_ns, REPEAT_NS)
+
+
+def new_reservation(table: Table, key: int, now_ns: int) -> None:
+    """An LLM request of a new key: its reservation, settled at once."""
+    new_bucket(table, key, now_ns)
+    new_settlement(table, key + 1, now_ns)
+
+
+def new_settlement(table: Table, key: int, now_ns: int) -> None:
+    """The nonce that a gateway's settlement leaves."""
+    table.once(key, now_ns, LIFETIME_NS, now_ns + LIFETIME_NS)
+
+
+KINDS = {
+    "buckets": new_bucket,
+    "loops": new_loop,
+    "request ids": new_request_id,
+    "reservations": new_reservation,
+    "settlements": new_settlement,
+}
 
 
 def main() -> int:
@@ -45,6 +86,7 @@ def main() -> int:
     parser.add_argument(
         "--fill", type=int, default=10, help="how often the table is filled over; 0: not at all"
     )
+    parser.add_argument("--each", type=int, default=10_000_000, help="keys of each kind; 0: none")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     options = parser.parse_args()
     flood = Flood(options.mib, options.victims)
@@ -70,12 +112,35 @@ def main() -> int:
             "busy_keys_forgotten": flood.forgotten(),
             "budgets_changed": flood.changed_budgets(),
         }
+    kinds = {kind: keys_of(kind, options.each, options.victims) for kind in KINDS if options.each}
     if options.format == "json":
-        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.write(json.dumps(found | {"kinds": kinds}, indent=2) + "\n")
     else:
-        for name, value in found.items():
-            Console().print(f"{name.replace('_', ' '):>24}  {value:,}")
-    return 0 if found["slower"] < 2 and not found["victims_changed"] else 1
+        for part in (found, *({"kind": kind, **result} for kind, result in kinds.items())):
+            for name, value in part.items():
+                Console().print(
+                    f"{name.replace('_', ' '):>24}  {value:,}" if name != "kind" else f"\n{value}"
+                )
+    harmed = any(result["without_room"] or result["budgets_changed"] for result in kinds.values())
+    return 0 if found["slower"] < 2 and not found["victims_changed"] and not harmed else 1
+
+
+def keys_of(kind: str, keys: int, victims: int) -> dict[str, int]:
+    """What so many new keys of one kind do to a segment of the default size."""
+    flood = Flood(DEFAULT_MIB, victims)
+    table, add, seed = flood.table, KINDS[kind], flood.table.seed
+    for start in track(range(0, keys, 10_000), kind, console=Console(stderr=True), transient=True):
+        for number in range(start, min(start + 10_000, keys)):
+            flood.now += BETWEEN_NS
+            add(table, hash64(f"{kind} {number}", seed), flood.now)
+    return {
+        "slots": flood.slots,
+        "keys": keys,
+        "without_room": table.word_get(WORD_FULL),
+        "evictions": flood.evictions,
+        "nonces_evicted": table.word_get(WORD_CLAIM_EVICTIONS),
+        "budgets_changed": flood.changed_budgets(),
+    }
 
 
 class Flood:
