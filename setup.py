@@ -41,6 +41,7 @@ COMPILED = [
     "fairvisor/http/service.py",
     "fairvisor/http/wire.py",
     "fairvisor/identity/addresses.py",
+    "fairvisor/identity/networks.py",
     "fairvisor/identity/recent.py",
     "fairvisor/identity/tokens.py",
     "fairvisor/llm/dialect.py",

@@ -13,6 +13,7 @@ from typing import Final
 
 from fairvisor.context import Context
 from fairvisor.errors import AmbiguousValue
+from fairvisor.identity.networks import NetworkIndex, parse_network
 from fairvisor.identity.tokens import claim_values
 from fairvisor.llm.models import canonical_model
 from fairvisor.reading import Pairs, Repeated, header_text
@@ -235,8 +236,10 @@ def compile_match(name: str, values: Iterable[str], model_aliases: Mapping[str, 
     """Whether the descriptor has one of `values`; a claim that is an array has each of its elements.
 
     A path has every one of its readings, so that no spelling escapes a match on it; what came more than once has every
-    one of its values; an IPv6 client has its address and its network.
+    one of its values; the values of an address are addresses and networks.
     """
+    if name in ("ip:address", "ip:addr"):
+        return _address_matcher(values)
     accepted = accepted_values(name, values, model_aliases)
     if name.startswith("jwt:"):
         claim = name[4:]
@@ -245,12 +248,17 @@ def compile_match(name: str, values: Iterable[str], model_aliases: Mapping[str, 
         )
     if name == "request:path":
         return lambda context: context.path in accepted or not accepted.isdisjoint(read_path(context.target))
-    if name in ("ip:address", "ip:addr"):
-        return lambda context: context.client.key in accepted or context.client.text in accepted
     descriptor = compile_descriptor(name, model_aliases)
     if name == "llm:model":
         accepted |= {UNREAD_MODEL}
     return lambda context: not accepted.isdisjoint(descriptor.every(context))
+
+
+def _address_matcher(values: Iterable[str]) -> Matcher:
+    networks: NetworkIndex[str] = NetworkIndex()
+    for value in values:
+        networks.add(parse_network(value), value)
+    return lambda context: networks.covers(context.client.ip)
 
 
 def accepted_values(name: str, values: Iterable[str], model_aliases: Mapping[str, str]) -> frozenset[str]:

@@ -143,6 +143,32 @@ def test_match_on_an_array_of_claims_means_contains() -> None:
 
 
 @pytest.mark.parametrize("name", ["ip:address", "ip:addr"])
+@pytest.mark.parametrize(
+    ("value", "inside", "outside"),
+    [
+        (
+            "10.0.0.0/8",
+            ["10.0.0.0", "10.255.255.255", "::ffff:10.1.2.3"],
+            ["11.0.0.0", "9.255.255.255", "::a00:1"],
+        ),
+        ("::ffff:10.0.0.0/104", ["10.1.2.3", "::ffff:10.1.2.3"], ["11.0.0.1", "::1"]),
+        ("192.0.2.7/32", ["192.0.2.7"], ["192.0.2.6"]),
+        ("0.0.0.0/0", ["8.8.8.8"], ["2001:db8::1", ""]),
+        ("::/0", ["2001:db8::1"], ["8.8.8.8", "::ffff:8.8.8.8", ""]),
+        ("2001:db8::/32", ["2001:db8:ffff::1"], ["2001:db9::1", "32.1.13.184"]),
+        ("2001:db8::/48", ["2001:db8:0:ffff::1"], ["2001:db8:1::1"]),
+        ("2001:db8::/96", ["2001:db8::ffff:1"], ["2001:db8::1:0:1"]),
+    ],
+)
+def test_match_on_an_address_takes_networks(
+    name: str, value: str, inside: list[str], outside: list[str]
+) -> None:
+    assert [client for client in inside if not matches(name, context(client=client), value)] == []
+    assert [client for client in outside if matches(name, context(client=client), value)] == []
+    assert matches(name, context(client=inside[0]), "203.0.113.9", value, "198.51.100.0/24")
+
+
+@pytest.mark.parametrize("name", ["ip:address", "ip:addr"])
 def test_clients_are_counted_by_address_or_by_their_ipv6_network(name: str) -> None:
     assert read(name, context(client="192.0.2.7")) == "192.0.2.7"
     assert read(name, context(client="2001:db8::1:2")) == "2001:db8::/64"

@@ -57,6 +57,19 @@ def limits(report: dict[str, Any], policy_id: str) -> dict[str, str]:
     return {limit["rule"]: limit["why"] for limit in found["limits"]}
 
 
+def test_a_match_on_networks_runs_for_the_addresses_in_them_and_says_which_it_missed(
+    explain: Explainer,
+) -> None:
+    rule = bucket("inside", match={"ip:address": ["10.0.0.0/8", "2001:db8::/32"]})
+    api = policy("api", rule, selector=API)
+    for client in ("10.1.2.3", "2001:db8:7::1"):
+        report = explain(api, arguments=("--path", "/api", "-H", f"X-Forwarded-For: {client}"))
+        assert limits(report, "api")["inside"].startswith("allows")
+    report = explain(api, arguments=("--path", "/api", "-H", "X-Forwarded-For: 11.1.2.3"))
+    missed = "does not run: ip:address is '11.1.2.3', not '10.0.0.0/8' or '2001:db8::/32'"
+    assert limits(report, "api")["inside"] == missed
+
+
 def test_an_allowed_request_names_the_tightest_limit_and_what_each_took(explain: Explainer) -> None:
     wide, narrow = bucket("wide", burst=100), bucket("narrow", burst=4)
     report = explain(policy("api", wide, narrow, selector=API), arguments=("--path", "/api/x?y=1"))

@@ -6,7 +6,7 @@ configured sources is not known here: the compiler, which has the sources, adds 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from fairvisor.bundle.fields import did_you_mean, plain
@@ -20,7 +20,9 @@ from fairvisor.bundle.model import (
     Policy,
     TokenBucket,
 )
+from fairvisor.bundle.model_limits import ADDRESS
 from fairvisor.errors import Problem
+from fairvisor.identity.networks import NetworkIndex, parse_network
 
 # RFC 9110 9.3, RFC 5789, those of WebDAV (RFC 4918, RFC 3253 3.6, RFC 5323), and what caches are purged with.
 KNOWN_METHODS: Final = frozenset({
@@ -85,6 +87,7 @@ def _on_rule(rule: AnyRule, path: str) -> Iterator[Problem]:
     for name in ("ua:bot", "ip:tor"):
         if not {"true", "false"}.issuperset(rule.match.get(name, ())):
             yield Problem(f'{path}.match["{name}"]', 'is only ever "true" or "false"')
+    yield from _on_networks(rule.match.get(ADDRESS, ()), f'{path}.match["{ADDRESS}"]')
     config = rule.algorithm_config
     if isinstance(config, TokenBucket):
         yield from _on_cost_source(config.cost_source, f"{path}.algorithm_config.cost_source")
@@ -93,6 +96,19 @@ def _on_rule(rule: AnyRule, path: str) -> Iterator[Problem]:
         yield from _on_budget(config, f"{path}.algorithm_config")
     else:
         yield from _on_tokens(config, f"{path}.algorithm_config")
+
+
+def _on_networks(values: Sequence[str], path: str) -> Iterator[Problem]:
+    """A warning for each address or network that another one of the list holds whole."""
+    networks: NetworkIndex[str] = NetworkIndex()
+    for value in values:
+        networks.add(parse_network(value), value)
+    for value in dict.fromkeys(values):
+        network = parse_network(value)
+        for other in networks.find(network.network_address):
+            if other != value and parse_network(other).prefixlen <= network.prefixlen:
+                yield Problem(path, f'"{value}" adds nothing: it is in "{other}"')
+                break
 
 
 def _on_cost_source(source: str, path: str) -> Iterator[Problem]:

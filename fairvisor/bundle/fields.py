@@ -25,6 +25,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fairvisor.clock import NS_PER_S
 from fairvisor.errors import RequestError
+from fairvisor.identity.networks import parse_network
 from fairvisor.route import read_path
 
 MAX_AMOUNT: Final = Decimal("9.2e12")  # in millionths it still fits a signed 64-bit counter
@@ -298,6 +299,26 @@ Path = Annotated[str, Checked(_path, type="string", pattern="^/[^?#]*$")]
 Route = Annotated[str, Checked(_route, type="string", pattern="^/[^?#]*$")]
 Method = Annotated[str, Checked(_method, type="string", pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 Host = Annotated[str, Checked(_host, type="string", minLength=1)]
+
+
+def address_or_network(value: str, wanted: str) -> str:
+    """An IP address or a network (CIDR) in its canonical spelling.
+
+    `wanted` is the sentence that says what is allowed; `{network}` in it becomes an example.
+    """
+    try:
+        network = parse_network(value)
+    except ValueError:
+        raise fault(f"{wanted.format(network=_probable_network(value))}, not {show(value)}") from None
+    return str(network if "/" in value else network.network_address)
+
+
+def _probable_network(value: str) -> str:
+    """The network that was meant where host bits are set, or else an example."""
+    try:
+        return f'"{ipaddress.ip_network(value, strict=False)}"'
+    except ValueError:
+        return '"203.0.113.0/24"'
 
 
 # Descriptors

@@ -8,7 +8,6 @@ active one is decided in `load.py`.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -25,8 +24,8 @@ from fairvisor.bundle.fields import (
     ScalarText,
     Text,
     Version,
+    address_or_network,
     fault,
-    show,
 )
 from fairvisor.bundle.model_keys import JwtKey
 from fairvisor.bundle.model_limits import (
@@ -190,21 +189,7 @@ class KillSwitch(Strictly):
     def _address_or_network(cls, value: str, info: ValidationInfo) -> str:
         if info.data.get("scope_key") != "ip:address" or value == "*":
             return value
-        try:
-            return str(ipaddress.ip_network(value)) if "/" in value else str(ipaddress.ip_address(value))
-        except ValueError:
-            hint = _network_hint(value)
-            raise fault(
-                f'must be an IP address, a network such as {hint} or "*", not {show(value)}'
-            ) from None
-
-
-def _network_hint(value: str) -> str:
-    """The network that was probably meant when host bits are set."""
-    try:
-        return f'"{ipaddress.ip_network(value, strict=False)}"'
-    except ValueError:
-        return '"203.0.113.0/24"'
+        return address_or_network(value, 'must be an IP address, a network such as {network} or "*"')
 
 
 class Override(Strictly):

@@ -34,6 +34,7 @@ from fairvisor.bundle.fields import (
     Percent,
     Rate,
     Zone,
+    address_or_network,
     between,
     fault,
     plain,
@@ -49,6 +50,7 @@ MissingStatus = Literal[401, 429]
 Algorithm = Literal["token_bucket", "cost_based", "token_bucket_llm"]
 Period = Literal["1m", "5m", "15m", "1h", "6h", "12h", "1d", "7d", "30d", "1mo"]
 
+ADDRESS: Final = "ip:address"
 FALLBACK_NAME: Final = "fallback_limit"  # the name of a fallback rule that has none
 LONGEST_FILL_S: Final = 100 * 86_400  # an empty bucket must fill within 100 days: counters date no further
 ONE: Final = Decimal(1)
@@ -86,7 +88,8 @@ class Rule(Strictly):
     )
     match: dict[Descriptor, Accepted] = Field(
         default_factory=dict,
-        description="When it runs: every descriptor named here has one of its values. Absent: always.",
+        description="When it runs: every descriptor named here has one of its values. Absent: always. The values of "
+        "`ip:address` are addresses and networks (CIDR).",
     )
     on_missing: OnMissing = Field(
         default="skip",
@@ -115,6 +118,9 @@ class Rule(Strictly):
         match: dict[str, tuple[str, ...]] = handler(raw)
         if len(match) < len(raw):  # two spellings of one descriptor, such as header:A and header:a
             raise fault(f"names a descriptor twice: {', '.join(sorted(raw))}")
+        if ADDRESS in match:
+            wanted = f"{ADDRESS} must be an IP address or a network such as {{network}}"
+            match[ADDRESS] = tuple(address_or_network(value, wanted) for value in match[ADDRESS])
         return match
 
 

@@ -37,6 +37,8 @@ _CONDITIONS: Final[Mapping[str, dict[str, Any]]] = {
     "Override": {"if": _ON, "then": {"required": ["reason", "expires_at"]}},
     "JwtKey": {"oneOf": [{"required": ["jwk"]}, {"required": ["secret_env"]}]},
 }
+_ADDRESS: Final = {"type": "string", "pattern": "^[0-9A-Fa-f:.]+(/[0-9.]+)?$"}  # an address or a network
+_ADDRESSES: Final = {"anyOf": [_ADDRESS, {"type": "array", "items": _ADDRESS, "minItems": 1}]}
 _RULES: Final = ("TokenBucketRule", "CostBasedRule", "LlmTokensRule")
 
 
@@ -51,6 +53,8 @@ def json_schema() -> dict[str, Any]:
         parts["Selector"]["properties"][name]["minItems"] = 1
     for name in _RULES:  # the name may be left out of a fallback limit only
         parts[name]["required"].remove("name")
+        match = parts[name]["properties"]["match"]
+        match["properties"] = dict.fromkeys(("ip:address", "ip:addr"), _ADDRESSES)
     parts["Spec"]["properties"]["rules"]["items"]["required"] = ["name"]
     return {"$schema": DRAFT, "title": "Fairvisor policy bundle", **schema}
 

@@ -1,6 +1,7 @@
 """Who sent a request.
 
     addresses.py   the client's address behind trusted proxies
+    networks.py    networks that addresses are in
     tokens.py      bearer tokens: verified, remembered, and their claims as text
     keys.py        what a token is verified with, and with which algorithms only
     jwks.py        keys outside the bundle: a file or a URL, kept up to date

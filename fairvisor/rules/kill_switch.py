@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import chain
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.decision import Reason, Refusal, Verdict
 from fairvisor.descriptors import UNREAD_MODEL, Descriptor
+from fairvisor.identity.networks import NetworkIndex, parse_network
 from fairvisor.metrics import Counter, Tally
 from fairvisor.rules.limit import Described, Limit
 
@@ -25,8 +25,6 @@ ANY: Final = "*"
 MODEL: Final = "llm:model"
 PATH: Final = "request:path"  # the one descriptor that may be read in several ways
 MAX_WAIT_NS: Final = 3600 * NS_PER_S
-
-Network = IPv4Network | IPv6Network
 
 
 class KillSwitch(Limit):
@@ -86,7 +84,7 @@ class KillSwitches:
     def __init__(self, switches: Iterable[tuple[KillSwitch, Descriptor]]) -> None:
         self._readers: dict[str, Descriptor] = {}
         self._values: dict[str, dict[str, list[KillSwitch]]] = {}
-        self._networks: dict[tuple[int, int], dict[int, list[KillSwitch]]] = {}
+        self._networks: NetworkIndex[KillSwitch] = NetworkIndex()
         self._any = False
         self._lasting = 0
         self._expiries_ns: list[int] = []  # sorted
@@ -101,9 +99,7 @@ class KillSwitches:
         else:
             self._lasting += 1
         if switch.scope_key in ("ip:address", "ip:addr") and switch.scope_value != ANY:
-            network = _network(switch.scope_value)
-            by_address = self._networks.setdefault((network.version, network.prefixlen), {})
-            by_address.setdefault(int(network.network_address), []).append(switch)
+            self._networks.add(parse_network(switch.scope_value), switch)
         else:
             self._readers.setdefault(switch.scope_key, reader)
             by_value = self._values.setdefault(switch.scope_key, {})
@@ -115,7 +111,7 @@ class KillSwitches:
 
     def take_apart(self) -> Iterator[None]:
         """Free the index piece by piece, one at each step; only when nobody uses it any more."""
-        parts: list[dict[Any, Any]] = [*self._values.values(), *self._networks.values()]
+        parts: list[dict[Any, Any]] = [*self._values.values(), *self._networks.parts()]
         for part in parts:
             while part:
                 part.popitem()
@@ -155,19 +151,5 @@ class KillSwitches:
                 yield from by_value.get(ANY, ())
         if self._networks:
             address = context.client.ip
-            if address is None:  # a unix socket that names no client
-                return
-            bits = address.max_prefixlen
-            for (version, length), by_address in self._networks.items():
-                if version == address.version:
-                    yield from by_address.get(int(address) >> (bits - length) << (bits - length), ())
-
-
-def _network(text: str) -> Network:
-    """An address or CIDR block as a network; IPv4-mapped IPv6 is IPv4, as clients' addresses are."""
-    network = ip_network(text)
-    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
-        mapped = network.network_address.ipv4_mapped
-        if mapped is not None:
-            return IPv4Network((mapped, network.prefixlen - 96))
-    return network
+            if address is not None:  # None: a unix socket that names no client
+                yield from self._networks.find(address)
