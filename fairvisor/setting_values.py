@@ -21,6 +21,7 @@ PRIVATE_NETWORKS: Final = (
     "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7,fe80::/10"
 )
 
+MAX_HOPS: Final = 64  # that hops:<n> counts: no real chain of proxies is longer
 HINTS: Final = ("x-country-code", "x-asn", "x-asn-type", "x-tor-exit", "x-token-estimate")
 
 
@@ -122,6 +123,19 @@ def hints(value: str) -> frozenset[str]:
     if not named <= set(HINTS):
         raise ValueError(f"allowed are none or any of {', '.join(HINTS)}")
     return named
+
+
+def client_header(value: str) -> str:
+    form = value.lower()
+    hops = re.fullmatch(r"hops:([0-9]{1,2})", form)
+    if hops:
+        if not 1 <= int(hops[1]) <= MAX_HOPS:
+            raise ValueError(f"the hops are counted from the right of X-Forwarded-For, from 1 to {MAX_HOPS}")
+    elif not re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]{1,64}", form):  # a token, RFC 9110 5.6.2
+        raise ValueError(
+            "allowed are x-forwarded-for, forwarded, none, hops:<n> and the name of a header with one address"
+        )
+    return form
 
 
 def processes(value: str) -> int | None:

@@ -192,8 +192,9 @@ class Settings:
     )
     client_ip_header: str = _setting(
         "x-forwarded-for",
-        read.one_of("x-forwarded-for", "forwarded", "none"),
-        "Which header of a trusted peer names the client's address.",
+        read.client_header,
+        "Which header of a trusted peer names the client's address: x-forwarded-for, forwarded, none, hops:<n> (that "
+        "entry from the right of X-Forwarded-For), or one that holds a single address, such as cf-connecting-ip.",
     )
     trusted_proxies: tuple[Network, ...] = _setting(
         "none", read.networks, "Proxies in front of the gateway, skipped when the client is looked for."
@@ -207,7 +208,9 @@ class Settings:
         f"Headers that the gateway sets and that may be believed: {', '.join(read.HINTS)}.",
     )
     request_id: bool = _setting(
-        "false", read.yes_or_no, "Let X-Fairvisor-Request-Id count everywhere, not only at /v1/auth-request."
+        "false",
+        read.yes_or_no,
+        "Let X-Fairvisor-Request-Id count also at the endpoints of gateways other than nginx.",
     )
     geoip_db: Path | None = _setting("", read.path, "MaxMind-format country database, for ip:country.")
     asn_db: Path | None = _setting("", read.path, "MaxMind-format ASN database, for ip:asn and ip:type.")

@@ -76,6 +76,63 @@ def test_x_forwarded_for_is_read_from_the_right(value: str | None, expected: str
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
+        (None, GATEWAY),
+        ("", GATEWAY),
+        ("203.0.113.7", "203.0.113.7"),
+        ("203.0.113.7:4711", "203.0.113.7"),
+        ("[2001:db8::1]:443", "2001:db8::1"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("192.168.0.5", "192.168.0.5"),  # a trusted proxy that is the client itself
+        ("203.0.113.7, 203.0.113.8", GATEWAY),  # a list, or two lines: whose is it?
+        ("203.0.113.7,203.0.113.7", "203.0.113.7"),  # the same one twice is one
+        ("203.0.113.7, 203.0.113.7, 6.6.6.6", GATEWAY),
+        ("203.0.113.7,", GATEWAY),
+        ("unknown", GATEWAY),
+    ],
+)
+def test_a_header_with_one_address_names_the_client_unless_it_holds_several(
+    value: str | None, expected: str
+) -> None:
+    assert client_of(value, "cf-connecting-ip") == expected
+
+
+@pytest.mark.parametrize(
+    ("hops", "value", "expected"),
+    [
+        (1, "6.6.6.6, 203.0.113.7", "203.0.113.7"),
+        (2, "6.6.6.6, 203.0.113.7, 192.168.0.5", "203.0.113.7"),
+        (2, "6.6.6.6, 203.0.113.7, 198.51.100.9", "203.0.113.7"),  # whoever the hops are
+        (3, "6.6.6.6, 7.7.7.7, 203.0.113.7, 192.168.0.5, 192.168.0.6", "203.0.113.7"),
+        (2, "6.6.6.6, 203.0.113.7, , 192.168.0.5,", "203.0.113.7"),  # empty entries are none
+        (2, "203.0.113.7", GATEWAY),  # it came another way than through all hops
+        (2, "6.6.6.6, nonsense, 192.168.0.5", GATEWAY),
+        (64, "6.6.6.6, " * 64 + "203.0.113.7", "6.6.6.6"),
+    ],
+)
+def test_hops_count_from_the_right_of_x_forwarded_for(hops: int, value: str, expected: str) -> None:
+    found = addresses(f"hops:{hops}").client(GATEWAY, {"x-forwarded-for": value.encode()})
+    assert found.text == expected
+
+
+@pytest.mark.parametrize("form", ["x-real-ip", "hops:1"])
+def test_these_too_only_from_trusted_peers(form: str) -> None:
+    headers = {"x-real-ip": b"203.0.113.7", "x-forwarded-for": b"203.0.113.7"}
+    assert addresses(form).client("198.51.100.1", headers).text == "198.51.100.1"
+
+
+@given(
+    st.lists(st.from_regex(r"[ -~]{0,20}", fullmatch=True), max_size=3),
+    st.integers(1, 3),
+)
+def test_what_the_client_writes_moves_no_counted_hop(written: list[str], hops: int) -> None:
+    appended = ["203.0.113.7", "192.168.0.5", "192.168.0.6"][:hops]
+    value = ", ".join([*written, *appended]).encode()
+    assert addresses(f"hops:{hops}").client(GATEWAY, {"x-forwarded-for": value}).text == "203.0.113.7"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
         ("for=203.0.113.7", "203.0.113.7"),
         ("For=203.0.113.7;proto=https;by=203.0.113.43", "203.0.113.7"),
         ("proto=https; FOR=203.0.113.7", "203.0.113.7"),

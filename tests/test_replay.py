@@ -232,6 +232,17 @@ def test_the_client_is_told_where_the_edge_looks_for_it() -> None:
     peer = LineFormat(COMBINED, {}, Maker("none"), open_end=True).read(line)
     assert peer.peer == "2001:db8::7"
     assert not {"forwarded", "x-forwarded-for"} & peer.headers.keys()
+    hops = LineFormat(COMBINED, {}, Maker("hops:1"), open_end=True).read(line)
+    assert hops.headers["x-forwarded-for"] == b"2001:db8::7"
+    single = LineFormat(COMBINED, {}, Maker("x-real-ip"), open_end=True).read(line)
+    assert single.headers["x-real-ip"] == b"2001:db8::7"
+
+
+def test_a_logged_header_that_names_the_client_wins_over_the_address_of_its_connection() -> None:
+    own = COMBINED + ' "$http_cf_connecting_ip"'
+    line = (COMBINED_LINE + ' "192.0.2.1"').encode()
+    logged = LineFormat(own, {}, Maker("cf-connecting-ip"), open_end=False).read(line)
+    assert logged.headers["cf-connecting-ip"] == b"192.0.2.1"
 
 
 def test_a_proxys_header_in_the_log_stays_to_the_left_of_the_address() -> None:

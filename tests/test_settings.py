@@ -93,7 +93,10 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("ipv6_prefix", "129", "32 to 128"),
         ("instance", "a/b", "letters"),
         ("jwks_url", "file:///etc/passwd", "https://"),
-        ("client_ip_header", "x-real-ip", "x-forwarded-for"),
+        ("client_ip_header", "x real ip", "x-forwarded-for"),
+        ("client_ip_header", "hops:0", "from 1 to 64"),
+        ("client_ip_header", "hops:65", "from 1 to 64"),
+        ("client_ip_header", "hops:two", "hops:<n>"),
         ("log_level", "loud", "debug"),
         ("table_full", "evict", "allow, reject"),
     ],
@@ -125,6 +128,13 @@ def test_secrets_are_not_shown() -> None:
     settings = load(decision_token="hush", debug_session_secret="hush", bundle_signing_key="hush")
     assert settings.decision_token == "hush"
     assert "hush" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "value", ["X-Forwarded-For", "forwarded", "None", "CF-Connecting-IP", "hops:2", "HOPS:64"]
+)
+def test_the_clients_header_is_a_list_a_place_in_one_or_a_header_by_name(value: str) -> None:
+    assert load(client_ip_header=value).client_ip_header == value.lower()
 
 
 def test_hints_are_header_names_in_lower_case() -> None:

@@ -2,8 +2,9 @@
 
 A header names the client only when the peer that sent it is trusted. The header is then read from the right, because
 every proxy appends what it saw: entries of trusted proxies are skipped, the first other one is the client. What stands
-further left came from the client and is never looked at, however it is written. The header is one of X-Forwarded-For
-and Forwarded (RFC 7239), chosen by configuration, never both.
+further left came from the client and is never looked at, however it is written. Configuration chooses one header: a
+list (X-Forwarded-For, or Forwarded of RFC 7239), one place in the list counted from the right, or a header that holds a
+single address.
 
 IPv4-mapped IPv6 is IPv4, ports, brackets and zone ids are not part of an address, and IPv6 clients are counted by
 their network, because one subscriber usually holds a whole /64. This module knows nothing of countries or tokens.
@@ -12,7 +13,7 @@ their network, because one subscriber usually holds a whole /64. This module kno
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fairvisor.identity.places import Place
 
 Address = IPv4Address | IPv6Address
+Entries = Callable[[str], "Iterator[str | None]"]  # of a header's value, from the right; None: not an address
 Network = IPv4Network | IPv6Network
 
 # More hops than any real chain of proxies has: bounds what one hostile header can cost.
@@ -69,20 +71,18 @@ class Client:
 class Addresses:
     """Finds the client of a request; see the module's text for the rule.
 
-    `header` is the lower-case name of the header to read, or "none". A peer on a unix socket, whose address is "", is
-    trusted: the permissions of the socket decide who that is.
+    `form` says which header is read and how, as FAIRVISOR_CLIENT_IP_HEADER writes it in lower case. A peer on a unix
+    socket, whose address is "", is trusted: the permissions of the socket decide who that is.
     """
 
     def __init__(
         self,
-        header: str,
+        form: str,
         trusted_peers: Sequence[Network],
         trusted_proxies: Sequence[Network],
         ipv6_prefix: int,
     ) -> None:
-        # No header has an empty name, but a client may send one that is called "none".
-        self._header = "" if header == "none" else header
-        self._entries = forwarded_entries if header == "forwarded" else forwarded_for_entries
+        self._header, self._entries = client_header(form)
         self._trusted_peers = tuple(trusted_peers)
         self._trusted_proxies = tuple(trusted_proxies)
         self._ipv6_prefix = ipv6_prefix
@@ -127,6 +127,29 @@ class Addresses:
         return found
 
 
+def client_header(form: str) -> tuple[str, Entries]:
+    """Return the lower-case name of the header that a form of the setting reads, and its reader.
+
+    For `none` the name is empty, which no header has: a client may send one that is called "none".
+    """
+    if form == "none":
+        return "", forwarded_for_entries
+    if form == "forwarded":
+        return form, forwarded_entries
+    if form == "x-forwarded-for":
+        return form, forwarded_for_entries
+    kind, colon, hops = form.partition(":")
+    if not colon:
+        return form, single_entry
+    assert kind == "hops", "the settings accept no other"
+    return "x-forwarded-for", _hop_reader(int(hops))
+
+
+def _hop_reader(hops: int) -> Entries:
+    """Return a reader that gives the entry `hops` from the right, if there are as many."""
+    return lambda header: islice(forwarded_for_entries(header), hops - 1, hops)
+
+
 def in_any(address: Address, networks: Sequence[Network]) -> bool:
     """Whether the address is in one of the networks; the two IP versions never match each other."""
     return any(address in network for network in networks)
@@ -168,6 +191,12 @@ def forwarded_for_entries(header: str) -> Iterator[str | None]:
         if entry := header[comma + 1 : end].strip(" \t"):
             yield entry
         end = comma
+
+
+def single_entry(header: str) -> Iterator[str | None]:
+    """The one address of a header that holds a single one; None where it came twice, or as a list, and differs."""
+    addresses = {address.strip(" \t") for address in header.split(",")}
+    yield addresses.pop() if len(addresses) == 1 else None
 
 
 def forwarded_entries(header: str) -> Iterator[str | None]:

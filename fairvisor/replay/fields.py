@@ -15,7 +15,7 @@ from urllib.parse import quote_plus
 
 import orjson
 
-from fairvisor.identity.addresses import parse_node
+from fairvisor.identity.addresses import client_header, parse_node
 from fairvisor.reading import HOSTS, METHODS, Repeated
 from fairvisor.replay.times import Times
 
@@ -285,7 +285,7 @@ def _peer(headers: Headers, address: bytes) -> str:
 _DESCRIBERS: Final[Mapping[str, Callable[[Headers, bytes], str]]] = {
     "x-forwarded-for": _forwarded_for,
     "forwarded": _forwarded,
-    "none": _peer,
+    "": _peer,
 }
 
 
@@ -293,4 +293,9 @@ def _describe_client(form: str, headers: Headers, address: bytes) -> str:
     """Put the client's address where the edge looks for it; gives the peer, "" for a gateway on a unix socket."""
     if not address or address.startswith(b"unix:"):
         return ""
-    return _DESCRIBERS[form](headers, address)
+    name, _ = client_header(form)
+    describe = _DESCRIBERS.get(name)
+    if describe is not None:
+        return describe(headers, address)
+    headers.setdefault(name, address)  # a header with one address, which the log may have a field for
+    return ""
