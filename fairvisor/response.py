@@ -53,11 +53,19 @@ def json_answer(status: int, document: object, head: str = "") -> Answer:
 
 
 def error_answer(error: RequestError, head: str = "") -> Answer:
-    """What a client is told about a request that cannot be answered as asked."""
+    """What a client is told about a request that cannot be answered as asked, in ASCII: it may travel in a header."""
+    message = str(error).encode("ascii", "backslashreplace").decode("ascii")
     document = {
-        "error": {"message": str(error), "type": "invalid_request_error", "param": None, "code": error.status}
+        "error": {"message": message, "type": "invalid_request_error", "param": None, "code": error.status}
     }
     return json_answer(error.status, document, head)
+
+
+def carried(answer: Answer) -> Answer:
+    """Return a no in the form for gateways that pass on nothing but a 403: its status and body in headers."""
+    body = answer.body.decode("ascii")
+    head = f"{answer.head}X-Fairvisor-Status: {answer.status}\r\nX-Fairvisor-Body: {body}\r\n"
+    return Answer(403, head, answer.body)
 
 
 def unavailable_answer(reason: Reason, path: str = "") -> Answer:
@@ -147,10 +155,8 @@ class Renderer:
             body = error_body(dialect_of(context.path), reason, retry_s, message, status)
         else:
             body = error_body(dialect_of(context.path), reason, retry_s)
-        if carrier and status < 500:
-            head += f"X-Fairvisor-Status: {status}\r\nX-Fairvisor-Body: {body.decode('ascii')}\r\n"
-            status = 403
-        return Answer(status, head, body)
+        answer = Answer(status, head, body)
+        return carried(answer) if carrier and status < 500 else answer
 
 
 def _challenge(verdict: Unmet) -> str:

@@ -82,14 +82,16 @@ def test_a_header_that_was_sent_twice_describes_nothing(name: str) -> None:
 
 
 def test_what_each_gateway_needs() -> None:
-    assert ENDPOINTS["/v1/auth-request"].carrier
-    assert not ENDPOINTS["/v1/auth-request"].reads_body
-    assert ENDPOINTS["/v1/auth-request"].request_ids
+    for path in ("/v1/auth-request", "/v1/auth-request/once", "/v1/auth-url"):
+        assert ENDPOINTS[path].carrier
+        assert not ENDPOINTS[path].reads_body
+        assert ENDPOINTS[path].reads_id == ENDPOINTS[path].needs_id == (path == "/v1/auth-request/once")
     assert ENDPOINTS["/v1/ext-authz/"].allow_status == 200
     assert ENDPOINTS["/v1/decision/"].allow_status == 200
     assert ENDPOINTS["/v1/decision"].allow_status is None
-    assert not ENDPOINTS["/v1/decision"].request_ids
-    assert decision_endpoints(request_ids=True)["/v1/decision"].request_ids
+    assert not ENDPOINTS["/v1/decision"].reads_id
+    assert decision_endpoints(request_ids=True)["/v1/decision"].reads_id
+    assert not decision_endpoints(request_ids=True)["/v1/auth-request"].reads_id
 
 
 @pytest.mark.parametrize(

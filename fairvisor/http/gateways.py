@@ -2,7 +2,7 @@
 
 Each endpoint reads exactly one family of headers, the one its gateway overwrites, so that a client cannot choose its
 own method, path or host by sending another family's headers along. What an endpoint does beyond that (status of an
-allow, form of a deny, whether it reads a body, whether request ids count) stands in the same table.
+allow, form of a deny, whether it reads a body, what request ids mean) is in the same table.
 
 This module decides what the original request was. It knows nothing of policies; the path is handed on as it was sent.
 """
@@ -10,6 +10,7 @@ This module decides what the original request was. It knows nothing of policies;
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Final, NamedTuple, TypeAlias
 
 from fairvisor.errors import RequestError
@@ -33,8 +34,17 @@ class Family(NamedTuple):
     host: str
 
 
+class RequestIds(Enum):
+    """What X-Fairvisor-Request-Id means at an endpoint."""
+
+    IGNORED = "ignored"  # the gateway may pass on what a client wrote
+    COUNT = "count"  # a question with the id of an allowed one is the same question
+    REQUIRED = "required"  # they count, and a question without one is malformed
+
+
 ORIGINAL: Final = Family("x-original-method", "x-original-uri", "x-original-host")
 FORWARDED: Final = Family("x-forwarded-method", "x-forwarded-uri", "x-forwarded-host")
+URL_HEADER: Final = "x-original-url"
 
 
 class Source:
@@ -49,12 +59,21 @@ class Endpoint:
     """A path that decides.
 
     `source` finds the original request; `allow_status` is the status of an allow, None for the configured one;
-    `carrier` says that a deny is a 403 with the real status in a header, for gateways that pass nothing else;
+    `carrier` says that a no is a 403 with the real status in a header, for gateways that pass nothing else;
     `host_header` is what a request without a host is told to send; `joins` says that the gateway joins repeated header
     lines with commas.
     """
 
-    __slots__ = ("allow_status", "carrier", "host_header", "reads_body", "repeated", "request_ids", "source")
+    __slots__ = (
+        "allow_status",
+        "carrier",
+        "host_header",
+        "needs_id",
+        "reads_body",
+        "reads_id",
+        "repeated",
+        "source",
+    )
 
     def __init__(
         self,
@@ -64,7 +83,7 @@ class Endpoint:
         allow_status: int | None = None,
         carrier: bool = False,
         reads_body: bool = True,
-        request_ids: bool = False,
+        request_ids: RequestIds = RequestIds.IGNORED,
         joins: bool = False,
     ) -> None:
         self.source = source
@@ -72,7 +91,8 @@ class Endpoint:
         self.allow_status = allow_status
         self.carrier = carrier
         self.reads_body = reads_body
-        self.request_ids = request_ids
+        self.reads_id = request_ids is not RequestIds.IGNORED
+        self.needs_id = request_ids is RequestIds.REQUIRED
         self.repeated = JOINED if joins else None
 
 
@@ -89,9 +109,7 @@ class FamilySource(Source):
         target = headers.get(self._target)
         if not method or not target:
             raise RequestError(f"the header {_written(self._target if method else self._method)} is missing")
-        text = target.decode("latin-1")
-        if " " in text:
-            raise RequestError(f"the header {_written(self._target)} holds a space or was sent twice")
+        text = _sent_once(self._target, target)
         host = headers.get(self._host)
         return METHODS.of(method), text, HOSTS.of(host) if host else ""
 
@@ -120,34 +138,86 @@ class RequestLineSource(Source):
 
     def describe(self, request: Request) -> Original:
         """What the request itself says."""
-        host = request.headers.get("host")
-        method = METHODS.of(request.method.encode("latin-1"))
-        return method, request.target[self._kept :], HOSTS.of(host) if host else ""
+        target = request.target
+        sent = request.headers.get("host")
+        host = HOSTS.of(sent) if sent else ""
+        if not target.startswith("/"):
+            target = self._origin_form(target, host)
+        return METHODS.of(request.method.encode("latin-1")), target[self._kept :], host
+
+    def _origin_form(self, target: str, host: str) -> str:
+        """Return the path and query of an absolute form (RFC 9112 3.2.2). Raises RequestError for another host's."""
+        named, path = split_url(target)
+        if named != host:
+            raise RequestError(
+                f"the request line names the host {named[:80]!r}, the header Host {host[:80]!r}"
+            )
+        return path
+
+
+class UrlSource(Source):
+    """X-Original-URL and X-Original-Method, as ingress-nginx's template sets them."""
+
+    def describe(self, request: Request) -> Original:
+        """Return what the two headers say."""
+        headers = request.headers
+        method = headers.get(ORIGINAL.method)
+        url = headers.get(URL_HEADER)
+        if not method or not url:
+            raise RequestError(f"the header {_written(URL_HEADER if method else ORIGINAL.method)} is missing")
+        host, target = split_url(_sent_once(URL_HEADER, url))
+        return METHODS.of(method), target, host
+
+
+def split_url(text: str) -> tuple[str, str]:
+    """Return the normalised host, "" where it is empty, and the path with the query of an http or https URL.
+
+    The authority ends at the first slash alone: gateways put the URL together from a Host header, in which they accept
+    `?` and `#` (nginx), and whatever is before the slash is that header. Raises RequestError (400).
+    """
+    scheme, _, rest = text.partition("://")
+    authority, slash, path = rest.partition("/")
+    if not slash or scheme.lower() not in ("http", "https"):
+        raise RequestError(f"{text[:80]!r} is not an http or https URL with a path")
+    return HOSTS.of(authority.encode("latin-1")) if authority else "", slash + path
+
+
+def _sent_once(name: str, value: bytes) -> str:
+    """Return the text of a header that holds no space, as one that came on two lines does. Raises RequestError."""
+    text = value.decode("latin-1")
+    if " " in text:
+        raise RequestError(f"the header {_written(name)} holds a space or was sent twice")
+    return text
 
 
 def _written(name: str) -> str:
     """A header name as people write it: `x-original-uri` is X-Original-URI."""
-    return name.title().replace("-Uri", "-URI")
+    return name.title().replace("-Uri", "-URI").replace("-Url", "-URL")
 
 
 def decision_endpoints(request_ids: bool) -> Mapping[str, Endpoint]:
     """Every deciding endpoint by its path; those under a prefix end in a slash.
 
-    `request_ids` says whether X-Fairvisor-Request-Id counts where the gateway is not known to set it itself.
+    `request_ids` says whether X-Fairvisor-Request-Id counts where a gateway is asked for more than nginx's
+    auth_request module, which passes on whatever its configuration does not overwrite.
     """
+    ids = RequestIds.COUNT if request_ids else RequestIds.IGNORED
     table = {
-        "/v1/decision": Endpoint(EitherSource(), "X-Original-Host", request_ids=request_ids),
-        "/v1/auth-request": Endpoint(
-            FamilySource(ORIGINAL),
-            "X-Original-Host",
-            carrier=True,
-            reads_body=False,
-            request_ids=True,
+        "/v1/decision": Endpoint(EitherSource(), "X-Original-Host", request_ids=ids),
+        "/v1/auth-request": _auth_request(FamilySource(ORIGINAL), "X-Original-Host"),
+        "/v1/auth-request/once": _auth_request(
+            FamilySource(ORIGINAL), "X-Original-Host", RequestIds.REQUIRED
         ),
-        "/v1/forward-auth": Endpoint(FamilySource(FORWARDED), "X-Forwarded-Host", request_ids=request_ids),
+        "/v1/auth-url": _auth_request(UrlSource(), "Host"),
+        "/v1/forward-auth": Endpoint(FamilySource(FORWARDED), "X-Forwarded-Host", request_ids=ids),
     }
     for prefix in ENVOY_PREFIXES:
         table[prefix] = Endpoint(
-            RequestLineSource(prefix), "Host", allow_status=200, request_ids=request_ids, joins=True
+            RequestLineSource(prefix), "Host", allow_status=200, request_ids=ids, joins=True
         )
     return table
+
+
+def _auth_request(source: Source, host_header: str, ids: RequestIds = RequestIds.IGNORED) -> Endpoint:
+    """Return an endpoint for nginx's auth_request module: it sends no body, and passes on no no but a 403."""
+    return Endpoint(source, host_header, carrier=True, reads_body=False, request_ids=ids)

@@ -36,7 +36,7 @@ from fairvisor.llm.reservation import unseal
 from fairvisor.llm.usage import read_usage
 from fairvisor.metrics import Counter, Latency, TokenMeter
 from fairvisor.metrics.families import SETTLEMENTS
-from fairvisor.response import Answer, Renderer, error_answer
+from fairvisor.response import Answer, Renderer, carried, error_answer
 from fairvisor.rules.llm_tokens import claim, settle
 from fairvisor.settings import Settings
 from fairvisor.top_keys import TopKeys
@@ -110,8 +110,11 @@ class Service:
             if self._is_timed():
                 self._took(self._read_now().mono_ns - now.mono_ns)
             return answer
-        except RequestError as error:
+        except Forbidden as error:  # about the gateway, which is to tell it from a no to the client
             return error_answer(error)
+        except RequestError as error:
+            answer = error_answer(error)
+            return carried(answer) if endpoint is not None and endpoint.carrier else answer
         except Exception as error:  # a fault of ours must stop neither the worker nor the gateway
             self._complaints.failure(error, now)
             return self._failed(endpoint)
@@ -157,9 +160,13 @@ class Service:
             raise RequestError(
                 f"the header {endpoint.host_header} is missing, and the policies select by host"
             )
-        request_id = (
-            headers.get("x-fairvisor-request-id", b"").decode("latin-1") if endpoint.request_ids else ""
-        )
+        request_id = ""
+        if endpoint.reads_id:
+            request_id = headers.get("x-fairvisor-request-id", b"").decode("latin-1")
+            if endpoint.needs_id and not request_id:
+                raise RequestError(
+                    "the header X-Fairvisor-Request-Id is missing; a gateway that does not set it asks /v1/auth-request"
+                )
         context = Context(
             method,
             host,
