@@ -89,6 +89,7 @@ def send(address: Path | tuple[str, int], data: bytes) -> tuple[int, bytes]:
         while piece := connection.recv(65536):
             answer += piece
     head, _, body = answer.partition(b"\r\n\r\n")
+    assert not head or b"\r\nCache-Control: no-store\r\n" in head, "no cache may keep an operator's answer"
     return (int(head.split(b" ")[1]) if head else 0), body
 
 

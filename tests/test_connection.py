@@ -173,6 +173,7 @@ def client() -> Setup:
 def test_a_request_is_answered_with_one_write(client: Setup) -> None:
     answer = client.send(ASK % 1)
     assert answer.startswith(b"HTTP/1.1 204 No Content\r\nDate: ")
+    assert b"\r\nCache-Control: no-store\r\n" in answer
     assert answer.endswith(b"\r\n\r\n")
     assert b"Content-Length" not in answer
     assert len(client.transport.writes) == 1

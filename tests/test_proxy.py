@@ -56,6 +56,27 @@ def test_a_rejected_request_never_reaches_the_upstream() -> None:
     run(test())
 
 
+def test_no_cache_may_keep_what_the_proxy_answers_itself() -> None:
+    """Its rejects, its errors and its own 502 carry `no-store`; of an upstream's answer it says nothing."""
+
+    async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"nonsense\r\n\r\n")
+
+    async def test() -> None:
+        async with bench(policy("p", bucket("r", burst=1, rate=0.001))) as proxy:
+            client = await proxy.connect()
+            assert "cache-control" not in (await client.ask(GET)).headers
+            assert (await client.ask(GET)).headers["cache-control"] == "no-store"
+            malformed = await proxy.ask(b"GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (malformed.status, malformed.headers["cache-control"]) == (400, "no-store")
+        async with bench(OPEN, handler=broken) as proxy:
+            failed = await proxy.ask(GET)
+            assert (failed.status, failed.headers["cache-control"]) == (502, "no-store")
+
+    run(test())
+
+
 def test_bodies_pass_both_ways_sized_and_chunked() -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:

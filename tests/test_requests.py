@@ -25,8 +25,8 @@ FOLDER = Path(__file__).parent / "requests"
 FILES = sorted(FOLDER.glob("*/*.http"))
 SCRIPTS = [read_script(path) for path in FILES]
 
-# What may differ: when and over which connection it was sent, and what holds random numbers.
-VOLATILE = frozenset({"date", "connection", "content-length", "x-fairvisor-reservation", "set-cookie",
+# What may differ: what transports add, when and over which connection it was sent, and what holds random numbers.
+VOLATILE = frozenset({"date", "connection", "content-length", "cache-control", "x-fairvisor-reservation", "set-cookie",
                       "x-fairvisor-debug-latency-us"})  # fmt: skip
 
 
@@ -119,6 +119,15 @@ def test_transports_agree(index: int, place: Path) -> None:
     first, *others = [run(index, name, place) for name in TRANSPORTS if name in SCRIPTS[index].transports]
     for other in others:
         assert [shown(each) for each in other.received] == [shown(each) for each in first.received]
+
+
+@pytest.mark.parametrize("transport", ["edge", "wsgi"])
+def test_no_cache_may_keep_an_answer(transport: str, place: Path) -> None:
+    """Allows, rejects, errors and pages: a stored reject would outlive its reason, a stored allow counts nothing."""
+    for index, script in enumerate(SCRIPTS):
+        if transport in script.transports:
+            for received in run(index, transport, place).received:
+                assert received.header("cache-control") == "no-store", (script.path, received)
 
 
 def found_wrong(

@@ -26,6 +26,7 @@ from fairvisor.bundle.syntax import MAX_BUNDLE_BYTES
 from fairvisor.clock import Now
 from fairvisor.errors import BodyTooLarge, Forbidden, RequestError
 from fairvisor.http.request import Peer, Request
+from fairvisor.http.wire import NO_STORE
 from fairvisor.response import Answer, error_answer, json_answer
 from fairvisor.settings import Bind
 
@@ -252,7 +253,7 @@ class _Exchange(BaseHTTPRequestHandler):
         )  # to what cannot be read the parent answers as in HTTP/0.9
         self.send_response_only(answer.status)
         self.send_header("Date", self.date_time_string())
-        for line in answer.head.splitlines():
+        for line in (NO_STORE + answer.head).splitlines():
             name, _, value = line.partition(": ")
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.body)))

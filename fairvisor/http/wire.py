@@ -1,4 +1,4 @@
-"""Answers as bytes: status line, Date, framing. What stands between comes ready from the answer.
+"""Answers as bytes: status line, Date, Cache-Control, framing. The rest comes ready from the answer.
 
 The transport's half of a response: `response.py` says which status, which headers and which body, this module adds
 what depends on the connection (RFC 9112). It knows nothing of requests or policies.
@@ -15,6 +15,9 @@ from fairvisor.clock import NS_PER_S, Now
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_CONTENT: Final = 204  # as a plain number: reading it off the enum costs a call
 
+# Of every answer that the edge makes itself (RFC 9111 5.2.2.5): a cache that kept a reject would go on giving it, and
+# one that kept an allow would let requests pass uncounted.
+NO_STORE: Final = "Cache-Control: no-store\r\n"
 CLOSE: Final = "Connection: close\r\n"
 KEEP_ALIVE: Final = "Connection: keep-alive\r\n"  # an HTTP/1.0 client asks for it and waits to be told
 
@@ -42,7 +45,7 @@ class Making(Sendable, Protocol):
 
 
 class StatusLines(dict[int, str]):
-    """Status line and Date by status, for the current second: made on first use, forgotten when the second ends."""
+    """What answers of a status begin with, in the current second: made on first use, forgotten when it ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +61,8 @@ class StatusLines(dict[int, str]):
             self.clear()
 
     def __missing__(self, status: int) -> str:
-        line = self[status] = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nDate: {self._date}\r\n"
+        phrase = HTTPStatus(status).phrase
+        line = self[status] = f"HTTP/1.1 {status} {phrase}\r\nDate: {self._date}\r\n{NO_STORE}"
         return line
 
 

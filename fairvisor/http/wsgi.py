@@ -21,7 +21,7 @@ from fairvisor.errors import BodyTooLarge, RequestError, SettingsError
 from fairvisor.http.hub import Answering, BodyRule
 from fairvisor.http.request import Request
 from fairvisor.http.start import make_beside, make_service, open_segment
-from fairvisor.http.wire import Sendable
+from fairvisor.http.wire import NO_STORE, Sendable
 from fairvisor.reading import JOINED
 from fairvisor.settings import Settings, environment
 
@@ -138,7 +138,9 @@ def _count_rest(source: Any) -> int:
 
 def _send(answer: Sendable, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     headers = [
-        (name, value) for line in answer.head.splitlines() for name, _, value in [line.partition(": ")]
+        (name, value)
+        for line in (NO_STORE + answer.head).splitlines()
+        for name, _, value in [line.partition(": ")]
     ]
     if answer.delay_ms > 0:
         headers.append(("X-Fairvisor-Throttle-Ms", str(answer.delay_ms)))

@@ -47,7 +47,15 @@ _DROPPED = frozenset(
 )
 _DROPPED_PREFIXES = ("x-original-", "x-forwarded-", "x-fairvisor-")
 _SHOWN = ("ratelimit", "ratelimit-policy", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset")
-_REFUSAL = (*_SHOWN, "retry-after", "x-fairvisor-reason", "x-should-retry", "x-fairvisor-loop-count")
+_REFUSAL = (
+    *_SHOWN,
+    "cache-control",
+    "retry-after",
+    "www-authenticate",
+    "x-fairvisor-reason",
+    "x-should-retry",
+    "x-fairvisor-loop-count",
+)
 _TICKET = "fairvisor_ticket"
 _MOST_OPEN = 100_000  # reservations that wait for their response; the oldest are forgotten, and stand
 
@@ -99,7 +107,11 @@ class FairvisorGuard(CustomLogger):
     def _undecided(self, data: Any, why: str) -> Any:
         _log.error("fairvisor gave no decision: %s", why)
         if not self._fail_open:
-            raise HTTPException(503, detail="The request could not be decided.", headers={"retry-after": "1"})
+            raise HTTPException(
+                503,
+                detail="The request could not be decided.",
+                headers={"cache-control": "no-store", "retry-after": "1"},
+            )
         return data
 
     def _remember(self, data: Any, reservation: str | None) -> None:

@@ -28,7 +28,9 @@ local SHOWN = {
   "RateLimit", "RateLimit-Policy", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset",
   "X-Fairvisor-Warning", "X-Fairvisor-Loop-Count",
 }
-local REFUSAL = { "Content-Type", "Retry-After", "X-Fairvisor-Reason", "X-Should-Retry" }
+local REFUSAL = {
+  "Cache-Control", "Content-Type", "Retry-After", "WWW-Authenticate", "X-Fairvisor-Reason", "X-Should-Retry",
+}
 
 local UNDECIDED = [[{"error":{"message":"The request could not be decided.","type":"unavailable","param":null,"code":503}}]]
 
@@ -100,7 +102,9 @@ end
 local function undecided(conf, why)
   kong.log.err("fairvisor gave no decision: ", why)
   if not conf.fail_open then
-    return kong.response.exit(503, UNDECIDED, { ["Content-Type"] = "application/json", ["Retry-After"] = "1" })
+    return kong.response.exit(503, UNDECIDED, {
+      ["Cache-Control"] = "no-store", ["Content-Type"] = "application/json", ["Retry-After"] = "1",
+    })
   end
 end
 
