@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 sys.path += [str(HERE.parent), str(HERE.parent / "processes")]  # what the tests beside us share
 
 from edge_server import Edge, reserve_port, wait_until  # noqa: E402
-from gateway_servers import KINDS, Gateway, StartGateway  # noqa: E402
+from gateway_servers import KINDS, OTHERS, Gateway, StartGateway  # noqa: E402
 
 WORKERS = {"FAIRVISOR_WORKER_PROCESSES": "2"}
 
@@ -71,7 +71,7 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory, application: int) ->
     gateways: list[Gateway] = []
 
     def start(name: str, edge: int, *, fail_open: bool = False, patient: bool = True) -> Gateway:
-        kind = KINDS[name]
+        kind = KINDS.get(name) or OTHERS[name]
         variant = kind.open if fail_open else kind.closed
         gateway = Gateway(kind, variant, tmp_path_factory.mktemp(name), edge, application, patient)
         gateways.append(gateway)

@@ -1,4 +1,6 @@
-"""An edge that fails in the ways an edge can: no answer for two seconds, an answer that is none, or no edge at all."""
+"""An edge that answers what a test wants, or fails in the ways an edge can: no answer for two seconds, an answer that
+is none, or no edge at all.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,28 @@ UNAVAILABLE = (
     b"Retry-After: 1\r\nContent-Length: 2\r\n\r\n{}"
 )
 WAYS = ("dead", "slow", "unavailable", *GARBAGE)
+ALLOW = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+def carried(status: int, body: bytes) -> bytes:
+    """A reject as nginx gets it."""
+    head = b"X-Fairvisor-Status: %d\r\nX-Fairvisor-Body: %b\r\n" % (status, body)
+    return b"HTTP/1.1 403 Forbidden\r\n%bContent-Length: 0\r\n\r\n" % head
 
 
 class FakeEdge:
-    """Fails as `way` says; can be told another way while it runs."""
+    """Fails as `way` says, or answers; can be told another way while it runs.
+
+    `asked` is the head of the last question.
+    """
+
+    asked = b""
 
     def __init__(self) -> None:
         self._reserved = reserve_port()
         self.port: int = self._reserved.getsockname()[1]
         self._way = "dead"
+        self._answers = {**GARBAGE, "unavailable": UNAVAILABLE}
         self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -37,6 +52,11 @@ class FakeEdge:
     def fail(self, way: str) -> None:
         """From now on fail this way."""
         asyncio.run_coroutine_threadsafe(self._become(way), self._loop).result()
+
+    def answer(self, answer: bytes) -> None:
+        """From now on answer this."""
+        self._answers["as told"] = answer
+        self.fail("as told")
 
     async def _become(self, way: str) -> None:
         if self._server is not None:
@@ -51,12 +71,12 @@ class FakeEdge:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await reader.readuntil(b"\r\n\r\n")
+            self.asked = await reader.readuntil(b"\r\n\r\n")
             if self._way == "slow":
                 await asyncio.sleep(SLOW_S)
                 writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
             else:
-                writer.write(UNAVAILABLE if self._way == "unavailable" else GARBAGE[self._way])
+                writer.write(self._answers[self._way])
             await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             return  # the gateway left: it had waited long enough, or only looked whether somebody listens

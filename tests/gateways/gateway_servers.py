@@ -104,6 +104,10 @@ KINDS = {
 }  # fmt: skip
 
 
+# What asks without a configuration of ours: it has its own way of showing a reject.
+OTHERS = {"ingress-nginx": Kind("nginx", ((HERE / "ingress", "."),), "nginx.conf", "", _nginx)}
+
+
 # One of a second or less, in any of the languages: `connect_timeout: 0.5s`, `EDGE_TIMEOUT_MS 1000`.
 _SHORT_TIMEOUT = re.compile(r"(?mi)^(?P<name>[^#\n]*timeout[^#\n]*?\b)(?:500m?|0\.5|1|1000)(?P<unit>s?)\b")
 

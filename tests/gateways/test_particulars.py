@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 
 import pytest
 from edge_server import Edge, wait_until
-from gateway_servers import CONFIGURATIONS, Gateway, StartGateway
+from fake_edge import ALLOW, FakeEdge, carried
+from gateway_servers import CONFIGURATIONS, KINDS, Gateway, StartGateway
 from request_checks import Received
 
 needs = pytest.mark.needs
@@ -46,6 +48,86 @@ def test_nginx_asks_again_on_an_internal_redirect_and_is_charged_once(
     answers = [gateway.ask(raw) for _ in range(4)]
     assert [answer.status for answer in answers] == [200, 200, 200, 429]
     assert [answer.header("ratelimit-remaining") for answer in answers] == ["2", "1", "0", "0"]
+
+
+@pytest.fixture(scope="module")
+def fake_edge() -> Iterator[FakeEdge]:
+    fake = FakeEdge()
+    yield fake
+    fake.stop()
+
+
+@pytest.fixture(scope="module")
+def nginx(fake_edge: FakeEdge, start_gateway: StartGateway) -> Gateway:
+    return start_gateway("nginx", fake_edge.port)
+
+
+@needs("nginx")
+@pytest.mark.parametrize("status", [400, 401, 403, 413, 429])
+def test_nginx_gives_a_reject_its_own_status_and_body(
+    status: int, fake_edge: FakeEdge, nginx: Gateway
+) -> None:
+    fake_edge.answer(carried(status, b'{"error":{"code":"x"}}'))
+    received = nginx.ask(b"GET /plain HTTP/1.1\r\nHost: edge\r\n\r\n")
+    assert (received.status, received.body) == (status, b'{"error":{"code":"x"}}')
+    assert received.header("cache-control") == "no-store"
+
+
+REPEATED = """\
+GET /nothing HTTP/1.1
+Host: edge
+X-API-Key: one
+X-API-Key: two
+X-API-Key: three, four
+Cookie: a=1
+Cookie: a=2
+
+"""
+
+
+@pytest.mark.parametrize("name", [pytest.param(each, marks=needs(KINDS[each].program)) for each in KINDS])
+def test_repeated_lines_reach_the_edge_as_they_were_sent(
+    name: str, fake_edge: FakeEdge, start_gateway: StartGateway
+) -> None:
+    """One by one and in order: a value that came on two lines cannot be mistaken for one with a comma in it."""
+    fake_edge.answer(ALLOW)
+    gateway = start_gateway(name, fake_edge.port)
+    assert gateway.ask(REPEATED.replace("\n", "\r\n").encode()).status == 200
+    asked = fake_edge.asked.decode()
+    assert re.findall(r"(?mi)^x-api-key: (.*)\r$", asked) == ["one", "two", "three, four"]
+    assert re.findall(r"(?mi)^cookie: (.*)\r$", asked) == ["a=1", "a=2"]
+
+
+@needs("nginx")
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "X-Original-URI: /nothing",
+        "X-Original-URL: http://edge/nothing",
+        "X-Original-Method: OPTIONS",
+        "X-Original-Host: other",
+        "X-Forwarded-Uri: /nothing",
+        "X-Fairvisor-Request-Id: 1",
+        "X_Original_URL: http://edge/nothing",
+        "Connection: X-Original-URL, X-Original-Method",
+    ],
+)
+def test_a_client_of_ingress_nginx_cannot_choose_its_path_or_repeat_an_id(
+    lines: str, edge: Edge, start_gateway: StartGateway, request: pytest.FixtureRequest
+) -> None:
+    gateway = start_gateway("ingress-nginx", edge.bind[1])
+    key = f"ingress {request.node.name}"
+    raw = f"GET /plain HTTP/1.1\r\nHost: edge\r\nX-API-Key: {key}\r\n{lines}\r\n\r\n".encode()
+    assert [gateway.ask(raw).status for _ in range(4)] == [200, 200, 200, 403]
+
+
+@needs("nginx")
+def test_a_client_of_ingress_nginx_is_its_connection(edge: Edge, start_gateway: StartGateway) -> None:
+    gateway = start_gateway("ingress-nginx", edge.bind[1])
+    raw = b"GET /address HTTP/1.1\r\nHost: edge\r\nX-Forwarded-For: 203.0.113.%d\r\nX-Real-IP: 203.0.113.9\r\n\r\n"
+    statuses = [gateway.ask(raw % number, "127.0.0.77").status for number in range(6)]
+    assert statuses[-1] == 403
+    assert gateway.ask(raw % 0, "127.0.0.78").status == 200
 
 
 @needs("envoy")

@@ -28,8 +28,8 @@ local SHOWN = {
     ["x-fairvisor-loop-count"] = "txn.fairvisor_loop_count",
 }
 local REFUSAL = {
-    ["content-type"] = true, ["retry-after"] = true, ["x-fairvisor-reason"] = true, ["x-should-retry"] = true,
-    ["x-fairvisor-loop-count"] = true,
+    ["cache-control"] = true, ["content-type"] = true, ["retry-after"] = true, ["www-authenticate"] = true,
+    ["x-fairvisor-reason"] = true, ["x-should-retry"] = true, ["x-fairvisor-loop-count"] = true,
 }
 
 local function is_dropped(name)
@@ -48,7 +48,8 @@ local function question(txn)
     local headers = {}
     for name, values in pairs(txn.http:req_get_headers()) do
         if not is_dropped(name) then
-            headers[name] = values
+            -- HAProxy counts the lines of a field from 0, and would send line 0 last.
+            headers[name] = {table.unpack(values, 0)}
         end
     end
     headers["x-original-method"] = {txn.f:method()}
