@@ -134,13 +134,11 @@ class Repeated:
 
     def values(self, name: str, value: bytes) -> list[bytes]:
         """Return the different values of a field whose joined value is `value`; for a list, the whole list first."""
-        lines = self.lines.get(name)
-        if lines is None:
-            if not self.joined or b"," not in value or name in _WITH_COMMA:
-                return [value]
-            lines = [line.strip() for line in value.split(b",")]
-        elif name in LIST_FIELDS:
+        lines = self.lines.get(name, [value])
+        if name in LIST_FIELDS:
             lines = [value, *lines]
+        elif self.joined and name not in _WITH_COMMA:
+            lines = [part.strip() for line in lines for part in line.split(b",")]
         return list(dict.fromkeys(lines))
 
     def single(self, name: str, value: bytes) -> bytes:
@@ -157,9 +155,9 @@ class Repeated:
 
         Raises AmbiguousValue for more than MAX_CREDENTIALS: no signature is checked then.
         """
-        lines = self.lines.get("authorization")
-        if lines is None:
-            lines = _split_credentials(value) if self.joined else [value]
+        lines = self.lines.get("authorization", [value])
+        if self.joined:
+            lines = [part for line in lines for part in _split_credentials(line)]
         different = {_same_credential(line): line for line in reversed(lines)}
         if len(different) > MAX_CREDENTIALS:
             raise AmbiguousValue("header:authorization")

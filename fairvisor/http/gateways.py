@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from fairvisor.errors import RequestError
 from fairvisor.http.request import Request
-from fairvisor.reading import HOSTS, JOINED, METHODS
+from fairvisor.reading import HOSTS, JOINED, METHODS, Repeated
 
 ENVOY_PREFIXES: Final = ("/v1/ext-authz/", "/v1/decision/")
 # Envoy sets it when it sends a body: "true" for one that it has cut at max_request_bytes (allow_partial_message).
@@ -68,10 +68,10 @@ class Endpoint:
         "allow_status",
         "carrier",
         "host_header",
+        "joins",
         "needs_id",
         "reads_body",
         "reads_id",
-        "repeated",
         "source",
     )
 
@@ -93,7 +93,23 @@ class Endpoint:
         self.reads_body = reads_body
         self.reads_id = request_ids is not RequestIds.IGNORED
         self.needs_id = request_ids is RequestIds.REQUIRED
-        self.repeated = JOINED if joins else None
+        self.joins = joins
+
+    def request_id(self, headers: Mapping[str, bytes]) -> str:
+        """Return the gateway's id of the request, "" when it has none. Raises RequestError where one is required."""
+        found = headers.get("x-fairvisor-request-id", b"").decode("latin-1")
+        if self.needs_id and not found:
+            raise RequestError(
+                "the header X-Fairvisor-Request-Id is missing; a gateway that does not set it asks /v1/auth-request"
+            )
+        return found
+
+    def with_joined(self, repeated: Repeated | None) -> Repeated:
+        """Return the repeated fields of a request from a gateway that joins: those that came apart, and the others.
+
+        Envoy joins the lines of Authorization also where it passes the lines of other fields on one by one.
+        """
+        return JOINED if repeated is None else Repeated(repeated.lines, joined=True)
 
 
 class FamilySource(Source):

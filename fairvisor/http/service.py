@@ -160,13 +160,6 @@ class Service:
             raise RequestError(
                 f"the header {endpoint.host_header} is missing, and the policies select by host"
             )
-        request_id = ""
-        if endpoint.reads_id:
-            request_id = headers.get("x-fairvisor-request-id", b"").decode("latin-1")
-            if endpoint.needs_id and not request_id:
-                raise RequestError(
-                    "the header X-Fairvisor-Request-Id is missing; a gateway that does not set it asks /v1/auth-request"
-                )
         context = Context(
             method,
             host,
@@ -176,9 +169,9 @@ class Service:
             active.identity,
             now,
             request.body,
-            request_id,
+            endpoint.request_id(headers) if endpoint.reads_id else "",
             request.cut_bytes or (1 if headers.get(PARTIAL_HEADER) == b"true" else 0),
-            request.repeated or endpoint.repeated,
+            endpoint.with_joined(request.repeated) if endpoint.joins else request.repeated,
         )
         decision = decide(bundle, self._counters, context, now)
         if decision.remarked:
