@@ -62,7 +62,7 @@ def error_answer(error: RequestError, head: str = "") -> Answer:
 
 
 def carried(answer: Answer) -> Answer:
-    """Return a no in the form for gateways that pass on nothing but a 403: its status and body in headers."""
+    """Return a reject in the form for gateways that pass on nothing but a 403: its status and body in headers."""
     body = answer.body.decode("ascii")
     head = f"{answer.head}X-Fairvisor-Status: {answer.status}\r\nX-Fairvisor-Body: {body}\r\n"
     return Answer(403, head, answer.body)

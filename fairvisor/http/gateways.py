@@ -59,7 +59,7 @@ class Endpoint:
     """A path that decides.
 
     `source` finds the original request; `allow_status` is the status of an allow, None for the configured one;
-    `carrier` says that a no is a 403 with the real status in a header, for gateways that pass nothing else;
+    `carrier` says that a reject is a 403 with the real status in a header, for gateways that pass nothing else;
     `host_header` is what a request without a host is told to send; `joins` says that the gateway joins repeated header
     lines with commas.
     """
@@ -235,5 +235,5 @@ def decision_endpoints(request_ids: bool) -> Mapping[str, Endpoint]:
 
 
 def _auth_request(source: Source, host_header: str, ids: RequestIds = RequestIds.IGNORED) -> Endpoint:
-    """Return an endpoint for nginx's auth_request module: it sends no body, and passes on no no but a 403."""
+    """Return an endpoint for nginx's auth_request module: it sends no body, and passes on no reject but a 403."""
     return Endpoint(source, host_header, carrier=True, reads_body=False, request_ids=ids)

@@ -110,7 +110,7 @@ class Service:
             if self._is_timed():
                 self._took(self._read_now().mono_ns - now.mono_ns)
             return answer
-        except Forbidden as error:  # about the gateway, which is to tell it from a no to the client
+        except Forbidden as error:  # about the gateway, which must not take it for a reject
             return error_answer(error)
         except RequestError as error:
             answer = error_answer(error)
