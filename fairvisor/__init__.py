@@ -41,6 +41,7 @@ Before the first request:
     state.py        files that outlive the machine's memory
     notes.py        what went wrong, for every process to read
     processes.py    which process is which, and whether it lives
+    bounded_cache.py what was worked out for texts that clients choose, bounded
     clock.py        the one place that reads a clock
     errors.py       the exceptions, one small tree
 

@@ -32,6 +32,7 @@ LINES_PER_BATCH: Final = 1000
 # leave less than 3 MB per worker.
 LINES_PER_S: Final = 200
 LINES_SAVED: Final = 10 * LINES_PER_S
+CHARACTERS_PER_LINE: Final = 1024  # of a key that waits to be written: a longer one takes the room of several lines
 MAX_RECORDS: Final = 1000  # of the operators' actions, while the log cannot be written
 
 MAX_VALUE: Final = 128  # characters of a plain value, and descriptors of a key: a line stays below 4 KiB
@@ -177,8 +178,9 @@ class Audit:
             name = reason.value if isinstance(reason, Reason) else reason
             subject = Subject(action, name, tally.policy_id, tally.rule, tally.mode)
             if self._room > 0:
-                self._room -= 1
-                self._batch[spot] = Entry(limit, reason, subject, limit.describe(context))
+                described = limit.describe(context)
+                self._room -= _room_of(described)
+                self._batch[spot] = Entry(limit, reason, subject, described)
             else:
                 self._merge(subject, 1)
         finally:
@@ -255,6 +257,11 @@ def hashed(secret: bytes) -> Callable[[str, str], str]:
 def plain(name: str, value: str) -> str:
     """A key as it is, cut where it is long (claims may hold lone surrogates, which JSON files may not)."""
     return value[:MAX_VALUE].encode("utf-8", "replace").decode()
+
+
+def _room_of(described: Described) -> int:
+    """How many lines' room a key takes until it is written: it is held as it is, however long a client made it."""
+    return 1 + sum([len(value) // CHARACTERS_PER_LINE for _, value in described if value])
 
 
 def _remark(verdict: Verdict) -> str:

@@ -108,7 +108,8 @@ class TopKeys:
 
 def _rejected(verdict: Verdict, reason: Reason, context: Context) -> Rejected:
     tally = verdict.limit.tally
-    return Rejected(tally.policy_id, tally.rule, reason.value, verdict.limit.describe(context))
+    keys = tuple((name, _shown(value)) for name, value in verdict.limit.describe(context))
+    return Rejected(tally.policy_id, tally.rule, reason.value, keys)
 
 
 def read_top_keys(slates: Slates, now: Now) -> tuple[int, list[Frequent[Rejected]]]:
@@ -133,8 +134,7 @@ def _text(windows: list[tuple[int, list[Frequent[Rejected]]]]) -> bytes:
 
 def _line(window: int, frequent: Frequent[Rejected]) -> tuple[int, bytes]:
     rejected = frequent.key
-    keys = [(name, _shown(value)) for name, value in rejected.keys]
-    return frequent.hits, orjson.dumps([window, frequent.hits, frequent.error, *rejected[:3], keys])
+    return frequent.hits, orjson.dumps([window, frequent.hits, frequent.error, *rejected])
 
 
 def _shown(value: str | None) -> str | None:

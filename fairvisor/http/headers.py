@@ -7,22 +7,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from fairvisor.bounded_cache import BoundedCache
 from fairvisor.reading import Repeated, read_fields
 
 _REMEMBERED: Final = 1024
 
 
-class HeaderNames(dict[bytes, str]):
-    """Header names in lower case, each worked out once; bounded, since clients can make names up."""
-
-    def __missing__(self, name: bytes) -> str:
-        if len(self) >= _REMEMBERED:
-            self.clear()
-        known = self[name] = name.decode("latin-1").lower()
-        return known
-
-
-_NAMES: Final = HeaderNames()
+_NAMES: Final = BoundedCache[bytes, str](lambda name: name.decode("latin-1").lower(), _REMEMBERED)
 
 
 def read_headers(pairs: list[tuple[bytes, bytes]]) -> tuple[dict[str, bytes], Repeated | None]:

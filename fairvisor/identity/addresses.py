@@ -18,6 +18,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from fairvisor.bounded_cache import LONGEST
 from fairvisor.identity.recent import Recent
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class Addresses:
         client = self._clients.get((peer, value))
         if client is None:
             client = Client(self._address(peer, value), self._ipv6_prefix, described=described)
-            self._clients.put((peer, value), client)
+            if value is None or len(value) <= LONGEST:  # no chain of proxies is longer
+                self._clients.put((peer, value), client)
         return client
 
     def _address(self, peer: str, value: bytes | None) -> Address | None:

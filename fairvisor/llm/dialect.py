@@ -19,7 +19,10 @@ from enum import Enum
 from functools import lru_cache
 from typing import Final
 
+from fairvisor.bounded_cache import BoundedCache
 from fairvisor.decision import STATUSES, Reason
+
+_REMEMBERED_PATHS: Final = 1024
 
 
 class Dialect(str, Enum):
@@ -80,12 +83,18 @@ _GEMINI_STATUSES: Final = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 503:
 _SECONDS: Final = 987_654_321_987_654_321
 
 
-@lru_cache(maxsize=1024)
 def dialect_of(path: str) -> Dialect:
     """The dialect spoken at `path` (normalised, without query). A prefix before the provider's own path is fine."""
+    return _DIALECTS[path]
+
+
+def _dialect(path: str) -> Dialect:
     if _ANTHROPIC_PATH.search(path):
         return Dialect.ANTHROPIC
     return Dialect.GEMINI if _GEMINI_PATH.search(path) else Dialect.OPENAI
+
+
+_DIALECTS: Final = BoundedCache[str, Dialect](_dialect, _REMEMBERED_PATHS)
 
 
 @lru_cache(maxsize=1024)

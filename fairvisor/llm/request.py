@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 import orjson
 
+from fairvisor.bounded_cache import BoundedCache
 from fairvisor.llm.cut import mend
 
 MAX_NUMBER: Final = 10**12
@@ -49,6 +49,8 @@ _CHOICE_FIELDS: Final = ("n", "best_of")
 _CONFIG_FIELDS: Final = ("generationConfig", "generation_config", "inferenceConfig")
 _CONFIG_CAPS: Final = ("maxOutputTokens", "max_output_tokens", "maxTokens")
 _CONFIG_CHOICES: Final = ("candidateCount", "candidate_count")
+
+_REMEMBERED_PATHS: Final = 1024
 
 
 class _Told(NamedTuple):
@@ -100,7 +102,7 @@ def read_request(path: str, body: bytes | None, cut_bytes: int = 0) -> LlmReques
         document = _parse(body)
     if not isinstance(document, dict):
         return None
-    told = _told_by_path(path)
+    told = _TOLD_BY_PATH[path]
     config = _config(document)
     cap = _largest(document, _CAP_FIELDS)
     choices = _largest(document, _CHOICE_FIELDS) or 1
@@ -178,14 +180,16 @@ def _largest(document: dict[str, object], names: tuple[str, ...]) -> int:
     return largest
 
 
-@lru_cache(maxsize=1024)
-def _told_by_path(path: str) -> _Told:
+def _read_told(path: str) -> _Told:
     model = _MODEL_IN_PATH.search(unquote(path) if "%" in path else path)
     return _Told(
         (model[1] or model[2] or model[3]) if model is not None else "",
         _NO_COMPLETION.search(path) is None,
         _STREAM_IN_PATH.search(path) is not None,
     )
+
+
+_TOLD_BY_PATH: Final = BoundedCache[str, _Told](_read_told, _REMEMBERED_PATHS)
 
 
 def _model(document: dict[str, object]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from fairvisor.bounded_cache import BoundedCache
 from fairvisor.errors import FairvisorError, MethodNotAllowed, RequestError
 from fairvisor.proxy import _heads
 from fairvisor.reading import Repeated
@@ -82,31 +83,26 @@ class BadResponse(FairvisorError):
     """What the upstream sent is no response that may be passed on."""
 
 
-class _Fields(dict[bytes, tuple[str, int]]):
-    """Field names as they were sent -> lower case and flags. Raises ValueError for what is no name; bounded."""
-
-    def __missing__(self, name: bytes) -> tuple[str, int]:
-        if not _TOKEN.fullmatch(name):
-            raise ValueError
-        if len(self) >= _REMEMBERED:
-            self.clear()
-        text = name.decode("ascii").lower()
-        # Servers that make variables of names cannot tell X_Forwarded_For from X-Forwarded-For.
-        same = text.replace("_", "-")
-        flags = _FLAGS.get(same, 0)
-        if same.startswith("x-forwarded-"):
-            flags = FORWARDED
-        elif same.startswith(("x-fairvisor-", "x-ratelimit-", "anthropic-ratelimit-")):
-            flags = OURS
-        if same != text and flags & (LENGTH | CODING | HOST):
-            raise ValueError
-        if same != text and flags:
-            flags = FORWARDED  # never what it poses as, and dropped
-        known = self[name] = (text, flags)
-        return known
+def _field(name: bytes) -> tuple[str, int]:
+    """A field name as it was sent, in lower case, with its flags. Raises ValueError for what is no name."""
+    if not _TOKEN.fullmatch(name):
+        raise ValueError
+    text = name.decode("ascii").lower()
+    # Servers that make variables of names cannot tell X_Forwarded_For from X-Forwarded-For.
+    same = text.replace("_", "-")
+    flags = _FLAGS.get(same, 0)
+    if same.startswith("x-forwarded-"):
+        flags = FORWARDED
+    elif same.startswith(("x-fairvisor-", "x-ratelimit-", "anthropic-ratelimit-")):
+        flags = OURS
+    if same != text and flags & (LENGTH | CODING | HOST):
+        raise ValueError
+    if same != text and flags:
+        flags = FORWARDED  # never what it poses as, and dropped
+    return text, flags
 
 
-FIELDS: Final = _Fields()
+FIELDS: Final = BoundedCache[bytes, tuple[str, int]](_field, _REMEMBERED)
 
 
 class RequestHead:
