@@ -7,11 +7,24 @@ edge (HTTP or command line). A message names the field, the value and what is al
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from itertools import islice
+from typing import Final, NamedTuple
+
+MAX_PROBLEMS: Final = 100  # of one bundle that are listed; whoever makes a list may stop once it has one more
+_MAX_PATH: Final = 300  # characters; a bundle chooses its names, and so how long a path is
+_MAX_MESSAGE: Final = 500
 
 
 class FairvisorError(Exception):
-    """Anything that Fairvisor Edge itself reports to its user."""
+    """Anything that Fairvisor Edge itself reports to its user: a line, or several."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+
+    def __str__(self) -> str:
+        return "; ".join(self.lines)
 
 
 class RequestError(FairvisorError):
@@ -109,13 +122,33 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         return f"{self.path}: {self.message}" if self.path else self.message
 
+    @property
+    def shortened(self) -> Problem:
+        """The same, cut to a length that fits a log."""
+        return Problem(_cut(self.path, _MAX_PATH), _cut(self.message, _MAX_MESSAGE))
+
+
+def listed(problems: Iterable[Problem], kind: str) -> tuple[Problem, ...]:
+    """The first MAX_PROBLEMS problems, and one more that says so where there are others; `kind`: errors, warnings."""
+    first = tuple(problem.shortened for problem in islice(problems, MAX_PROBLEMS + 1))
+    if len(first) <= MAX_PROBLEMS:
+        return first
+    return (
+        *first[:MAX_PROBLEMS],
+        Problem("", f"there are more {kind}: only the first {MAX_PROBLEMS} are listed"),
+    )
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
 
 class BundleInvalid(FairvisorError):
-    """A bundle with errors: refused whole, the active one stays. `problems` holds every error found."""
+    """A bundle with errors: refused whole, the active one stays. `problems` are its errors, as `listed` gives them."""
 
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = problems
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = listed(problems, "errors")
+        super().__init__(*map(str, self.problems))
 
 
 class BundleRefused(FairvisorError):

@@ -8,6 +8,7 @@ import gc
 import hashlib
 import hmac
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from fairvisor.bundle import syntax
 from fairvisor.bundle.load import Parsed, check_successor, parse, parse_policy, verify_signature
 from fairvisor.bundle.model import CostBased, LlmTokens, Policy, TokenBucket
 from fairvisor.clock import NS_PER_S
-from fairvisor.errors import BundleInvalid, BundleRefused, EstimatorUnavailable
+from fairvisor.errors import MAX_PROBLEMS, BundleInvalid, BundleRefused, EstimatorUnavailable
 
 WALL_NS = 1_800_000_000 * NS_PER_S  # 2027-01-15T08:00:00Z
 RULE: dict[str, Any] = {
@@ -431,3 +432,59 @@ def test_no_garbled_bytes_raise_anything_else(data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(document) - 1))
     document[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
     refused_or_valid(bytes(document))
+
+
+# bounded reports
+
+ONE_RULE = {**RULE, "limit_keys": [1] * 50_000}
+MANY_NAMES = {f"name{number}": 1 for number in range(50_000)}
+
+
+@pytest.mark.parametrize(
+    ("document", "strict"),
+    [
+        ({"policies": [policy(rules=[ONE_RULE])]}, False),
+        ({"policies": [policy(rules=[1] * 50_000)]}, False),
+        ({"policies": [1] * 50_000}, False),
+        ({"policies": [policy(rules=[{**RULE, "limit_keys": [None] * 50_000}])]}, False),
+        ({"policies": [policy(selector={"pathPrefix": "/", **MANY_NAMES})]}, False),
+        ({"policies": [policy(**MANY_NAMES)]}, True),
+        ({"policies": [], "kill_switches": [{}] * 50_000}, False),
+        ({"policies": [policy()] * 5_000}, False),
+    ],
+)
+def test_a_bundle_with_very_many_errors_has_a_bounded_report(document: dict[str, Any], strict: bool) -> None:
+    with pytest.raises(BundleInvalid) as invalid:
+        load(*document.pop("policies"), strict=strict, **document)
+    problems = invalid.value.problems
+    assert len(problems) == MAX_PROBLEMS + 1
+    assert problems[-1].message == "there are more errors: only the first 100 are listed"
+
+
+def test_a_name_given_twice_very_often_has_a_bounded_report() -> None:
+    text = '{"bundle_version": 1, "policies": [], ' + ",".join(['"a": 1'] * 5_000) + "}"
+    with pytest.raises(BundleInvalid) as invalid:
+        parse(text.encode(), wall_ns=WALL_NS, environ={})
+    assert len(invalid.value.problems) == MAX_PROBLEMS + 1
+
+
+def test_a_bundle_with_very_many_warnings_is_valid_and_lists_the_first() -> None:
+    warnings = load(policy(**MANY_NAMES)).warnings
+    assert len(warnings) == MAX_PROBLEMS + 1
+    assert warnings[-1].message == "there are more warnings: only the first 100 are listed"
+
+
+def test_an_error_with_a_long_name_is_cut() -> None:
+    name = "x" * 100_000
+    errors = errors_of(
+        {**policy(), "id": name}, {**policy(), "id": name}, policy(selector={name: 1}), jwt_keys=name
+    )
+    assert len(errors) >= 4
+    assert max(map(len, errors)) < 1_000
+
+
+@pytest.mark.parametrize("policies", [[policy(rules=[{**RULE, "limit_keys": [1] * 100_000}])], []])
+def test_a_part_with_too_many_values_is_one_error(policies: list[Any]) -> None:
+    fields = {} if policies else {"jwt_keys": [1] * 100_000}
+    (error,) = errors_of(*policies, **fields)
+    assert re.search(r" has 100,0\d\d values; at most 100,000 are read$", error)

@@ -33,14 +33,13 @@ ZONED_PERIODS: Final = ("1d", "7d", "1mo")
 JWKS_VARIABLES: Final = ("FAIRVISOR_JWKS_FILE", "FAIRVISOR_JWKS_URL")
 
 
-def advise(bundle: Bundle, wall_ns: int, environ: Mapping[str, str]) -> list[Problem]:
+def advise(bundle: Bundle, wall_ns: int, environ: Mapping[str, str]) -> Iterator[Problem]:
     """Every warning about a valid bundle as of `wall_ns` (nanoseconds since the Unix epoch)."""
-    warnings = [*_on_bundle(bundle, wall_ns)]
+    yield from _on_bundle(bundle, wall_ns)
     for index, policy in enumerate(bundle.policies):
-        warnings += _on_policy(policy, f"policies[{index}]")
+        yield from _on_policy(policy, f"policies[{index}]")
     if not bundle.jwt_keys and not any(environ.get(name) for name in JWKS_VARIABLES):
-        warnings += _on_unverified_claims(bundle)
-    return warnings
+        yield from _on_unverified_claims(bundle)
 
 
 def _on_bundle(bundle: Bundle, wall_ns: int) -> Iterator[Problem]:

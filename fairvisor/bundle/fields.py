@@ -80,7 +80,7 @@ def show(value: object) -> str:
 
 def did_you_mean(word: object, known: Iterable[str], likeness: float = 0.6) -> str:
     """The tail of a message that names the nearest known word; nothing when none is as like (0 to 1) as that."""
-    if not isinstance(word, str):
+    if not isinstance(word, str) or len(word) > _SHOWN:
         return ""
     names = {name.lower(): name for name in sorted(known)}
     near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=likeness)

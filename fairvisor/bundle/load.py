@@ -1,6 +1,6 @@
 """The one way from bytes to a bundle: `validate`, the server, the admin API and the tests all call `parse`.
 
-A bundle with any error is refused whole, with every error that it has; what is odd but well-formed is a warning.
+A bundle with any error is refused whole, with its errors (the first hundred); what is odd but well-formed is a warning.
 Policies are read one by one, so that a reload can do the same in slices and keep those whose bytes did not change.
 `verify_signature` and `check_successor` say whether bytes may be looked at, and whether a bundle may replace another.
 No file is read and no clock; the environment is only asked for what the bundle names (HMAC secrets).
@@ -17,16 +17,28 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Final
+
+import orjson
 
 from fairvisor.bundle.advice import advise
 from fairvisor.bundle.model import Bundle, Defaults, KillSwitch, LlmTokens, Policy
-from fairvisor.bundle.model_limits import FALLBACK_NAME
-from fairvisor.bundle.problems import read_part
+from fairvisor.bundle.model_limits import FALLBACK_NAME, Strictly
+from fairvisor.bundle.problems import Reading, read_part
 from fairvisor.bundle.syntax import read_document
 from fairvisor.clock import NS_PER_S
-from fairvisor.errors import BundleInvalid, BundleRefused, EstimatorUnavailable, Problem
+from fairvisor.errors import (
+    MAX_PROBLEMS,
+    BundleInvalid,
+    BundleRefused,
+    EstimatorUnavailable,
+    Problem,
+    listed,
+)
 from fairvisor.llm.estimate import load_estimator
+
+MAX_VALUES: Final = 100_000  # of one policy, or of a bundle without its policies and kill switches
 
 _SIGNATURE_LINE = re.compile(rb"[A-Za-z0-9+/]{43}=[ \t]*\r?\n")
 
@@ -54,8 +66,8 @@ def parse(data: bytes, *, wall_ns: int, environ: Mapping[str, str], strict: bool
             raise BundleInvalid((Problem("", "the bundle is nested too deeply"),)) from None
     if model is None or syntax_errors:
         raise BundleInvalid(_merged(syntax_errors, errors))
-    warnings += advise(model, wall_ns, environ)
-    return Parsed(model, tuple(warnings), hashlib.sha256(data).hexdigest(), data)
+    all_warnings = listed(chain(warnings, advise(model, wall_ns, environ)), "warnings")
+    return Parsed(model, all_warnings, hashlib.sha256(data).hexdigest(), data)
 
 
 def parse_policy(raw: object, defaults: Defaults) -> Policy:
@@ -131,17 +143,21 @@ def check_successor(
 def _read_bundle(
     document: dict[str, Any], environ: Mapping[str, str], strict: bool
 ) -> tuple[Bundle | None, list[Problem], list[Problem]]:
-    raw_policies = document.get("policies")
-    listed = raw_policies if isinstance(raw_policies, list) else []
-    head = document if raw_policies is not listed else {**document, "policies": []}
-    bundle, errors, warnings = read_part(Bundle, head, "", {"environ": environ}, strict)
+    lists = {
+        name: raw for name in ("policies", "kill_switches") if isinstance(raw := document.get(name), list)
+    }
+    head = {**document, **{name: [] for name in lists}}
+    bundle, errors, warnings = _read_part(Bundle, head, "", {"environ": environ}, strict)
+    switches = _read_switches(lists.get("kill_switches", []), errors)
     defaults = bundle.defaults if bundle is not None else Defaults()
     policies: list[Policy] = []
     taken: dict[str, int] = {}
     estimators = Estimators()
-    for index, raw in enumerate(listed):
+    for index, raw in enumerate(lists.get("policies", ())):
+        if len(errors) > MAX_PROBLEMS:
+            break
         path = f"policies[{index}]"
-        policy, wrong, unknown = read_part(Policy, raw, path, {}, strict)
+        policy, wrong, unknown = _read_part(Policy, raw, path, {}, strict)
         errors += wrong
         warnings += unknown
         if isinstance(raw, dict):
@@ -156,7 +172,47 @@ def _read_bundle(
             policies.append(policy.resolved(defaults))
     if bundle is None or errors:
         return None, errors, warnings
-    return bundle.model_copy(update={"policies": tuple(policies)}), errors, warnings
+    update = {"policies": tuple(policies), "kill_switches": switches}
+    return bundle.model_copy(update=update), errors, warnings
+
+
+def _read_part(
+    model: type[Strictly], raw: object, path: str, context: Mapping[str, object], strict: bool
+) -> Reading:
+    """`read_part`, for parts with at most MAX_VALUES values: each may be an error, and pydantic makes all of them."""
+    number = _values(raw) if len(orjson.dumps(raw)) > 2 * MAX_VALUES else 0  # a value has a byte and a comma
+    if number > MAX_VALUES:
+        message = f"has {number:,} values; at most {MAX_VALUES:,} are read"
+        return Reading(
+            None, [Problem(path, message if path else f"the bundle without its policies {message}")], []
+        )
+    return read_part(model, raw, path, context, strict)
+
+
+def _values(raw: object) -> int:
+    """How many JSON values `raw` consists of."""
+    number = 0
+    todo = [raw]
+    while todo:
+        part = todo.pop()
+        number += 1
+        if isinstance(part, dict):
+            todo += part.values()
+        elif isinstance(part, list):
+            todo += part
+    return number
+
+
+def _read_switches(listed_switches: list[Any], errors: list[Problem]) -> tuple[KillSwitch, ...]:
+    """The kill switches; their errors are added. A typo in one lets requests pass: unknown fields are errors."""
+    switches: list[KillSwitch] = []
+    for index, raw in enumerate(listed_switches):
+        switch, wrong, _ = _read_part(KillSwitch, raw, f"kill_switches[{index}]", {}, strict=True)
+        errors += wrong
+        if len(errors) > MAX_PROBLEMS:
+            break
+        switches.append(switch)
+    return tuple(switches)
 
 
 def _repeated_names(raw: dict[str, Any], path: str) -> Iterator[Problem]:

@@ -2,13 +2,15 @@
 
 One call reads one part of a bundle (its head, or a policy) against its class. Unknown fields are set apart, because
 they are errors in some places and warnings in others, and what remains is read again without them, so that all
-errors of the part come out at once. This module knows how errors look; what is right is said in the model.
+errors of the part come out at once: MAX_PROBLEMS and one more at most, so that there is an end to what a bundle can
+make us say. This module knows how errors look; what is right is said in the model.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar, get_args
 
 from pydantic import ValidationError
@@ -36,7 +38,7 @@ from fairvisor.bundle.model import (
 )
 from fairvisor.bundle.model_limits import Algorithm, Streaming, Strictly, TokenSource, Weights
 from fairvisor.bundle.syntax import FREE_FIELDS, member
-from fairvisor.errors import Problem
+from fairvisor.errors import MAX_PROBLEMS, Problem
 
 PartT = TypeVar("PartT", bound=Strictly)
 Location = tuple[int | str, ...]
@@ -97,14 +99,17 @@ def read_part(
         found = invalid.errors(include_url=False)
     extra = [error["loc"] for error in found if error["type"] == "extra_forbidden"]
     if not extra:
-        return Reading(None, [*_problems(found, raw, path)], [])
+        return Reading(None, [*islice(_problems(found, raw, path), MAX_PROBLEMS + 1)], [])
     errors: list[Problem] = []
     unknown: list[Problem] = []
     for location in extra:
         if location[-1] not in FREE_FIELDS:
             part = _part(model, location[:-1])
-            is_error = strict or _is_exact(part, location)
-            (errors if is_error else unknown).append(_unknown_field(part, location, raw, path))
+            kind = errors if strict or _is_exact(part, location) else unknown
+            if len(kind) <= MAX_PROBLEMS:
+                kind.append(_unknown_field(part, location, raw, path))
+    if len(errors) > MAX_PROBLEMS:
+        return Reading(None, errors, unknown)
     rest = read_part(model, _without(raw, extra), path, context, strict)
     errors += (_with_typo(problem, errors + unknown) for problem in rest.errors)
     return Reading(None if errors else rest.part, errors, unknown)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final
 
 import orjson
 
-from fairvisor.errors import BundleInvalid, Problem
+from fairvisor.errors import MAX_PROBLEMS, BundleInvalid, Problem
 
 MAX_BUNDLE_BYTES: Final = 64 * 1024 * 1024
 FREE_FIELDS: Final = ("$comment", "$schema")  # allowed in every object, with any value
@@ -36,9 +37,9 @@ def read_document(data: bytes) -> tuple[dict[str, Any], tuple[Problem, ...]]:
         raise _invalid("is nested too deeply") from None
     if not isinstance(document, dict):
         raise _invalid("must be a JSON object")
-    problems = [*_names_given_twice(text)] if twice else []
+    problems = [*islice(_names_given_twice(text), MAX_PROBLEMS + 1)] if twice else []
     if b"null" in data:
-        problems += _nulls(document)
+        problems += islice(_nulls(document), MAX_PROBLEMS + 1)
     return document, tuple(problems)
 
 

@@ -19,6 +19,7 @@ from fairvisor.cli.trace import trace
 from fairvisor.cli.words import Words
 from fairvisor.clock import read_now
 from fairvisor.context import Context
+from fairvisor.errors import listed
 from fairvisor.identity import Identity
 from fairvisor.reading import HOSTS, METHODS, read_fields
 from fairvisor.response import Renderer
@@ -75,7 +76,7 @@ def explain(
     answer = Renderer(settings.ratelimit_headers, settings.llm_headers).answer(
         traced.decision, context, settings.allow_status
     )
-    warnings = (*parsed.warnings, *unreachable(parsed.model, identity.sources()))
+    warnings = listed((*parsed.warnings, *unreachable(parsed.model, identity.sources())), "warnings")
     report = {
         "request": {"method": context.method, "host": context.host, "path": context.path},
         **Words(parsed.model, traced, context).report(),

@@ -8,8 +8,8 @@ from fairvisor.bundle.load import Parsed
 from fairvisor.bundle.reach import unreachable
 from fairvisor.cli.exits import FAILED
 from fairvisor.cli.files import read_bundle, shown_name
-from fairvisor.cli.screen import count_of, format_option, print_json, print_line, print_warnings
-from fairvisor.errors import BundleInvalid, Problem
+from fairvisor.cli.screen import count_of, format_option, print_errors, print_json, print_line, print_warnings
+from fairvisor.errors import BundleInvalid, Problem, listed
 from fairvisor.identity import Identity
 from fairvisor.settings import Settings, environment
 
@@ -29,9 +29,8 @@ def validate(context: click.Context, file: str, strict: bool, output_format: str
         _print_invalid(shown_name(file), invalid.problems, output_format)
         context.exit(FAILED)
     sources = Identity.from_settings(Settings.load(environment(), {})).sources()
-    _print_valid(
-        shown_name(file), parsed, (*parsed.warnings, *unreachable(parsed.model, sources)), output_format
-    )
+    warnings = listed((*parsed.warnings, *unreachable(parsed.model, sources)), "warnings")
+    _print_valid(shown_name(file), parsed, warnings, output_format)
 
 
 def _print_invalid(name: str, errors: Problems, output_format: str) -> None:
@@ -40,7 +39,7 @@ def _print_invalid(name: str, errors: Problems, output_format: str) -> None:
         return
     for problem in errors:
         print_line(("error", "bold red"), f"  {problem}")
-    click.echo(f"Error: {name} is not a valid bundle: {count_of(len(errors), 'error', 'errors')}", err=True)
+    print_errors(f"{name} is not a valid bundle: {count_of(len(errors), 'error', 'errors')}")
 
 
 def _print_valid(name: str, parsed: Parsed, warnings: Problems, output_format: str) -> None:
