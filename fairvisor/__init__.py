@@ -42,6 +42,7 @@ Before the first request:
     notes.py        what went wrong, for every process to read
     processes.py    which process is which, and whether it lives
     bounded_cache.py what was worked out for texts that clients choose, bounded
+    visible.py      text for people, with what a terminal would act on escaped
     clock.py        the one place that reads a clock
     errors.py       the exceptions, one small tree
 

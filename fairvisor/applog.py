@@ -15,6 +15,7 @@ import orjson
 from gunicorn.glogging import Logger as GunicornLogger
 
 from fairvisor.settings import Settings, declared
+from fairvisor.visible import visible, visible_json
 
 SHOWN_INSTEAD: Final = "(a secret)"
 _LEAST_SECRET: Final = 4  # characters; shorter ones would be found in any text
@@ -30,6 +31,14 @@ class Console(logging.Formatter):
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         return _time(record)
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = visible(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback, indented: an exception may quote what a client sent, and no line of it is a record."""
+        return "\n".join(f"    {visible(line)}" for line in super().formatException(ei).split("\n"))
+
 
 class Json(logging.Formatter):
     """`{"time": ..., "level": ..., "logger": ..., "pid": ..., "message": ...}`, and `exception` where there is one."""
@@ -44,7 +53,7 @@ class Json(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(_readable(line)).decode()
+        return visible_json(orjson.dumps(_readable(line))).decode()
 
 
 class Discreet(logging.Formatter):
@@ -53,8 +62,8 @@ class Discreet(logging.Formatter):
     def __init__(self, formatter: logging.Formatter, secrets: Iterable[str]) -> None:
         super().__init__()
         self._formatter = formatter
-        forms = {form for secret in secrets for form in (secret, orjson.dumps(secret).decode()[1:-1])}
-        self._secrets = sorted(forms, key=len, reverse=True)  # as they are, and as JSON escapes them
+        forms = {form for secret in secrets for form in (secret, visible(secret), _in_json(secret))}
+        self._secrets = sorted(forms, key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
         text = self._formatter.format(record)
@@ -87,6 +96,10 @@ def secrets_of(settings: Settings) -> frozenset[str]:
     """The values that no line may show."""
     values = (getattr(settings, setting.name) for setting in declared() if setting.secret)
     return frozenset(value for value in values if isinstance(value, str) and len(value) >= _LEAST_SECRET)
+
+
+def _in_json(text: str) -> str:
+    return visible_json(orjson.dumps(text)).decode()[1:-1]
 
 
 def _readable(line: dict[str, object]) -> dict[str, object]:

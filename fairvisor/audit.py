@@ -26,13 +26,16 @@ from fairvisor.linefile import PartlyWritten
 from fairvisor.metrics import Cells, Counter
 from fairvisor.metrics.families import AUDIT_DROPPED, AUDIT_EVENTS, AUDIT_LINES, AUDIT_MERGED
 from fairvisor.rules.limit import Described, Limit
+from fairvisor.visible import visible_json
 
 LINES_PER_BATCH: Final = 1000
 # In the long run; a worker that was quiet may write ten seconds' worth at once. A million rejects in a minute then
 # leave less than 3 MB per worker.
 LINES_PER_S: Final = 200
 LINES_SAVED: Final = 10 * LINES_PER_S
-CHARACTERS_PER_LINE: Final = 1024  # of a key that waits to be written: a longer one takes the room of several lines
+CHARACTERS_PER_LINE: Final = (
+    1024  # of a key that waits to be written: a longer one takes the room of several lines
+)
 MAX_RECORDS: Final = 1000  # of the operators' actions, while the log cannot be written
 
 MAX_VALUE: Final = 128  # characters of a plain value, and descriptors of a key: a line stays below 4 KiB
@@ -143,7 +146,7 @@ class Audit:
         if not (batch or merged or records):
             return 0
         entries: list[tuple[Subject, int, bool]] = []
-        lines = [orjson.dumps(record, default=str) + b"\n" for record in records]
+        lines = [visible_json(orjson.dumps(record, default=str)) + b"\n" for record in records]
         for line, subject, count, is_merged in self._made(batch, merged, now):
             lines.append(line)
             entries.append((subject, count, is_merged))
@@ -225,7 +228,7 @@ class Audit:
         line: dict[str, object] = {"time": time, **subject._asdict()}
         if key is not None:
             line["key"] = key
-        return orjson.dumps({**line, "count": count, "worker": self._worker}) + b"\n"
+        return visible_json(orjson.dumps({**line, "count": count, "worker": self._worker})) + b"\n"
 
     def _account(self, written: Sequence[tuple[Subject, int, bool]], lines: int) -> None:
         events = sum(count for _, count, _ in written)

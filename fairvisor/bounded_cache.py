@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-TextT = TypeVar("TextT", str, bytes)
+TextT = TypeVar("TextT", bound="str | bytes")
 ValueT = TypeVar("ValueT")
 
 LONGEST: Final = 512  # bytes or characters of a text that is kept; real names, hosts and paths are shorter

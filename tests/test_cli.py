@@ -170,4 +170,5 @@ def test_a_file_that_cannot_be_read_is_one_line_on_stderr(
     name: str, reason: str, folder: Path, capsys: Captured
 ) -> None:
     assert run(["validate", name]) == exits.FAILED
-    assert capsys.readouterr().err == f"Error: cannot read {name}: {reason}\n"
+    shown = name.replace("\0", "\\x00")
+    assert capsys.readouterr().err == f"Error: cannot read {shown}: {reason}\n"

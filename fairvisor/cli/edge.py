@@ -17,7 +17,7 @@ from urllib.parse import urlencode, urlsplit
 import click
 import orjson
 
-from fairvisor.errors import FairvisorError
+from fairvisor.errors import FairvisorError, Problem
 from fairvisor.http.admin_listener import short_path
 from fairvisor.settings import Settings, environment
 
@@ -35,8 +35,10 @@ class Refused(FairvisorError):
     """The edge answered, and said no. `status` is the HTTP status, `error` what it said, as plain data."""
 
     def __init__(self, status: int, error: Mapping[str, Any]) -> None:
-        problems = [f"{problem['path']}: {problem['message']}" for problem in error.get("problems", ())]
-        super().__init__("\n".join([str(error.get("message", f"HTTP {status}")), *problems]))
+        problems = [
+            str(Problem(problem["path"], problem["message"])) for problem in error.get("problems", ())
+        ]
+        super().__init__(str(error.get("message", f"HTTP {status}")), *problems)
         self.status = status
         self.error = error
 

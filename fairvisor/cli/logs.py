@@ -20,6 +20,7 @@ import orjson
 from fairvisor.cli.screen import print_line
 from fairvisor.errors import FairvisorError
 from fairvisor.settings import Settings, environment
+from fairvisor.visible import visible_json
 
 POLL_S: Final = 0.2
 _MARK_BYTES: Final = 256
@@ -182,7 +183,7 @@ def _end_of_last_line(fd: int) -> int:
 
 
 def _show_json(line: bytes) -> None:
-    click.echo(line)
+    click.echo(visible_json(line))
 
 
 def _show(line: bytes) -> None:

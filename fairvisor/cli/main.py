@@ -22,12 +22,14 @@ from fairvisor.cli.limits import limits
 from fairvisor.cli.logs import logs
 from fairvisor.cli.reset import reset
 from fairvisor.cli.schema import schema
+from fairvisor.cli.screen import print_errors
 from fairvisor.cli.serve import serve
 from fairvisor.cli.status import status
 from fairvisor.cli.test import test
 from fairvisor.cli.validate import validate
 from fairvisor.cli.version import version
 from fairvisor.errors import FairvisorError
+from fairvisor.visible import visible
 
 
 @click.group(
@@ -84,23 +86,22 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return cli.main(list(arguments), prog_name="fairvisor", standalone_mode=False) or 0
     except click.UsageError as error:
-        error.show()
+        click.UsageError(visible(error.format_message()), error.ctx).show()  # it may repeat an argument
         return USAGE
     except click.ClickException as error:
-        error.show()
-        return FAILED
+        return _failed(error.format_message())
     except click.Abort:
         return INTERRUPTED
     except Unreachable as error:
-        return _failed(str(error), UNREACHABLE)
+        return _failed(*error.lines, code=UNREACHABLE)
     except FairvisorError as error:
-        return _failed(str(error))
+        return _failed(*error.lines)
     except OSError as error:
         return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
 
 
-def _failed(message: str, code: int = FAILED) -> int:
-    click.echo(f"Error: {message}", err=True)
+def _failed(*lines: str, code: int = FAILED) -> int:
+    print_errors(*lines)
     return code
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from fairvisor import reload
+from fairvisor.cli.screen import print_line
 from fairvisor.http.start import segment_name
 from fairvisor.settings import Settings, environment
 from fairvisor.state import StateDirectory
@@ -36,6 +37,6 @@ def reset(state: bool, **flags: str | None) -> None:
         with_bundle=state,
     )
     for name in removed:
-        click.echo(f"removed {name}")
+        print_line(f"removed {name}")
     if not removed:
-        click.echo(f"nothing there of instance {settings.instance}")
+        print_line(f"nothing there of instance {settings.instance}")
