@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from edge import SEGMENT_BYTES, Edge, bucket, budget, policy, tokens
 
-from fairvisor.audit import LINES_PER_BATCH, LINES_SAVED, Audit, hashed, plain
+from fairvisor.audit import CHARACTERS_PER_LINE, LINES_PER_BATCH, LINES_SAVED, Audit, hashed, plain
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Reason
@@ -340,3 +340,13 @@ def test_a_line_fits_into_what_a_pipe_takes_at_once() -> None:
     audited.ask(headers={name.removeprefix("header:"): "ä" * 500 for name in names})
     audited.flush()
     assert 0 < audited.log.size <= 4096
+
+
+def test_a_flood_of_long_keys_takes_no_more_memory_than_one_of_short_ones() -> None:
+    """A key is held as it is until it is written: a long one takes the room of several lines."""
+    audited = Audited(policy("p", budget("b", "header:x-key", amount=0.000001)))
+    for number in range(LINES_PER_BATCH):
+        audited.ask(key=f"{number:0{16 * CHARACTERS_PER_LINE - 1}}")
+    lines = audited.flush()
+    assert sum("key" in line for line in lines) == -(-LINES_PER_BATCH // 16)
+    assert sum(line["count"] for line in lines) == LINES_PER_BATCH

@@ -13,7 +13,7 @@ from fairvisor.counters.layout import MIN_BYTES
 from fairvisor.counters.segment import Segment
 from fairvisor.counters.sketch import Frequent
 from fairvisor.counters.slates import HEAD, MAX_TEXT_BYTES
-from fairvisor.top_keys import WINDOW_NS, Rejected, TopKeys, read_top_keys
+from fairvisor.top_keys import MAX_VALUE, WINDOW_NS, Rejected, TopKeys, read_top_keys
 
 SEGMENT_BYTES = 4 << 20  # four slates
 WINDOW_S = WINDOW_NS // 10**9
@@ -136,3 +136,11 @@ def test_a_slate_that_is_half_written_reads_as_empty() -> None:
     assert slates.read(0) == b""
     struct.pack_into("<Q", segment._memory, at, 1 << 60)
     assert slates.read(0) == b""
+
+
+def test_a_long_key_is_cut_where_it_is_remembered() -> None:
+    segment, world = Segment.private(SEGMENT_BYTES), edge()
+    worker = TopKeys(segment.slates, 0)
+    reject(world, worker, "x" * 10_000, 1)
+    (kept,) = worker._named.values()
+    assert [len(value or "") for _, value in kept.keys] == [MAX_VALUE]
