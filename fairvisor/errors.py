@@ -95,6 +95,12 @@ class BadGateway(RequestError):
     status = 502
 
 
+class Busy(RequestError):
+    """There is no room for it now."""
+
+    status = 503
+
+
 class GatewayTimeout(RequestError):
     """The upstream did not answer in time."""
 

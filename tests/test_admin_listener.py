@@ -14,7 +14,14 @@ import pytest
 from fairvisor.clock import Now
 from fairvisor.errors import NotFound
 from fairvisor.http import admin_listener
-from fairvisor.http.admin_listener import AdminServer, AdminSocket, short_path
+from fairvisor.http.admin_listener import (
+    MAX_OPERATORS,
+    MAX_VISITORS,
+    VISIT_NS,
+    AdminServer,
+    AdminSocket,
+    short_path,
+)
 from fairvisor.http.request import Request
 from fairvisor.response import Answer
 from fairvisor.settings import Bind
@@ -135,8 +142,9 @@ def test_over_tcp_the_token_is_asked_for(tcp: tuple[str, int], header: str, stat
         (b"PUT / HTTP/1.1\r\nContent-Length: 9\r\n\r\nshort", 400),
         (b"PUT / HTTP/1.1\r\nContent-Length: 67108865\r\n\r\n" + b"x" * 500_000, 413),
         (b"PUT / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", 413),
-        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 431),
         (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + b"a: " + b"b" * 20_000 + b"\r\n\r\n", 431),
     ],
 )
 def test_what_cannot_be_answered_gets_a_json_error_and_nothing_dies(
@@ -162,21 +170,109 @@ def test_a_stop_lets_the_request_that_is_under_way_end(place: Path, api: Api) ->
     opened.close()
 
 
-def test_no_more_connections_than_there_are_seats_are_answered(
+def test_no_more_operators_than_there_is_room_for_are_answered(
     place: Path, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admin_listener, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(admin_listener, "MAX_OPERATORS", 1)
     opened = AdminSocket(Bind(path=str(place)))
     server = AdminServer(opened.socket, api, None, lambda: Now(0, 0))
     server.start()
     client = threading.Thread(target=lambda: send(place, b"GET /wait HTTP/1.1\r\n\r\n"))
     client.start()
     assert api.waiting.wait(10)
-    assert send(place, b"GET / HTTP/1.1\r\n\r\n") == (0, b"")
+    assert send(place, b"GET / HTTP/1.1\r\n\r\n")[0] == 503
     api.let_go.set()
     client.join(10)
     server.stop()
     opened.close()
+
+
+# visitors
+
+
+class Served:
+    """A listener over TCP on a clock that the test moves."""
+
+    def __init__(self, api: Api) -> None:
+        self.now = Now(0, 0)
+        self._opened = AdminSocket(Bind(host="127.0.0.1", port=0))
+        self.server = AdminServer(self._opened.socket, api, TOKEN, lambda: self.now)
+        self.server.start()
+        self.address: tuple[str, int] = self._opened.socket.getsockname()
+
+    def visit(self, data: bytes = b"G") -> socket.socket:
+        connection = socket.create_connection(self.address, 10)
+        connection.sendall(data)
+        return connection
+
+    def close(self) -> None:
+        self.server.stop()
+        self._opened.close()
+
+
+@pytest.fixture
+def served(api: Api) -> Iterator[Served]:
+    found = Served(api)
+    yield found
+    found.close()
+
+
+ASKED = f"GET / HTTP/1.1\r\nHost: e\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+WRONG = b"PUT / HTTP/1.1\r\nHost: e\r\nAuthorization: Bearer x\r\nContent-Length: 60000000\r\n\r\n"
+
+
+@pytest.mark.parametrize("begun", [b"", b"G", b"GET / HTTP/1.1\r\nA: b\r\n", WRONG])
+def test_connections_without_the_token_keep_no_operator_out(served: Served, begun: bytes) -> None:
+    """However many there are, and whether they are silent, begin a head, or go on after they were rejected."""
+    visitors = [served.visit(begun) for _ in range(MAX_VISITORS + 60)]
+    for _ in range(MAX_OPERATORS + 1):
+        assert send(served.address, ASKED)[0] == 200
+    assert (
+        sum(thread.name.startswith("admin-request-") for thread in threading.enumerate()) <= MAX_VISITORS + 1
+    )
+    for visitor in visitors:
+        visitor.close()
+
+
+@pytest.mark.parametrize("begun", [b"", b"G", b"GET / HTTP/1.1\r\nA: b\r\n", WRONG])
+def test_a_connection_without_the_token_ends_in_time(served: Served, begun: bytes) -> None:
+    visitor = served.visit(begun)
+    assert send(served.address, ASKED)[0] == 200, "connections are taken in their order"
+    served.now = Now(VISIT_NS, 0)
+    answer = b""
+    while data := _received(visitor):
+        answer += data
+    assert answer.partition(b"\r\n")[0] in (b"", b"HTTP/1.1 403 Forbidden")
+    visitor.close()
+
+
+def _received(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(4096)
+    except ConnectionResetError:
+        return b""
+
+
+def test_an_operator_has_the_time_that_a_request_takes(served: Served, api: Api) -> None:
+    operator = served.visit(ASKED.replace(b"GET /", b"GET /wait"))
+    assert api.waiting.wait(10)
+    served.now = Now(2 * VISIT_NS, 0)
+    visitor = served.visit()
+    assert send(served.address, ASKED)[0] == 200
+    served.now = Now(4 * VISIT_NS, 0)
+    assert _received(visitor) == b"", "by now whoever was too old was sent away"
+    api.let_go.set()
+    assert operator.recv(4096).startswith(b"HTTP/1.1 200 ")
+    operator.close()
+    visitor.close()
+
+
+def test_a_stop_waits_for_no_visitor(served: Served) -> None:
+    visitor = served.visit()
+    assert send(served.address, ASKED)[0] == 200
+    served.server.stop()
+    assert _received(visitor) == b""
+    visitor.close()
 
 
 # the socket

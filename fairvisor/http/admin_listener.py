@@ -2,8 +2,12 @@
 
 By default it is a unix socket that only the user of the edge can connect to (0600); over TCP a token is asked for. It
 has nothing to do with the loop that answers requests, so it works with every worker class, and a push that takes
-seconds holds nobody up. Requests are read by the standard library's HTTP server, one thread for each connection, a few
-at most; what they mean is `admin.py`'s business.
+seconds holds nobody up. Requests are read by the standard library's HTTP server, one thread for each connection; what
+they mean is `admin.py`'s business.
+
+A connection is a visitor until its head has come and its token is right, and an operator's afterwards. Visitors have
+little time and little room, and where there are too many of them the one that has been there longest goes: they cannot
+keep an operator out. Nothing of a body is kept before the token was right.
 """
 
 from __future__ import annotations
@@ -17,21 +21,25 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import BaseServer, ThreadingMixIn
-from typing import Any, Final, Protocol, cast
+from typing import Any, BinaryIO, Final, Protocol, cast
 
 from fairvisor.bundle.syntax import MAX_BUNDLE_BYTES
-from fairvisor.clock import Now
-from fairvisor.errors import BodyTooLarge, Forbidden, RequestError
+from fairvisor.clock import NS_PER_S, Now
+from fairvisor.errors import BodyTooLarge, Busy, Forbidden, RequestError
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.wire import NO_STORE
 from fairvisor.response import Answer, error_answer, json_answer
 from fairvisor.settings import Bind
 
-MAX_CONNECTIONS: Final = 16  # per worker
-TIMEOUT_S: Final = 60.0  # a connection that is silent for so long is closed
+MAX_OPERATORS: Final = 16  # connections per worker, with the right token
+MAX_VISITORS: Final = 64  # connections per worker whose token has not been seen
+VISIT_NS: Final = 5 * NS_PER_S  # from the connection to the right token; a wrong one is answered within it
+MAX_HEAD: Final = 16 << 10  # bytes
+TIMEOUT_S: Final = 60.0  # an operator's connection that is silent for so long is closed
 LINGER_S: Final = 1.0  # how long a client that was refused may go on sending
 STOPPED_WITHIN_S: Final = 6.0  # a push that is under way is answered after 5 s
 _POLL_S: Final = 0.25
@@ -142,7 +150,9 @@ class AdminServer(ThreadingMixIn, BaseServer):
         self.guarded = listener.family != socket.AF_UNIX
         self.read_now = read_now
         self._listener = listener
-        self._seats = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._visitors: dict[socket.socket, int] = {}  # since when (monotonic, ns), in this order
+        self._operators: set[socket.socket] = set()
         self._thread = threading.Thread(target=self.serve_forever, args=(_POLL_S,), name="admin", daemon=True)
 
     def start(self) -> None:
@@ -153,11 +163,28 @@ class AdminServer(ThreadingMixIn, BaseServer):
         """Take no more connections, and let the requests that are under way end."""
         if self._thread.is_alive():  # it may not even have begun
             self.shutdown()
+        with self._lock:
+            self._send_away(len(self._visitors))
         for thread in self._busy():
             thread.join(STOPPED_WITHIN_S)
 
     def _busy(self) -> list[threading.Thread]:
         return [thread for thread in threading.enumerate() if thread.name.startswith(_BUSY)]
+
+    def admit(self, connection: socket.socket) -> None:
+        """A visitor has shown the right token. Raises Busy when there are too many operators."""
+        with self._lock:
+            if len(self._operators) >= MAX_OPERATORS:
+                raise Busy(f"{MAX_OPERATORS} requests are being answered already; try again")
+            if self._visitors.pop(connection, None) is not None:  # else it was just sent away
+                self._operators.add(connection)
+
+    def _send_away(self, number: int) -> None:
+        """End the connections of the first visitors; their threads notice. The lock is held."""
+        for connection in [*self._visitors][: max(0, number)]:
+            del self._visitors[connection]
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     # socketserver calls these
 
@@ -169,15 +196,21 @@ class AdminServer(ThreadingMixIn, BaseServer):
         client.setblocking(True)
         return client, address
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        return self._seats.acquire(blocking=False)
+    def service_actions(self) -> None:
+        """Send away whoever has been a visitor for too long; called at least every _POLL_S."""
+        latest_ns = self.read_now().mono_ns - VISIT_NS
+        with self._lock:
+            self._send_away(sum(since_ns <= latest_ns for since_ns in self._visitors.values()))
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._send_away(len(self._visitors) + 1 - MAX_VISITORS)
+            self._visitors[request] = self.read_now().mono_ns
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         threading.current_thread().name = f"{_BUSY}{threading.get_ident()}"
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._seats.release()
+        super().process_request_thread(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         """Closing with unread input would reset the connection and could destroy the answer on its way."""
@@ -188,10 +221,30 @@ class AdminServer(ThreadingMixIn, BaseServer):
             for _ in range(MAX_BUNDLE_BYTES // _READ_BYTES):
                 if not client.recv(_READ_BYTES):
                     break
+        with self._lock:
+            self._visitors.pop(client, None)
+            self._operators.discard(client)
         client.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         _log.debug("an operator's connection broke", exc_info=True)
+
+
+class _Input:
+    """What a client sends: lines of a head that is not endless, and a body."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = MAX_HEAD
+        self.read = file.read
+        self.close = file.close
+
+    def readline(self, limit: int = -1) -> bytes:
+        line = self._file.readline(self._left + 1)
+        self._left -= len(line)
+        if self._left < 0:
+            raise HTTPException(f"the head exceeds {MAX_HEAD} bytes")
+        return line
 
 
 class _Exchange(BaseHTTPRequestHandler):
@@ -199,13 +252,25 @@ class _Exchange(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     timeout = TIMEOUT_S
+    command = ""
     server: AdminServer
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile: Any = _Input(self.rfile)
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except HTTPException as error:  # in the request line: in the fields, the parent says it
+            self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, str(error))
 
     def do_GET(self) -> None:
         """Answer one request, whatever its method."""
         server = self.server
         try:
             self._authorize()
+            server.admit(self.connection)
             request = Request(self.command, self.path, {}, Peer("", trusted=True), self._body())
             answer = server.api.answer(request, server.read_now())
         except RequestError as error:
