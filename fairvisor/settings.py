@@ -1,7 +1,9 @@
 """Every setting of Fairvisor Edge, declared once: name, type, default, one sentence.
 
 A field of `Settings` named `client_ip_header` is the variable `FAIRVISOR_CLIENT_IP_HEADER` and the
-`serve` flag `--client-ip-header`; a flag wins over the variable, an empty variable counts as unset.
+`serve` flag `--client-ip-header`; a flag wins over the variable, an empty variable counts as unset. A secret has no
+flag, since every user can read the command lines of a machine: `FAIRVISOR_DECISION_TOKEN_FILE` and
+`--decision-token-file` name a file that holds it.
 `declared()` lists them for the command line and for the reference in the documentation. A wrong value
 stops the start with one line that names the variable, the value and what is allowed, and so does a
 setting whose feature does not exist yet: nothing that somebody set is ignored.
@@ -26,6 +28,7 @@ from fairvisor.setting_values import IN_STATE_DIR, Bind, Network
 __all__ = ["PROXY", "Bind", "Declared", "Network", "Settings", "declared", "environment"]
 
 PREFIX: Final = "FAIRVISOR_"
+FILE_SUFFIX: Final = "_FILE"  # of the variable that names the file which a secret stands in
 PROXY: Final = "reverse_proxy"
 _PROXY_HEALTH: Final = "127.0.0.1:9090"
 
@@ -43,7 +46,7 @@ _NOT_YET: Final = tuple(
 
 
 class Declared(NamedTuple):
-    """One setting as the command line and the documentation show it."""
+    """One setting as the command line and the documentation show it. The flag of a secret names a file."""
 
     name: str
     variable: str
@@ -51,6 +54,11 @@ class Declared(NamedTuple):
     default: str
     help: str
     secret: bool
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The variables that set it, of which one may be set: a secret may also stand in a file."""
+        return (self.variable, self.variable + FILE_SUFFIX) if self.secret else (self.variable,)
 
 
 def _setting(default: str, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
@@ -86,7 +94,7 @@ class Settings:
         "which needs an admin token.",
     )
     admin_token: str | None = _setting(
-        "", read.admin_token, "What operators must send over TCP: 32 characters or more.", secret=True
+        "", read.secret(32), "What operators must send over TCP: 32 characters or more.", secret=True
     )
     edge_url: str | None = _setting(
         "",
@@ -188,7 +196,10 @@ class Settings:
         "Who may describe a request; others get 403, unix sockets never do.",
     )
     decision_token: str | None = _setting(
-        "", read.text, "When set, decision and usage calls must carry it in X-Fairvisor-Token.", secret=True
+        "",
+        read.secret(16),
+        "When set, decision and usage calls must carry it in X-Fairvisor-Token: 16 characters or more.",
+        secret=True,
     )
     client_ip_header: str = _setting(
         "x-forwarded-for",
@@ -223,10 +234,16 @@ class Settings:
         "", read.names, "What aud must contain one of in tokens verified with JWKS keys, comma-separated."
     )
     bundle_signing_key: str | None = _setting(
-        "", read.text, "When set, a bundle must be signed with this key (HMAC-SHA256).", secret=True
+        "",
+        read.secret(32),
+        "When set, a bundle must be signed with this key (HMAC-SHA256): 32 characters or more.",
+        secret=True,
     )
     debug_session_secret: str | None = _setting(
-        "", read.text, "When set, POST /v1/debug/session with this secret opens a debug session.", secret=True
+        "",
+        read.secret(16),
+        "When set, POST /v1/debug/session with this secret opens a debug session: 16 characters or more.",
+        secret=True,
     )
     audit_log: str | None = _setting(
         "", read.text, "The audit log, a file; - is standard output; unset: audit.log in the state directory."
@@ -293,7 +310,7 @@ def declared() -> tuple[Declared, ...]:
         Declared(
             name=each.name,
             variable=PREFIX + each.name.upper(),
-            flag="--" + each.name.replace("_", "-"),
+            flag="--" + each.name.replace("_", "-") + ("-file" if each.metadata["secret"] else ""),
             default=each.metadata["default"],
             help=each.metadata["help"],
             secret=each.metadata["secret"],
@@ -310,14 +327,18 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
 def _value(setting: Declared, environ: Mapping[str, str], flags: Mapping[str, str]) -> Any:
     where, given = setting.flag, flags.get(setting.name)
     if not given:
-        where, given = setting.variable, environ.get(setting.variable)
-    given = given or setting.default
+        named = [(variable, environ[variable]) for variable in setting.variables if environ.get(variable)]
+        if len(named) > 1:
+            raise SettingsError(f"{' and '.join(setting.variables)} are both set: only one may be")
+        where, given = named[0] if named else (setting.variable, setting.default)
     if not given:
         return None
+    shown = "(a secret)" if where == setting.variable and setting.secret else repr(given)
     try:
+        if setting.secret and where != setting.variable:
+            given = read.secret_file(given)
         return _PARSERS[setting.name](given)
     except ValueError as error:
-        shown = "(a secret)" if setting.secret else repr(given)
         raise SettingsError(f"{where}: {shown} is wrong: {error}") from None
 
 

@@ -12,9 +12,9 @@ from fairvisor.applog import configure, secrets_of
 from fairvisor.settings import Settings
 
 SECRETS = {
-    "FAIRVISOR_DECISION_TOKEN": 'token"with\\quotes',
-    "FAIRVISOR_BUNDLE_SIGNING_KEY": "signing-key",
-    "FAIRVISOR_DEBUG_SESSION_SECRET": "signing-key-and-more",
+    "FAIRVISOR_DECISION_TOKEN": 'a "token" with\\quotes',
+    "FAIRVISOR_BUNDLE_SIGNING_KEY": "the-signing-key-of-the-tests-of-logs",
+    "FAIRVISOR_DEBUG_SESSION_SECRET": "the-signing-key-of-the-tests-of-logs-and-more",
 }
 
 

@@ -175,7 +175,9 @@ def test_every_metric_that_a_page_names_exists() -> None:
 def test_every_setting_that_a_page_names_exists() -> None:
     """Or it is a variable of the build or of the tests."""
     building = (ROOT / "setup.py").read_text() + (ROOT / "tests" / "conftest.py").read_text()
-    known = {each.variable for each in declared()}.union(re.findall(r"FAIRVISOR_[A-Z_]+", building))
+    known = {variable for each in declared() for variable in each.variables}.union(
+        re.findall(r"FAIRVISOR_[A-Z_]+", building)
+    )
     named = {name for each in PAGES for name in re.findall(r"FAIRVISOR_[A-Z0-9_]+", each.read_text())}
     assert named - known == set()
 

@@ -98,7 +98,7 @@ def check_edge(container: dict[str, Any], pod: dict[str, Any]) -> None:
     assert set(mounted) == {"/dev/shm", "/etc/fairvisor", "/var/lib/fairvisor"}
 
     environ = {each["name"]: each.get("value", "a secret") for each in container["env"]}
-    assert set(environ) <= {setting.variable for setting in declared()}
+    assert set(environ) <= {variable for setting in declared() for variable in setting.variables}
     settings = Settings.load(environ, {})
     assert settings.worker_processes, "a pod sees every processor of its node"
     shared_bytes = int(mounted["/dev/shm"]["emptyDir"]["sizeLimit"].removesuffix("Mi")) << 20

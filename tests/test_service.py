@@ -130,11 +130,11 @@ def test_strangers_are_logged_once_a_minute_each(setup: Setup, caplog: pytest.Lo
 
 @pytest.mark.parametrize("target", ["/v1/decision", "/v1/auth-request", "/v1/usage"])
 def test_the_token_is_asked_for_when_one_is_set(tmp_path: Path, target: str) -> None:
-    setup = Setup(tmp_path, decision_token="hush")
+    setup = Setup(tmp_path, decision_token="the-token-of-the-gateway")
     assert setup.ask(target, "POST").status == 403
     assert setup.ask(target, "POST", x_fairvisor_token=b"wrong").status == 403
     assert setup.ask(target, "POST", x_fairvisor_token=b"\xff").status == 403
-    assert setup.ask(target, "POST", x_fairvisor_token=b"hush").status != 403
+    assert setup.ask(target, "POST", x_fairvisor_token=b"the-token-of-the-gateway").status != 403
 
 
 # what is where

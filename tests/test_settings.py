@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from fairvisor.errors import SettingsError
 from fairvisor.settings import PREFIX, Bind, Settings, declared
+
+SECRETS = [each.name for each in declared() if each.secret]
+GOOD = "0123456789abcdef0123456789abcdef"
 
 
 def load(**environ: str) -> Settings:
@@ -125,9 +129,98 @@ def test_a_setting_of_something_that_does_not_exist_yet_stops_the_start(name: st
 
 
 def test_secrets_are_not_shown() -> None:
-    settings = load(decision_token="hush", debug_session_secret="hush", bundle_signing_key="hush")
-    assert settings.decision_token == "hush"
-    assert "hush" not in repr(settings)
+    settings = load(**dict.fromkeys(SECRETS, GOOD))
+    assert settings.decision_token == GOOD
+    assert GOOD not in repr(settings)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("weak", ["x", "0123456789abcde", "a" * 64, "abcd" * 16])
+def test_a_secret_that_is_easy_to_guess_stops_the_start_and_is_not_shown(name: str, weak: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"{PREFIX}{name.upper()}: .a secret. is wrong: it is too easy"
+    ) as caught:
+        load(**{name: weak})
+    assert "openssl rand -hex 32" in str(caught.value)
+
+
+@pytest.mark.parametrize("odd", ["\n", "\r", "\0", "\x1b", "\x7f", "é", "\u202e"])
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_that_no_header_carries_stops_the_start(name: str, odd: str) -> None:
+    with pytest.raises(SettingsError, match="printable ASCII"):
+        load(**{name: f"{GOOD[:8]}{odd}{GOOD[8:]}"})
+    for around in (f" {GOOD}", f"{GOOD}\n"):
+        with pytest.raises(SettingsError, match="printable ASCII"):
+            load(**{name: around})
+
+
+@pytest.fixture
+def secret_file(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.write_text(GOOD + "\n")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_stand_in_a_file(name: str, secret_file: Path) -> None:
+    assert getattr(load(**{f"{name}_file": str(secret_file)}), name) == GOOD
+    assert getattr(Settings.load({}, {name: str(secret_file)}), name) == GOOD, "the flag names a file"
+
+
+def test_a_secret_is_given_once(secret_file: Path) -> None:
+    with pytest.raises(SettingsError, match="ADMIN_TOKEN and FAIRVISOR_ADMIN_TOKEN_FILE are both set"):
+        load(admin_token=GOOD, admin_token_file=str(secret_file))
+    environ = {PREFIX + "ADMIN_TOKEN": GOOD + GOOD}
+    assert Settings.load(environ, {"admin_token": str(secret_file)}).admin_token == GOOD, "a flag wins"
+
+
+@pytest.mark.parametrize(
+    ("mode", "fine"),
+    [(0o400, True), (0o440, True), (0o600, True), (0o640, True), (0o644, False), (0o660, False)],
+)
+def test_a_secret_that_others_may_read_or_change_is_none(secret_file: Path, mode: int, fine: bool) -> None:
+    secret_file.chmod(mode)
+    if fine:
+        assert load(decision_token_file=str(secret_file)).decision_token == GOOD
+        return
+    with pytest.raises(SettingsError, match=f"others may read or change it .mode {mode:04o}") as caught:
+        load(decision_token_file=str(secret_file))
+    assert GOOD not in str(caught.value)
+
+
+def test_a_secret_file_of_another_user_is_none(secret_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = secret_file.stat().st_uid
+    if owner == 0:  # tests run as root: the file is given away
+        owner = 60002
+        os.chown(secret_file, owner, -1)
+    monkeypatch.setattr("os.geteuid", lambda: owner + 1)
+    with pytest.raises(SettingsError, match=f"it belongs to user {owner}"):
+        load(decision_token_file=str(secret_file))
+
+
+def test_a_file_that_cannot_be_a_secret_names_itself(tmp_path: Path) -> None:
+    pipe, large = tmp_path / "pipe", tmp_path / "large"
+    os.mkfifo(pipe, 0o600)
+    large.write_text("0123456789abcdef" * 1000)
+    large.chmod(0o600)
+    for path, why in (
+        (pipe, "not a regular file"),
+        (tmp_path / "none", "No such file"),
+        (large, "more than 4096"),
+    ):
+        with pytest.raises(SettingsError, match=f"ADMIN_TOKEN_FILE: '{path}' is wrong: .*{why}"):
+            load(admin_token_file=str(path))
+
+
+def test_no_flag_takes_a_secret() -> None:
+    """Every user of a machine can read its command lines."""
+    assert [each.flag for each in declared() if each.secret] == [
+        "--admin-token-file",
+        "--decision-token-file",
+        "--bundle-signing-key-file",
+        "--debug-session-secret-file",
+    ]
 
 
 @pytest.mark.parametrize(

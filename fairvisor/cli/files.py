@@ -8,7 +8,7 @@ from pathlib import Path
 from fairvisor.bundle.load import Parsed, parse, verify_signature
 from fairvisor.clock import read_now
 from fairvisor.errors import FairvisorError
-from fairvisor.settings import environment
+from fairvisor.settings import Settings, environment
 
 
 class Unreadable(FairvisorError):
@@ -36,11 +36,12 @@ def read_bundle(name: str, *, strict: bool = False) -> Parsed:
         Unreadable: see `read_file`.
         BundleInvalid: with every error found.
         BundleRefused: the signature is not the key's.
+        SettingsError: a setting is wrong, the signing key or another one.
 
     """
     environ = environment()
-    key = environ.get("FAIRVISOR_BUNDLE_SIGNING_KEY", "").encode()
-    payload = verify_signature(read_file(name), key or None)
+    key = Settings.load(environ, {}).bundle_signing_key
+    payload = verify_signature(read_file(name), key.encode() if key else None)
     return parse(payload, wall_ns=read_now().wall_ns, environ=environ, strict=strict)
 
 

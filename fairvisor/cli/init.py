@@ -56,6 +56,7 @@ def settings_example() -> str:
     blocks = [
         "# Settings of Fairvisor Edge: NAME=value, one a line, as systemd and containers read them.\n"
         "# Every one is also a flag of `fairvisor serve`. What is commented out shows the default.\n"
+        "# A secret is given here, or in a file that the variable with _FILE names, readable by the service alone.\n"
     ]
     return "\n".join([*blocks, *(_example_of(setting) for setting in declared())])
 
@@ -63,7 +64,7 @@ def settings_example() -> str:
 def _example_of(setting: Declared) -> str:
     value = POLICY if setting.name == "config_file" else setting.default
     mark = "" if setting.name == "config_file" else "#"
-    return f"# {setting.help}\n{mark}{setting.variable}={value}\n"
+    return f"# {setting.help}\n" + "".join(f"{mark}{variable}={value}\n" for variable in setting.variables)
 
 
 def _print_next_steps() -> None:

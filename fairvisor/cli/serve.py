@@ -16,8 +16,8 @@ def _option(setting: Declared) -> click.Option:
     default = f"  Default: {setting.default}." if setting.default else ""
     return click.Option(
         [setting.flag, setting.name],
-        metavar="VALUE",
-        help=f"{setting.help}{default}  [{setting.variable}]",
+        metavar="FILE" if setting.secret else "VALUE",
+        help=f"{setting.help}{default}  [{setting.variables[-1]}]",
     )
 
 
@@ -30,7 +30,8 @@ def _option(setting: Declared) -> click.Option:
 def serve(accept_older: bool, **flags: str | None) -> None:
     """Enforce a policy bundle, in the foreground.
 
-    A flag wins over the environment variable of the same name, which is shown in brackets.
+    A flag wins over the environment variable of the same name, which is shown in brackets. Secrets stand in files,
+    or in the variable without _FILE.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     master.serve(Settings.load(environment(), given), accept_older=accept_older)

@@ -116,7 +116,7 @@ def test_a_bundle_that_is_refused_changes_nothing_and_says_why(start_edge: Start
         admin_of(edge).ask("PUT", "bundle", body=b'{"bundle_version": 0}')
     assert invalid.value.status == 422
     with pytest.raises(Refused, match="HMAC") as unsigned:
-        signed = start_edge(bundle_of(), ready=False, FAIRVISOR_BUNDLE_SIGNING_KEY="k" * 32)
+        signed = start_edge(bundle_of(), ready=False, FAIRVISOR_BUNDLE_SIGNING_KEY=TOKEN)
         wait_until(signed.is_answering)
         push(signed, 4)
     assert unsigned.value.error["code"] == "invalid_signature"

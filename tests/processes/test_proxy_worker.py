@@ -151,10 +151,13 @@ def test_every_path_is_the_upstreams_and_the_pages_have_their_own_listener(
 def test_a_debug_session_is_opened_at_the_proxy_when_there_is_a_secret(
     start_edge: StartEdge, upstream: Upstream
 ) -> None:
-    proxied = start(start_edge, upstream, token_bucket(50), FAIRVISOR_DEBUG_SESSION_SECRET="hush")
+    proxied = start(
+        start_edge, upstream, token_bucket(50), FAIRVISOR_DEBUG_SESSION_SECRET="open-sesame-open-sesame"
+    )
     client = proxied.edge.connect()
     client.send(
-        b"POST /v1/debug/session HTTP/1.1\r\nHost: a\r\nX-Fairvisor-Debug-Secret: hush\r\nContent-Length: 0\r\n\r\n"
+        b"POST /v1/debug/session HTTP/1.1\r\nHost: a\r\nX-Fairvisor-Debug-Secret: open-sesame-open-sesame\r\n"
+        b"Content-Length: 0\r\n\r\n"
     )
     status, headers, _ = client.answer()
     assert status == 204
