@@ -83,6 +83,12 @@ class BodyTooLarge(RequestError):
     status = 413
 
 
+class TooManyGuesses(RequestError):
+    """A secret was given wrong too often just now."""
+
+    status = 429
+
+
 class HeadTooLarge(RequestError):
     """The request head exceeds 16 KiB."""
 

@@ -71,7 +71,9 @@ class Word(enum.IntEnum):
     MASTER_PID = 32
     MASTER_START = 33
     SNAPSHOT_WALL_NS = 40
-    SPARE = 48  # 48 .. 127: for what is to come
+    DEBUG_EPOCH = 48  # debug sessions of an earlier one are over
+    DEBUG_GUESSES = 49  # wrong debug secrets: the second (wall clock), and how many in it, in the low 16 bits
+    SPARE = 56  # 56 .. 127: for what is to come
     WORKER = 128  # the registry: WORKERS entries of 8 words
 
 

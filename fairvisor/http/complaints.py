@@ -41,6 +41,14 @@ class Complaints:
                 "peer %s is not in FAIRVISOR_TRUSTED_PEERS (%d times since last told)", address, times
             )
 
+    def wrong_secret(self, address: str, now: Now) -> None:
+        """Log that a debug session was asked for with a wrong secret: one line a minute for all peers together."""
+        times = self._due("debug secret", now)
+        if times:
+            _log.warning(
+                "peer %s gave a wrong debug secret (%d times since last told, by any peer)", address, times
+            )
+
     def _due(self, place: str, now: Now) -> int:
         """How often it happened since it was told last, 0 when it is too early to tell again."""
         last_ns, times = self._told.get(place, (now.mono_ns - _REPEAT_NS, 0))

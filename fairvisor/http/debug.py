@@ -1,7 +1,9 @@
 """Debug sessions: who knows the secret gets a cookie, and requests that carry it are explained in their headers.
 
-The cookie says until when it holds, signed with the secret, so no session is kept anywhere. Beside `response.py` this
-is the only place that spells answer headers: those of the explanation.
+The cookie says until when it holds and of which epoch it is, sealed with a key of the segment, so no session is kept
+anywhere and no cookie tells whether a guess of the secret was right. A logout begins a new epoch: every session of the
+instance is over, on all workers. Wrong secrets are counted, told in the log, and limited for all workers together.
+Beside `response.py` this is the only place that spells answer headers: those of the explanation.
 """
 
 from __future__ import annotations
@@ -16,9 +18,15 @@ from urllib.parse import quote
 
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.context import Context
+from fairvisor.counters.layout import Word
+from fairvisor.counters.segment import Segment
 from fairvisor.decision import Decision
-from fairvisor.errors import Forbidden, NotFound
+from fairvisor.errors import Forbidden, NotFound, TooManyGuesses
+from fairvisor.http.complaints import Complaints
 from fairvisor.http.request import Request
+from fairvisor.metrics import Counter
+from fairvisor.metrics.families import DEBUG_SESSIONS
+from fairvisor.reading import parse_cookies
 from fairvisor.response import Answer
 from fairvisor.rules.budget import Budget
 from fairvisor.rules.llm_tokens import LlmTokens
@@ -30,50 +38,89 @@ MAX_DESCRIPTORS: Final = 16
 MAX_VALUE: Final = 256  # characters of one header value
 
 _COOKIE_START: Final = b"fv_dbg="
-_EXPIRY: Final = struct.Struct(">Q")
+GUESSES_PER_S: Final = 10  # wrong secrets; then no secret is looked at until the next second
+
+_TERMS: Final = struct.Struct(">QQ")  # the second it ends in (wall clock), the epoch
+_COUNT_BITS: Final = 16
 _ATTRIBUTES: Final = "Path=/; HttpOnly; Secure; SameSite=Strict"
+_OFF: Final = "debug sessions are off: FAIRVISOR_DEBUG_SESSION_SECRET is not set"
 _READABLE: Final = "!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~ "
 
 
 class DebugSessions:
     """Opens, closes and recognises debug sessions. Without a secret there are none."""
 
-    def __init__(self, secret: str | None) -> None:
+    def __init__(self, secret: str | None, segment: Segment, complaints: Complaints) -> None:
         self._secret = secret.encode() if secret else b""
+        self._key = hmac.digest(
+            segment.reservation_key, b"fairvisor debug session\0" + self._secret, "sha256"
+        )
+        self._table = segment.table
+        self._results = {result: Counter(segment, DEBUG_SESSIONS, result) for result in DEBUG_SESSIONS.known}
+        self._complaints = complaints
 
     def open(self, request: Request, now: Now) -> Answer:
-        """POST /v1/debug/session: 204 and the cookie. Raises NotFound without a secret, Forbidden on a wrong one."""
+        """POST /v1/debug/session: 204 and the cookie.
+
+        Raises NotFound without a secret, Forbidden on a wrong one, TooManyGuesses after too many of those.
+        """
         if not self._secret:
-            raise NotFound("debug sessions are off: FAIRVISOR_DEBUG_SESSION_SECRET is not set")
+            raise NotFound(_OFF)
+        second, guesses = self._guesses(now)
+        if guesses >= GUESSES_PER_S:
+            self._results["throttled"].add()
+            raise TooManyGuesses("too many wrong secrets were given: wait a second")
         given = request.headers.get("x-fairvisor-debug-secret", b"")
         if not hmac.compare_digest(given, self._secret):
+            # Two workers at once may count one: a few more guesses are no harm.
+            self._table.word_set(Word.DEBUG_GUESSES, second << _COUNT_BITS | guesses + 1)
+            self._results["wrong_secret"].add()
+            self._complaints.wrong_secret(request.peer.address, now)
             raise Forbidden("the header X-Fairvisor-Debug-Secret is missing or wrong")
-        expiry = _EXPIRY.pack(now.wall_ns // NS_PER_S + LIFETIME_S)
-        token = base64.urlsafe_b64encode(expiry + self._seal(expiry)).decode("ascii").rstrip("=")
+        self._results["opened"].add()
+        terms = _TERMS.pack(now.wall_ns // NS_PER_S + LIFETIME_S, self._epoch)
+        token = base64.urlsafe_b64encode(terms + self._seal(terms)).decode("ascii").rstrip("=")
         return Answer(204, f"Set-Cookie: {COOKIE}={token}; Max-Age={LIFETIME_S}; {_ATTRIBUTES}\r\n")
 
-    def close(self) -> Answer:
-        """POST /v1/debug/logout: 204, and the cookie is cleared."""
+    def close(self, request: Request, now: Now) -> Answer:
+        """POST /v1/debug/logout: 204, and the cookie is cleared; if it was good, every session is over."""
         if not self._secret:
-            raise NotFound("debug sessions are off: FAIRVISOR_DEBUG_SESSION_SECRET is not set")
+            raise NotFound(_OFF)
+        cookies = parse_cookies(request.headers.get("cookie", b""), joined=False)
+        if self._is_open(cookies.first.get(COOKIE, ""), now):
+            self._table.word_add(Word.DEBUG_EPOCH, 1)
+            self._results["closed"].add()
         return Answer(204, f"Set-Cookie: {COOKIE}=; Max-Age=0; {_ATTRIBUTES}\r\n")
 
     def wanted(self, context: Context) -> bool:
         """Whether this request carries a cookie of a session that is still open."""
         if not self._secret or _COOKIE_START not in context.headers.get("cookie", b""):
             return False
-        token = context.cookies.first.get(COOKIE, "")
+        return self._is_open(context.cookies.first.get(COOKIE, ""), context.now)
+
+    def _is_open(self, token: str, now: Now) -> bool:
         try:
             sealed = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         except (ValueError, binascii.Error):
             return False
-        expiry, seal = sealed[: _EXPIRY.size], sealed[_EXPIRY.size :]
-        if not hmac.compare_digest(seal, self._seal(expiry)) or len(expiry) != _EXPIRY.size:
+        terms, seal = sealed[: _TERMS.size], sealed[_TERMS.size :]
+        if not hmac.compare_digest(seal, self._seal(terms)) or len(terms) != _TERMS.size:
             return False
-        return context.now.wall_ns < int(_EXPIRY.unpack(expiry)[0]) * NS_PER_S
+        end_s, epoch = _TERMS.unpack(terms)
+        return now.wall_ns < int(end_s) * NS_PER_S and epoch == self._epoch
 
-    def _seal(self, expiry: bytes) -> bytes:
-        return hmac.digest(self._secret, COOKIE.encode() + expiry, "sha256")
+    @property
+    def _epoch(self) -> int:
+        return self._table.word_get(Word.DEBUG_EPOCH)
+
+    def _guesses(self, now: Now) -> tuple[int, int]:
+        """This second, and how many wrong secrets there were in it."""
+        word = self._table.word_get(Word.DEBUG_GUESSES)
+        second = now.wall_ns // NS_PER_S
+        return second, word & ((1 << _COUNT_BITS) - 1) if word >> _COUNT_BITS == second else 0
+
+    def _seal(self, terms: bytes) -> bytes:
+        return hmac.digest(self._key, terms, "sha256")
 
 
 def explanation(decision: Decision, context: Context, latency_ns: int) -> str:

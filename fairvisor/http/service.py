@@ -77,13 +77,13 @@ class Service:
         self._reservation_key = segment.reservation_key
         self._endpoints = decision_endpoints(settings.request_id)
         self.health = Health(segment, active)
-        self._pages = self._make_pages(with_health=settings.health_bind is None)
         self._renderer = Renderer(settings.ratelimit_headers, settings.llm_headers)
         self._allow_status = settings.allow_status
         self._max_body = BodyRule(settings.max_body)
         self._token = settings.decision_token.encode() if settings.decision_token else b""
-        self._debug = DebugSessions(settings.debug_session_secret)
         self._complaints = Complaints()
+        self._debug = DebugSessions(settings.debug_session_secret, segment, self._complaints)
+        self._pages = self._make_pages(with_health=settings.health_bind is None)
         self._undecided = Undecided(segment, settings.fail_open, audit)
         self._audit = audit
         self._top_keys = top_keys
@@ -96,8 +96,8 @@ class Service:
         return {
             **(self.health.pages if with_health else {}),
             "/v1/usage": Page(self._usage, ("POST",), _CONTROL_BODY, guarded=True),
-            "/v1/debug/session": Page(self._open_debug, ("POST",), _CONTROL_BODY),
-            "/v1/debug/logout": Page(self._close_debug, ("POST",), _CONTROL_BODY),
+            "/v1/debug/session": Page(self._debug.open, ("POST",), _CONTROL_BODY),
+            "/v1/debug/logout": Page(self._debug.close, ("POST",), _CONTROL_BODY),
         }
 
     def answer(self, request: Request, now: Now) -> Answer | Sliced:
@@ -234,12 +234,6 @@ class Service:
         result = "charged_only" if not gives_back else "failed_upstream" if failed else "settled"
         self._settlements[result].add()
         return Answer(HTTPStatus.NO_CONTENT)
-
-    def _open_debug(self, request: Request, now: Now) -> Answer:
-        return self._debug.open(request, now)
-
-    def _close_debug(self, request: Request, now: Now) -> Answer:
-        return self._debug.close()
 
 
 def _read_json(body: bytes | None) -> dict[str, object]:

@@ -186,6 +186,12 @@ RELOADS: Final = Family(
     ("result",),
     known=("applied", "unchanged", "invalid", "refused", "unreadable"),
 )
+DEBUG_SESSIONS: Final = Family(
+    "fairvisor_debug_sessions_total",
+    "Requests to open or end a debug session, by what came of it: throttled ones were not looked at.",
+    ("result",),
+    known=("opened", "closed", "wrong_secret", "throttled"),
+)
 
 # The process and its memory
 
@@ -291,6 +297,7 @@ FAMILIES: Final = (
     CONFIG_INFO,
     BUILD_INFO,
     RELOADS,
+    DEBUG_SESSIONS,
     SLOTS,
     SLOTS_SIZE,
     EVICTIONS,

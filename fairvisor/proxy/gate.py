@@ -77,8 +77,8 @@ class Gate:
         self._counters = segment.table
         self._render = Renderer(settings.ratelimit_headers, settings.llm_headers).answer
         self._debug_on = bool(settings.debug_session_secret)
-        self._debug = DebugSessions(settings.debug_session_secret)
         self._complaints = Complaints()
+        self._debug = DebugSessions(settings.debug_session_secret, segment, self._complaints)
         self._undecided = Undecided(segment, settings.fail_open, audit)
         self._noted_by = tuple(each.note for each in (audit, top_keys) if each is not None)
         self._is_timed = cycle((False,) * (_TIMED_ONE_IN - 1) + (True,)).__next__
@@ -179,9 +179,10 @@ class Gate:
             raise NotFound(f"there is nothing at {path[:200]}")
         if head.method != "POST":
             raise MethodNotAllowed(f"{path} takes POST")
-        if path == "/v1/debug/logout":
-            return self._debug.close()
-        return self._debug.open(Request(head.method, head.target, head.headers, peer), now)
+        request = Request(head.method, head.target, head.headers, peer)
+        return (
+            self._debug.close(request, now) if path == "/v1/debug/logout" else self._debug.open(request, now)
+        )
 
 
 def _asks_usage(settings: Settings) -> bool:

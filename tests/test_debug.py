@@ -1,0 +1,96 @@
+"""Debug sessions: who may open one, what becomes of guesses, and what a cookie is good for."""
+
+from __future__ import annotations
+
+import pytest
+from edge import SEGMENT_BYTES, moment
+
+from fairvisor.clock import Now
+from fairvisor.counters.segment import Segment
+from fairvisor.errors import Forbidden, TooManyGuesses
+from fairvisor.http.complaints import Complaints
+from fairvisor.http.debug import GUESSES_PER_S, LIFETIME_S, DebugSessions
+from fairvisor.http.request import Peer, Request
+
+SECRET = "open-sesame-open-sesame"
+
+
+def sessions(segment: Segment, secret: str = SECRET) -> DebugSessions:
+    """Those of one worker."""
+    return DebugSessions(secret, segment, Complaints())
+
+
+def request(secret: str = "", cookie: str = "", peer: str = "203.0.113.9") -> Request:
+    headers = {"x-fairvisor-debug-secret": secret.encode(), "cookie": cookie.encode()}
+    return Request("POST", "/v1/debug/session", headers, Peer(peer, trusted=False))
+
+
+def cookie_of(worker: DebugSessions, now: Now) -> str:
+    answer = worker.open(request(SECRET), now)
+    return answer.head.removeprefix("Set-Cookie: ").partition(";")[0]
+
+
+def is_good(worker: DebugSessions, cookie: str, now: Now) -> bool:
+    return worker._is_open(cookie.partition("=")[2], now)
+
+
+def test_a_session_is_known_to_every_worker_and_ended_on_all() -> None:
+    segment = Segment.private(SEGMENT_BYTES)
+    one, other = sessions(segment), sessions(segment)
+    cookie, second = cookie_of(one, moment(0)), cookie_of(other, moment(1))
+    assert is_good(other, cookie, moment(2))
+    one.close(request(cookie=second), moment(3))
+    assert not is_good(other, cookie, moment(3))
+    assert not is_good(one, second, moment(3))
+    assert is_good(other, cookie_of(one, moment(3)), moment(3))
+
+
+@pytest.mark.parametrize("cookie", ["", "fv_dbg=", "fv_dbg=AAAA", "fv_dbg=%00"])
+def test_nobody_ends_sessions_without_one(cookie: str) -> None:
+    worker = sessions(Segment.private(SEGMENT_BYTES))
+    open_one = cookie_of(worker, moment(0))
+    assert worker.close(request(cookie=cookie), moment(1)).status == 204
+    assert is_good(worker, open_one, moment(1))
+
+
+def test_a_session_that_is_over_ends_no_other() -> None:
+    worker = sessions(Segment.private(SEGMENT_BYTES))
+    old = cookie_of(worker, moment(0))
+    new = cookie_of(worker, moment(LIFETIME_S))
+    worker.close(request(cookie=old), moment(LIFETIME_S))
+    assert is_good(worker, new, moment(LIFETIME_S))
+
+
+def test_a_cookie_does_not_tell_whether_a_guess_of_the_secret_was_right() -> None:
+    """The key is also the segment's: who knows the cookie and the secret still cannot check one with the other."""
+    cookie = cookie_of(sessions(Segment.private(SEGMENT_BYTES)), moment(0))
+    assert not is_good(sessions(Segment.private(SEGMENT_BYTES)), cookie, moment(0))
+
+
+def test_another_secret_ends_the_sessions_of_the_one_before() -> None:
+    segment = Segment.private(SEGMENT_BYTES)
+    cookie = cookie_of(sessions(segment), moment(0))
+    assert not is_good(sessions(segment, SECRET + "!"), cookie, moment(0))
+
+
+def test_guesses_are_limited_for_all_workers_together_counted_and_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    segment = Segment.private(SEGMENT_BYTES)
+    one, other = sessions(segment), sessions(segment)
+    for number in range(GUESSES_PER_S):
+        with pytest.raises(Forbidden):
+            one.open(request(f"guess {number}", peer=f"203.0.113.{number}"), moment(0.01 * number))
+    for guess in ("guess", SECRET):
+        with pytest.raises(TooManyGuesses):
+            other.open(request(guess), moment(0.9))
+    assert other.open(request(SECRET), moment(1)).status == 204
+    counted = {
+        dict(labels).get("result"): value
+        for name, labels, value in segment.series_values()
+        if "debug" in name
+    }
+    assert counted == {"wrong_secret": 10, "throttled": 2, "opened": 1}
+    assert caplog.messages == [
+        "peer 203.0.113.0 gave a wrong debug secret (1 times since last told, by any peer)"
+    ]
