@@ -27,11 +27,14 @@ NOW = Now(1, 1)
 
 
 def health() -> Health:
-    return Health(Segment.private(1 << 17), ActiveBundle(Notes("fairvisor-test-health")))
+    active = ActiveBundle(Notes("fairvisor-test-health"))
+    return Health(Segment.private(1 << 17), active, lambda address: address == "127.0.0.1")
 
 
-def ask(service: Health, target: str, method: str = "GET") -> tuple[int, str, bytes]:
-    answer = service.answer(Request(method, target, {}, service.peer("203.0.113.9")), NOW)
+def ask(
+    service: Health, target: str, method: str = "GET", peer: str = "203.0.113.9"
+) -> tuple[int, str, bytes]:
+    answer = service.answer(Request(method, target, {}, service.peer(peer)), NOW)
     return answer.status, answer.head, answer.body
 
 
@@ -58,6 +61,12 @@ def test_an_edge_without_a_bundle_is_alive_and_not_ready() -> None:
     assert ask(health(), "/livez")[0] == 200
     status, _, body = ask(health(), "/readyz")
     assert (status, orjson.loads(body)["reason"]) == (503, "no_bundle_loaded")
+
+
+def test_why_an_edge_is_not_ready_is_for_trusted_peers_only() -> None:
+    assert b"detail" not in ask(health(), "/readyz")[2]
+    detail = orjson.loads(ask(health(), "/readyz", peer="127.0.0.1")[2])["detail"]
+    assert detail == "no bundle was offered yet"
 
 
 class Made:

@@ -63,7 +63,8 @@ def _from_outside(edge: Edge) -> Report:
     bundle = {"version": readiness["policy_version"], "sha256": readiness["policy_hash"]} if ready else None
     if bundle is not None:
         bundle |= {"policies": readiness["policies"], "expired": readiness["expired"]}
-    reason = None if ready else {"text": f"{readiness['reason']}: {readiness['detail']}", "since": None}
+    why = [readiness[name] for name in ("reason", "detail") if name in readiness]
+    reason = None if ready else {"text": ": ".join(why), "since": None}
     return {"ready": ready, "bundle": bundle, "reload_error": reason, "decisions": _decisions(edge)}
 
 

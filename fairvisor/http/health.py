@@ -1,11 +1,13 @@
 """What an operator's programs ask: is it alive, is it ready, what does it count.
 
 The pages stand beside the decisions, or on a listener of their own (FAIRVISOR_HEALTH_BIND), for which `Health` is the
-whole service. Anybody may ask. It knows nothing of decisions.
+whole service. Anybody may ask; why the edge is not ready, with paths of files and addresses of key sources, is shown to
+trusted peers only. It knows nothing of decisions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
@@ -27,10 +29,11 @@ _METRICS: Final = f"Content-Type: {CONTENT_TYPE}\r\n"
 
 
 class Health:
-    """Answers /livez, /readyz and /metrics, and nothing else."""
+    """Answers /livez, /readyz and /metrics, and nothing else. `trusts` says whether a peer may see details."""
 
-    def __init__(self, segment: Segment, active: ActiveBundle) -> None:
+    def __init__(self, segment: Segment, active: ActiveBundle, trusts: Callable[[str], bool]) -> None:
         self._active = active
+        self._trusts = trusts
         self._registry = Registry(segment.table)
         self._exposition = Exposition(segment, Sources(self._active_bundle, active.notes.faults, self._crowd))
         self._complaints = Complaints()
@@ -58,8 +61,8 @@ class Health:
         return error_answer(error)
 
     def peer(self, address: str) -> Peer:
-        """Anybody may ask."""
-        return Peer(address, trusted=False)
+        """Return the other end of a new connection; `address` is "" on a unix socket."""
+        return Peer(address, self._trusts(address))
 
     def body_rule(self, target: str) -> BodyRule:
         """No page reads one."""
@@ -73,10 +76,10 @@ class Health:
     def _readyz(self, request: Request, now: Now) -> Answer:
         active = self._active.current
         if active is None:
-            return _not_ready(Reason.NO_BUNDLE_LOADED.value, self._active.reason)
+            return _not_ready(Reason.NO_BUNDLE_LOADED.value, self._active.reason, request.peer)
         problems = active.identity.problems()
         if problems:
-            return _not_ready("identity", "; ".join(problems))
+            return _not_ready("identity", "; ".join(problems), request.peer)
         about = active.about
         return json_answer(
             HTTPStatus.OK,
@@ -108,6 +111,8 @@ class Health:
         )
 
 
-def _not_ready(reason: str, detail: str) -> Answer:
-    document = {"status": "not_ready", "reason": reason, "detail": detail}
+def _not_ready(reason: str, detail: str, peer: Peer) -> Answer:
+    document = {"status": "not_ready", "reason": reason}
+    if peer.trusted:
+        document["detail"] = detail
     return json_answer(HTTPStatus.SERVICE_UNAVAILABLE, document)

@@ -76,7 +76,7 @@ class Service:
         self._counters = segment.table
         self._reservation_key = segment.reservation_key
         self._endpoints = decision_endpoints(settings.request_id)
-        self.health = Health(segment, active)
+        self.health = Health(segment, active, identity.trusted_peer)
         self._renderer = Renderer(settings.ratelimit_headers, settings.llm_headers)
         self._allow_status = settings.allow_status
         self._max_body = BodyRule(settings.max_body)

@@ -27,7 +27,7 @@ class Proxy:
         self, settings: Settings, segment: Segment, beside: Beside, read_now: Callable[[], Now]
     ) -> None:
         addresses = tuple(Address.parse(text) for text in settings.backend_url or ())
-        self.health = Health(segment, beside.active)
+        self.health = Health(segment, beside.active, beside.identity.trusted_peer)
         self.gate = Gate(
             settings, segment, beside.identity, beside.active, read_now, beside.audit, beside.top_keys
         )
