@@ -12,17 +12,14 @@ policies.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from ipaddress import IPv6Address
 from typing import Final
 from urllib.parse import unquote_plus
 
+from fairvisor.bounded_cache import BoundedCache
 from fairvisor.errors import AmbiguousValue, RequestError
 
-# Methods and hosts repeat from request to request, so their readings are kept. A client can make up new ones: a full
-# map is emptied and starts again, and what is long is not kept.
-_REMEMBERED: Final = 4096
-_REMEMBERED_BYTES: Final = 256  # of one value
+_REMEMBERED: Final = 4096  # methods, and hosts
 
 _METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # a token, RFC 9110 5.6.2
 # RFC 3986 3.2.2, without a comma
@@ -44,29 +41,6 @@ _WITH_COMMA: Final = LIST_FIELDS | {
     "user-agent", "date", "expires", "if-modified-since", "if-range", "if-unmodified-since", "last-modified",
     "retry-after",
 }  # fmt: skip
-
-
-class Readings:
-    """Keeps what a function makes of header values, each worked out once; bounded in number and size."""
-
-    __slots__ = ("_known", "_read")
-
-    def __init__(self, read: Callable[[bytes], str]) -> None:
-        self._read = read
-        self._known: dict[bytes, str] = {}
-
-    def of(self, value: bytes) -> str:
-        """Return the reading of the value. Raises what the function raises: RequestError (400)."""
-        reading = self._known.get(value)
-        return self._learn(value) if reading is None else reading
-
-    def _learn(self, value: bytes) -> str:
-        reading = self._read(value)
-        if len(value) <= _REMEMBERED_BYTES:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[value] = reading
-        return reading
 
 
 def normal_method(value: bytes) -> str:
@@ -103,8 +77,8 @@ def _normal_ipv6(host: str, text: str) -> str:
 
 
 # Bound once in each process; what they remember is derived from the requests, and bounded.
-METHODS: Final = Readings(normal_method)
-HOSTS: Final = Readings(lambda value: normal_host(value.decode("latin-1")))
+METHODS: Final = BoundedCache[bytes, str](normal_method, _REMEMBERED)
+HOSTS: Final = BoundedCache[bytes, str](lambda value: normal_host(value.decode("latin-1")), _REMEMBERED)
 
 
 def header_text(value: bytes) -> str:

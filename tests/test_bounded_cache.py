@@ -11,14 +11,14 @@ from test_addresses import GATEWAY, addresses
 
 from fairvisor.bounded_cache import LONGEST, BoundedCache
 from fairvisor.errors import RequestError
-from fairvisor.http.gateways import ORIGINAL, FamilySource, normal_host
+from fairvisor.http.gateways import ORIGINAL, FamilySource
 from fairvisor.http.headers import read_headers
 from fairvisor.http.request import Peer, Request
 from fairvisor.identity.bots import Bots
 from fairvisor.llm.dialect import dialect_of
 from fairvisor.llm.request import read_request
 from fairvisor.proxy.heads import FIELDS
-from fairvisor.replay.fields import Maker
+from fairvisor.reading import HOSTS, METHODS, normal_host
 from fairvisor.route import Routes
 
 FLOOD = 2000
@@ -64,7 +64,6 @@ CLIENTS = addresses()
 BOTS = Bots()
 ROUTES: Routes[object] = Routes(())
 SOURCE = FamilySource(ORIGINAL)
-MAKER = Maker("x-forwarded-for")
 LLM = b'{"model": "m"}'
 
 FLOODS: dict[str, Callable[[str], object]] = {
@@ -77,8 +76,8 @@ FLOODS: dict[str, Callable[[str], object]] = {
     "paths": lambda text: ROUTES.plan("GET", "a.test", "/" + text),
     "paths of rejects": lambda text: dialect_of("/" + text),
     "paths of LLM requests": lambda text: read_request("/" + text, LLM),
-    "methods of a log": lambda text: MAKER.method[text.encode()],
-    "hosts of a log": lambda text: MAKER.host[b"a.test:" + text.encode()],
+    "methods of a log or the proxy": lambda text: METHODS[text.encode()],
+    "hosts of a log or the proxy": lambda text: HOSTS[b"a.test:" + text.encode()],
 }
 
 

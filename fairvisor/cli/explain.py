@@ -59,8 +59,8 @@ def explain(
     data = None if body is None else read_file(body)
     fields, repeated = read_fields(_header_lines(headers))
     context = Context(
-        METHODS.of(method.encode()),
-        HOSTS.of(host.encode()) if host else "",
+        METHODS[method.encode()],
+        HOSTS[host.encode()] if host else "",
         path,
         fields,
         GATEWAY,

@@ -127,7 +127,7 @@ class FamilySource(Source):
             raise RequestError(f"the header {_written(self._target if method else self._method)} is missing")
         text = _sent_once(self._target, target)
         host = headers.get(self._host)
-        return METHODS.of(method), text, HOSTS.of(host) if host else ""
+        return METHODS[method], text, HOSTS[host] if host else ""
 
 
 class EitherSource(Source):
@@ -156,10 +156,10 @@ class RequestLineSource(Source):
         """What the request itself says."""
         target = request.target
         sent = request.headers.get("host")
-        host = HOSTS.of(sent) if sent else ""
+        host = HOSTS[sent] if sent else ""
         if not target.startswith("/"):
             target = self._origin_form(target, host)
-        return METHODS.of(request.method.encode("latin-1")), target[self._kept :], host
+        return METHODS[request.method.encode("latin-1")], target[self._kept :], host
 
     def _origin_form(self, target: str, host: str) -> str:
         """Return the path and query of an absolute form (RFC 9112 3.2.2). Raises RequestError for another host's."""
@@ -182,7 +182,7 @@ class UrlSource(Source):
         if not method or not url:
             raise RequestError(f"the header {_written(URL_HEADER if method else ORIGINAL.method)} is missing")
         host, target = split_url(_sent_once(URL_HEADER, url))
-        return METHODS.of(method), target, host
+        return METHODS[method], target, host
 
 
 def split_url(text: str) -> tuple[str, str]:
@@ -195,7 +195,7 @@ def split_url(text: str) -> tuple[str, str]:
     authority, slash, path = rest.partition("/")
     if not slash or scheme.lower() not in ("http", "https"):
         raise RequestError(f"{text[:80]!r} is not an http or https URL with a path")
-    return HOSTS.of(authority.encode("latin-1")) if authority else "", slash + path
+    return HOSTS[authority.encode("latin-1")] if authority else "", slash + path
 
 
 def _sent_once(name: str, value: bytes) -> str:

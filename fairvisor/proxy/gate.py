@@ -202,7 +202,7 @@ def _plan(bundle: Bundle, head: RequestHead) -> Plan[Policy]:
 
 def _method_and_host(head: RequestHead) -> tuple[str, str]:
     """The method and the host as policies see them. Raises RequestError (400)."""
-    return METHODS.of(head.method.encode("ascii")), HOSTS.of(head.host) if head.host else ""
+    return METHODS[head.method.encode("ascii")], HOSTS[head.host] if head.host else ""
 
 
 def _target(head: RequestHead) -> str:

@@ -193,8 +193,8 @@ class Plan:
         host = host or headers.get("host", b"")
         return Logged(
             wall_ns,
-            METHODS.of(method),
-            HOSTS.of(host) if host else maker.default_host,
+            METHODS[method],
+            HOSTS[host] if host else maker.default_host,
             text,
             headers,
             _describe_client(maker.client_ip_header, headers, self._value(ADDRESS, values)),
