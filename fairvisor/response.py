@@ -23,6 +23,7 @@ from fairvisor.errors import AmbiguousValue, RequestError
 from fairvisor.llm.dialect import MESSAGES, Dialect, dialect_of, error_body
 from fairvisor.rules.keys import MAX_REMEMBERED, REMEMBERED_KEYS, hash64, joined
 from fairvisor.rules.llm_tokens import LlmTokens
+from fairvisor.visible import visible_json
 
 NO_END_S: Final = 60  # Retry-After where nothing says when a retry could help
 UNAVAILABLE_RETRY_S: Final = 1
@@ -49,7 +50,7 @@ class Answer:
 
 def json_answer(status: int, document: object, head: str = "") -> Answer:
     """An answer whose body is `document` as JSON."""
-    return Answer(status, JSON + head, orjson.dumps(document))
+    return Answer(status, JSON + head, visible_json(orjson.dumps(document)))
 
 
 def error_answer(error: RequestError, head: str = "") -> Answer:

@@ -28,7 +28,7 @@ from fairvisor.setting_values import IN_STATE_DIR, Bind, Network
 __all__ = ["PROXY", "Bind", "Declared", "Network", "Settings", "declared", "environment"]
 
 PREFIX: Final = "FAIRVISOR_"
-FILE_SUFFIX: Final = "_FILE"  # of the variable that names the file which a secret stands in
+FILE_SUFFIX: Final = "_FILE"  # of the variable that names a secret's file
 PROXY: Final = "reverse_proxy"
 _PROXY_HEALTH: Final = "127.0.0.1:9090"
 
@@ -57,7 +57,7 @@ class Declared(NamedTuple):
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """The variables that set it, of which one may be set: a secret may also stand in a file."""
+        """The variables that set it, of which one may be set: a secret may also be in a file."""
         return (self.variable, self.variable + FILE_SUFFIX) if self.secret else (self.variable,)
 
 

@@ -15,9 +15,9 @@ from fairvisor.clock import Now
 from fairvisor.errors import NotFound
 from fairvisor.http import admin_listener
 from fairvisor.http.admin_listener import (
-    MAX_OPERATORS,
-    MAX_VISITORS,
-    VISIT_NS,
+    AUTHENTICATED_WITHIN_NS,
+    MAX_AUTHENTICATED,
+    MAX_UNAUTHENTICATED,
     AdminServer,
     AdminSocket,
     short_path,
@@ -173,7 +173,7 @@ def test_a_stop_lets_the_request_that_is_under_way_end(place: Path, api: Api) ->
 def test_no_more_operators_than_there_is_room_for_are_answered(
     place: Path, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admin_listener, "MAX_OPERATORS", 1)
+    monkeypatch.setattr(admin_listener, "MAX_AUTHENTICATED", 1)
     opened = AdminSocket(Bind(path=str(place)))
     server = AdminServer(opened.socket, api, None, lambda: Now(0, 0))
     server.start()
@@ -187,7 +187,7 @@ def test_no_more_operators_than_there_is_room_for_are_answered(
     opened.close()
 
 
-# visitors
+# connections without the token
 
 
 class Served:
@@ -200,7 +200,7 @@ class Served:
         self.server.start()
         self.address: tuple[str, int] = self._opened.socket.getsockname()
 
-    def visit(self, data: bytes = b"G") -> socket.socket:
+    def connect(self, data: bytes = b"G") -> socket.socket:
         connection = socket.create_connection(self.address, 10)
         connection.sendall(data)
         return connection
@@ -224,26 +224,27 @@ WRONG = b"PUT / HTTP/1.1\r\nHost: e\r\nAuthorization: Bearer x\r\nContent-Length
 @pytest.mark.parametrize("begun", [b"", b"G", b"GET / HTTP/1.1\r\nA: b\r\n", WRONG])
 def test_connections_without_the_token_keep_no_operator_out(served: Served, begun: bytes) -> None:
     """However many there are, and whether they are silent, begin a head, or go on after they were rejected."""
-    visitors = [served.visit(begun) for _ in range(MAX_VISITORS + 60)]
-    for _ in range(MAX_OPERATORS + 1):
+    strangers = [served.connect(begun) for _ in range(MAX_UNAUTHENTICATED + 60)]
+    for _ in range(MAX_AUTHENTICATED + 1):
         assert send(served.address, ASKED)[0] == 200
     assert (
-        sum(thread.name.startswith("admin-request-") for thread in threading.enumerate()) <= MAX_VISITORS + 1
+        sum(thread.name.startswith("admin-request-") for thread in threading.enumerate())
+        <= MAX_UNAUTHENTICATED + 1
     )
-    for visitor in visitors:
-        visitor.close()
+    for stranger in strangers:
+        stranger.close()
 
 
 @pytest.mark.parametrize("begun", [b"", b"G", b"GET / HTTP/1.1\r\nA: b\r\n", WRONG])
 def test_a_connection_without_the_token_ends_in_time(served: Served, begun: bytes) -> None:
-    visitor = served.visit(begun)
+    stranger = served.connect(begun)
     assert send(served.address, ASKED)[0] == 200, "connections are taken in their order"
-    served.now = Now(VISIT_NS, 0)
+    served.now = Now(AUTHENTICATED_WITHIN_NS, 0)
     answer = b""
-    while data := _received(visitor):
+    while data := _received(stranger):
         answer += data
     assert answer.partition(b"\r\n")[0] in (b"", b"HTTP/1.1 403 Forbidden")
-    visitor.close()
+    stranger.close()
 
 
 def _received(connection: socket.socket) -> bytes:
@@ -254,25 +255,25 @@ def _received(connection: socket.socket) -> bytes:
 
 
 def test_an_operator_has_the_time_that_a_request_takes(served: Served, api: Api) -> None:
-    operator = served.visit(ASKED.replace(b"GET /", b"GET /wait"))
+    operator = served.connect(ASKED.replace(b"GET /", b"GET /wait"))
     assert api.waiting.wait(10)
-    served.now = Now(2 * VISIT_NS, 0)
-    visitor = served.visit()
+    served.now = Now(2 * AUTHENTICATED_WITHIN_NS, 0)
+    stranger = served.connect()
     assert send(served.address, ASKED)[0] == 200
-    served.now = Now(4 * VISIT_NS, 0)
-    assert _received(visitor) == b"", "by now whoever was too old was sent away"
+    served.now = Now(4 * AUTHENTICATED_WITHIN_NS, 0)
+    assert _received(stranger) == b"", "by now what was too old was closed"
     api.let_go.set()
     assert operator.recv(4096).startswith(b"HTTP/1.1 200 ")
     operator.close()
-    visitor.close()
+    stranger.close()
 
 
-def test_a_stop_waits_for_no_visitor(served: Served) -> None:
-    visitor = served.visit()
+def test_a_stop_waits_for_no_stranger(served: Served) -> None:
+    stranger = served.connect()
     assert send(served.address, ASKED)[0] == 200
     served.server.stop()
-    assert _received(visitor) == b""
-    visitor.close()
+    assert _received(stranger) == b""
+    stranger.close()
 
 
 # the socket

@@ -30,8 +30,8 @@ def _option(setting: Declared) -> click.Option:
 def serve(accept_older: bool, **flags: str | None) -> None:
     """Enforce a policy bundle, in the foreground.
 
-    A flag wins over the environment variable of the same name, which is shown in brackets. Secrets stand in files,
-    or in the variable without _FILE.
+    A flag wins over the environment variable of the same name, which is shown in brackets. A secret is in
+    a file, or in the variable without _FILE.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     master.serve(Settings.load(environment(), given), accept_older=accept_older)

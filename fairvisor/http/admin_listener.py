@@ -5,9 +5,9 @@ has nothing to do with the loop that answers requests, so it works with every wo
 seconds holds nobody up. Requests are read by the standard library's HTTP server, one thread for each connection; what
 they mean is `admin.py`'s business.
 
-A connection is a visitor until its head has come and its token is right, and an operator's afterwards. Visitors have
-little time and little room, and where there are too many of them the one that has been there longest goes: they cannot
-keep an operator out. Nothing of a body is kept before the token was right.
+A connection is unauthenticated until its head has come and its token is right. Until then it has little time and little
+room, and of too many such connections the oldest is closed for a new one, so they cannot keep an operator out. No body
+is read before the token was checked.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ from fairvisor.http.wire import NO_STORE
 from fairvisor.response import Answer, error_answer, json_answer
 from fairvisor.settings import Bind
 
-MAX_OPERATORS: Final = 16  # connections per worker, with the right token
-MAX_VISITORS: Final = 64  # connections per worker whose token has not been seen
-VISIT_NS: Final = 5 * NS_PER_S  # from the connection to the right token; a wrong one is answered within it
+MAX_AUTHENTICATED: Final = 16  # connections per worker
+MAX_UNAUTHENTICATED: Final = 64  # connections per worker
+AUTHENTICATED_WITHIN_NS: Final = (
+    5 * NS_PER_S
+)  # from the connection to the right token; a wrong one is answered within it
 MAX_HEAD: Final = 16 << 10  # bytes
 TIMEOUT_S: Final = 60.0  # an operator's connection that is silent for so long is closed
 LINGER_S: Final = 1.0  # how long a client that was refused may go on sending
@@ -151,8 +153,8 @@ class AdminServer(ThreadingMixIn, BaseServer):
         self.read_now = read_now
         self._listener = listener
         self._lock = threading.Lock()
-        self._visitors: dict[socket.socket, int] = {}  # since when (monotonic, ns), in this order
-        self._operators: set[socket.socket] = set()
+        self._unauthenticated: dict[socket.socket, int] = {}  # since when (monotonic, ns), in this order
+        self._authenticated: set[socket.socket] = set()
         self._thread = threading.Thread(target=self.serve_forever, args=(_POLL_S,), name="admin", daemon=True)
 
     def start(self) -> None:
@@ -164,7 +166,7 @@ class AdminServer(ThreadingMixIn, BaseServer):
         if self._thread.is_alive():  # it may not even have begun
             self.shutdown()
         with self._lock:
-            self._send_away(len(self._visitors))
+            self._evict(len(self._unauthenticated))
         for thread in self._busy():
             thread.join(STOPPED_WITHIN_S)
 
@@ -172,17 +174,17 @@ class AdminServer(ThreadingMixIn, BaseServer):
         return [thread for thread in threading.enumerate() if thread.name.startswith(_BUSY)]
 
     def admit(self, connection: socket.socket) -> None:
-        """A visitor has shown the right token. Raises Busy when there are too many operators."""
+        """Take note that a connection is authenticated. Raises Busy when too many are."""
         with self._lock:
-            if len(self._operators) >= MAX_OPERATORS:
-                raise Busy(f"{MAX_OPERATORS} requests are being answered already; try again")
-            if self._visitors.pop(connection, None) is not None:  # else it was just sent away
-                self._operators.add(connection)
+            if len(self._authenticated) >= MAX_AUTHENTICATED:
+                raise Busy(f"{MAX_AUTHENTICATED} requests are being answered already; try again")
+            if self._unauthenticated.pop(connection, None) is not None:  # else it was just closed
+                self._authenticated.add(connection)
 
-    def _send_away(self, number: int) -> None:
-        """End the connections of the first visitors; their threads notice. The lock is held."""
-        for connection in [*self._visitors][: max(0, number)]:
-            del self._visitors[connection]
+    def _evict(self, number: int) -> None:
+        """Shut down the oldest unauthenticated connections; their threads end. The lock is held."""
+        for connection in [*self._unauthenticated][: max(0, number)]:
+            del self._unauthenticated[connection]
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
@@ -197,15 +199,15 @@ class AdminServer(ThreadingMixIn, BaseServer):
         return client, address
 
     def service_actions(self) -> None:
-        """Send away whoever has been a visitor for too long; called at least every _POLL_S."""
-        latest_ns = self.read_now().mono_ns - VISIT_NS
+        """Close what has been unauthenticated for too long; called at least every _POLL_S."""
+        latest_ns = self.read_now().mono_ns - AUTHENTICATED_WITHIN_NS
         with self._lock:
-            self._send_away(sum(since_ns <= latest_ns for since_ns in self._visitors.values()))
+            self._evict(sum(since_ns <= latest_ns for since_ns in self._unauthenticated.values()))
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
-            self._send_away(len(self._visitors) + 1 - MAX_VISITORS)
-            self._visitors[request] = self.read_now().mono_ns
+            self._evict(len(self._unauthenticated) + 1 - MAX_UNAUTHENTICATED)
+            self._unauthenticated[request] = self.read_now().mono_ns
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -222,8 +224,8 @@ class AdminServer(ThreadingMixIn, BaseServer):
                 if not client.recv(_READ_BYTES):
                     break
         with self._lock:
-            self._visitors.pop(client, None)
-            self._operators.discard(client)
+            self._unauthenticated.pop(client, None)
+            self._authenticated.discard(client)
         client.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -231,7 +233,7 @@ class AdminServer(ThreadingMixIn, BaseServer):
 
 
 class _Input:
-    """What a client sends: lines of a head that is not endless, and a body."""
+    """Reads what a client sends: the lines of a bounded head, and a body."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -2,7 +2,7 @@
 
 The cookie says until when it holds and of which epoch it is, sealed with a key of the segment, so no session is kept
 anywhere and no cookie tells whether a guess of the secret was right. A logout begins a new epoch: every session of the
-instance is over, on all workers. Wrong secrets are counted, told in the log, and limited for all workers together.
+instance is over, on all workers. Wrong secrets are counted, logged, and limited for all workers together.
 Beside `response.py` this is the only place that spells answer headers: those of the explanation.
 """
 
