@@ -12,7 +12,8 @@ from typing import Final
 from fairvisor.clock import NS_PER_S, Now
 
 _REPEAT_NS: Final = 60 * NS_PER_S
-_PLACES: Final = 256  # places come from the code, and peers that are not trusted; full: start again
+_PLACES: Final = 256  # places come from the code, and peers that are not trusted
+_OTHERS: Final = "others"  # the place of all for which there is no room within a minute
 
 _log = logging.getLogger(__name__)
 
@@ -51,10 +52,13 @@ class Complaints:
 
     def _due(self, place: str, now: Now) -> int:
         """How often it happened since it was told last, 0 when it is too early to tell again."""
+        if len(self._told) >= _PLACES and place not in self._told:
+            end_ns = now.mono_ns - _REPEAT_NS
+            self._told = {known: last for known, last in self._told.items() if last[0] > end_ns}
+            if len(self._told) >= _PLACES:
+                place = _OTHERS
         last_ns, times = self._told.get(place, (now.mono_ns - _REPEAT_NS, 0))
         times += 1
-        if len(self._told) >= _PLACES and place not in self._told:
-            self._told.clear()
         if now.mono_ns - last_ns < _REPEAT_NS:
             self._told[place] = (last_ns, times)
             return 0
