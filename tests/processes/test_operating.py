@@ -112,7 +112,7 @@ def test_what_was_pushed_is_what_is_given_back_and_survives_a_restart(start_edge
 
 def test_a_bundle_that_is_refused_changes_nothing_and_says_why(start_edge: StartEdge) -> None:
     edge = start_edge(bundle_of(per_client(), version=3))
-    with pytest.raises(Refused, match="2 errors; bundle_version: .*; policies: is required") as invalid:
+    with pytest.raises(Refused, match=r"2 errors; bundle_version: .*; policies: is required") as invalid:
         admin_of(edge).ask("PUT", "bundle", body=b'{"bundle_version": 0}')
     assert invalid.value.status == 422
     with pytest.raises(Refused, match="HMAC") as unsigned:
