@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from edge import Edge, bucket, policy
 from hypothesis import example, given
 from hypothesis import strategies as st
+from test_identity import HS_KEY, identity
+from test_tokens import signed
 
 from fairvisor.rules.keys import MAX_REMEMBERED, REMEMBERED_KEYS, Keyring, Keys, hash64, joined, spelled
 
@@ -57,8 +60,8 @@ def test_clients_cannot_fill_the_memory_with_keys() -> None:
         keyring = Keyring(7)
         rules = [Keys(keyring, f"rule {number}:") for number in range(10)]
         tracemalloc.start()
-        for number, identity in enumerate(identities):
-            rules[number % 10].key(identity)
+        for number, text in enumerate(identities):
+            rules[number % 10].key(text)
         held = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         assert rules[0].key("a") == hash64("rule 0:a", 7)
@@ -157,3 +160,62 @@ def test_a_rule_whose_match_does_not_hold_misses_nothing() -> None:
     assert edge.ask("GET").status == 204
     assert edge.metric("descriptor_missing_total") == 0
     assert edge.ask("POST").reason == "descriptor_missing"
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "written"),
+    [("query:k", {"path": "/v1/x?k=a&k=b"}), ("cookie:k", {"headers": {"cookie": "k=a; k=b"}})],
+)
+def test_on_ambiguous_takes_what_the_application_reads(descriptor: str, written: dict[str, Any]) -> None:
+    plain = {"a": one_of(descriptor, "a"), "b": one_of(descriptor, "b")}
+    for choice, counted in (("first", "a"), ("last", "b")):
+        edge = Edge(policy("p", bucket("r", descriptor, burst=2, on_ambiguous=choice)))
+        edge.ask(**written)
+        assert edge.ask(**plain[counted]).remaining == 0
+    assert Edge(policy("p", bucket("r", descriptor))).ask(**written).reason == "ambiguous_request"
+
+
+def one_of(descriptor: str, value: str) -> dict[str, Any]:
+    """Return a request with one value of a query parameter or a cookie."""
+    if descriptor.startswith("query:"):
+        return {"path": f"/v1/x?k={value}"}
+    return {"headers": {"cookie": f"k={value}"}}
+
+
+TWICE = {"headers": [("x-key", "a"), ("x-key", "b")]}
+
+
+def test_a_shadow_reports_what_is_ambiguous() -> None:
+    edge = Edge(policy("p", bucket("r", "header:x-key"), mode="shadow"))
+    reply = edge.ask(**TWICE)
+    assert reply.status == 204
+    assert [verdict.reason for verdict in reply.decision.would_reject] == ["ambiguous_request"]
+
+
+def test_a_match_holds_when_any_value_does_and_a_rule_that_does_not_read_it_counts() -> None:
+    edge = Edge(policy("p", bucket("r", burst=1, match={"header:x-key": "b"})))
+    assert [edge.ask(**TWICE).status for _ in range(2)] == [204, 429]
+
+
+def test_defaults_say_what_rules_do_not() -> None:
+    rule = bucket("r", "query:k", on_missing="reject")
+    defaults = {"on_ambiguous": "last", "missing_status": 401, "on_invalid_token": "reject"}
+    edge = Edge(policy("p", rule), policy("q", bucket("r", "jwt:sub"), path="/token"), defaults=defaults)
+    edge.identity = identity((HS_KEY,))
+    assert edge.ask(path="/v1/x?k=a&k=b").status == 204
+    assert edge.ask(path="/v1/x").status == 401
+    expired = {"authorization": signed({"sub": "a", "exp": 0}, "HS256", kid="s1")}
+    assert edge.ask(path="/token", headers=expired).status == 401
+    own = bucket("r", "query:k", on_missing="reject", missing_status=429, on_ambiguous="reject")
+    edge = Edge(policy("p", own), defaults=defaults)
+    assert edge.ask(path="/v1/x").status == 429
+    assert edge.ask(path="/v1/x?k=a&k=b").status == 400
+
+
+def test_more_than_four_credentials_are_not_looked_at() -> None:
+    edge = Edge(policy("p", bucket("r", match={"jwt:sub": "a"})))
+    edge.identity = identity((HS_KEY,))
+    tokens = [signed({"sub": name}, "HS256", kid="s1") for name in "bcdea"]
+    lines = [("authorization", token) for token in tokens]
+    assert edge.ask(headers=lines[1:]).remaining == 4, "one of four matches"
+    assert edge.ask(headers=lines).reason == "ambiguous_request"

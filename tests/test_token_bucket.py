@@ -98,8 +98,9 @@ def test_a_cost_is_fixed_or_from_a_header_or_from_the_query() -> None:
         8,
         7,
         4,
-        1,
+        3,
     ]
+    assert query.ask(path="/?n=1&n=2").reason == "ambiguous_request"
 
 
 def test_mixed_costs_that_sum_to_the_burst_fit_and_one_millionth_more_does_not() -> None:
