@@ -39,6 +39,7 @@ Before the first request:
     status.py       what an instance is doing, for the person on call
     linefile.py     a log that several processes append whole lines to
     state.py        files that outlive the machine's memory
+    memory.py       the directory of an instance in shared memory, closed to other users
     notes.py        what went wrong, for every process to read
     processes.py    which process is which, and whether it lives
     bounded_cache.py what was worked out for texts that clients choose, bounded

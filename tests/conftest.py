@@ -3,7 +3,8 @@
 `@pytest.mark.needs("nginx")` on a test, class or module (`pytestmark`) says that it drives that program. Where the
 program is missing the test is left out and listed at the end of the run, never skipped silently; with
 FAIRVISOR_TEST_ALL=1, as in CI, it runs all the same and fails, saying what is missing. A name that is no program on
-the PATH may be an importable Python module (`needs("meinheld")`).
+the PATH may be an importable Python module (`needs("meinheld")`). `needs("root")` marks a test that starts processes as
+several users, which only root can.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 TEST_ALL = "FAIRVISOR_TEST_ALL"
+ROOT = "root"
 LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
 
 # No test depends on how fast the machine is. CI gives every change the same examples, so that its verdict is about the
@@ -42,7 +44,9 @@ os.environ["PATH"] = os.pathsep.join(
 
 
 def is_installed(name: str) -> bool:
-    """Whether `name` is a program on the PATH or an importable Python module."""
+    """Whether `name` is a program on the PATH or an importable Python module, or what this process runs as."""
+    if name == ROOT:
+        return os.geteuid() == 0
     try:
         return shutil.which(name) is not None or importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # of a dotted name, the package
