@@ -43,7 +43,7 @@ class Beside:
         self.top_keys = TopKeys(segment.slates, entry)
         self._reporter = Reporter(settings, segment, self.active, also=(self.top_keys.write,))
         self.audit = self._reporter.audit
-        snapshots = Snapshots(segment.name, self.publisher.state)
+        snapshots = Snapshots(segment.directory, self.publisher.state)
         self._leader = Leader(segment, self.publisher, snapshots, lambda: self._follower.shared)
 
     def start(self) -> None:

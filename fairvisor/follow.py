@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
 from fairvisor.bundle.compile import Options
-from fairvisor.bundle.shared import About, SharedBundle, object_name
+from fairvisor.bundle.shared import About, SharedBundle
 from fairvisor.bundle.slices import Compiled, compile_shared, in_use, take_apart
 from fairvisor.clock import NS_PER_S, Now, read_now
 from fairvisor.counters.layout import Word
@@ -171,7 +171,7 @@ class Follower:
             _log.error("the new bundle cannot be read: %s", why)
 
     def _switch(self, generation: int, paced: bool) -> None:
-        shared = SharedBundle.open(object_name(self._segment.name, generation))
+        shared = SharedBundle.open(self._segment.directory, generation)
         old = self._compiled
         steps = compile_shared(shared, self._segment, self._options, self._environ, old)
         with _collector_paused():

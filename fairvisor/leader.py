@@ -213,7 +213,7 @@ class Leader:
             mine.put_back()
             _log.warning("the bundle's shared memory was removed and is there again")
         if generation:
-            shared.unlink_all_but(self._segment.name, generation)
+            self._publisher.remove_unread()
             self._publisher.make_durable()
 
     def _save(self, now: Now) -> None:

@@ -27,7 +27,7 @@ from fairvisor.beside import Beside
 from fairvisor.bundle.load import parse, verify_signature
 from fairvisor.clock import read_now
 from fairvisor.counters.layout import Word
-from fairvisor.counters.segment import SHM_DIR, Segment
+from fairvisor.counters.segment import Segment
 from fairvisor.errors import BundleInvalid, SegmentError, SettingsError
 from fairvisor.http.accept import Board
 from fairvisor.http.admin import Admin
@@ -36,9 +36,10 @@ from fairvisor.http.connection import MAX_HEAD_BYTES
 from fairvisor.http.operators import Operators, open_or_tell
 from fairvisor.http.service import Service
 from fairvisor.http.side import serve_in_thread
-from fairvisor.http.start import make_beside, make_proxy, make_service, open_segment, segment_name
+from fairvisor.http.start import make_beside, make_proxy, make_service, open_segment
 from fairvisor.http.worker import STOPS, EdgeWorker, limits_of, stop_at_once
 from fairvisor.http.wsgi import Application
+from fairvisor.memory import SHM_DIR, InstanceMemory
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import WORKER_RESTARTS
 from fairvisor.processes import start_time
@@ -79,7 +80,7 @@ def serve(settings: Settings, *, accept_older: bool = False) -> None:
     # A proxied request has a connection on either side.
     _allow_descriptors(settings.max_connections * (2 if settings.mode == PROXY else 1))
     replaces = environment().get("GUNICORN_PID", "")
-    refuse_second(segment_name(settings.instance), replaces)
+    refuse_second(InstanceMemory.find(settings.instance, os.geteuid()), replaces)
     segment = open_segment(settings)
     claim(segment, replaces)
     publisher = Publisher(settings, segment, environment(), serving=False)
@@ -258,10 +259,10 @@ def claim(segment: Segment, replaces: str) -> None:
     words.word_set(Word.MASTER_PID, os.getpid())
 
 
-def refuse_second(name: str, replaces: str) -> None:
+def refuse_second(directory: InstanceMemory, replaces: str) -> None:
     """Raises SegmentError when a master of this instance lives: asked before anything of it is touched."""
     try:
-        segment = Segment.attach(name)
+        segment = Segment.attach(directory)
     except (FileNotFoundError, SegmentError):
         return  # none, or one that will be replaced
     _refuse_second(segment, replaces)
@@ -344,7 +345,7 @@ def _on_exit(server: Any) -> None:
     master = server.app
     if master.admin is not None:
         master.admin.close()
-    Snapshots(master.segment.name, master.publisher.state).save(master.segment)
+    Snapshots(master.segment.directory, master.publisher.state).save(master.segment)
 
 
 def _child_exit(server: Any, worker: Any) -> None:

@@ -29,6 +29,7 @@ _MARK: Final = "instance"  # the directory with this file is in use; it holds th
 _SAFELY: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _FILE_MODE: Final = 0o600
 _DIRECTORY_MODE: Final = 0o700
+_PERMISSIONS: Final = 0o777  # a directory in one with the set-group-ID bit has that bit too (Kubernetes)
 _KINDS: Final = {stat.S_IFDIR: "directory", stat.S_IFREG: "regular file"}
 _WRITE_BYTES: Final = 1 << 18  # at a time: other threads run in between
 
@@ -36,16 +37,17 @@ _WRITE_BYTES: Final = 1 << 18  # at a time: other threads run in between
 class InstanceMemory:
     """The directory of one instance. Methods raise OSError; `name` has neither slash nor dot in any of them."""
 
-    def __init__(self, path: Path, uid: int) -> None:
+    def __init__(self, path: Path, instance: str, uid: int) -> None:
         self.path = path
+        self.instance = instance
         self.uid = uid  # of the user that the instance runs as
 
     @classmethod
     def make(cls, instance: str) -> InstanceMemory:
         """Return the directory of this user's instance, made if there is none. Every process gets the same one."""
         uid = os.geteuid()
-        found = cls.find(instance, uid)
-        while found is None:
+        found: InstanceMemory | None = cls.find(instance, uid)
+        while found is None or not found._is_marked():
             try:
                 found = cls._agree(instance, uid)
             except FileNotFoundError:  # a directory that another process of ours removed meanwhile
@@ -53,22 +55,26 @@ class InstanceMemory:
         return found
 
     @classmethod
-    def find(cls, instance: str, uid: int) -> InstanceMemory | None:
-        """Return the directory that the instance of user `uid` uses; None when there is none."""
-        plain = cls(plain_path(instance, uid), uid)
+    def find(cls, instance: str, uid: int) -> InstanceMemory:
+        """Return the directory that the instance of user `uid` uses, or would use if it had one."""
+        plain = cls(plain_path(instance, uid), instance, uid)
         if plain._is_marked():
             return plain
-        return next((each for each in cls._owned(instance, uid) if each._is_marked()), None)
+        marked = next((each for each in cls._owned(instance, uid) if each._is_marked()), None)
+        return marked or cls._vacant(instance, uid)
 
     @classmethod
     def _agree(cls, instance: str, uid: int) -> InstanceMemory | None:
-        """Choose one of the directories that this user has, or a new one, and mark it; None: look again.
+        """Choose one of the directories that this user has, and mark it; without any, make one. None: look again.
 
         Several exist when processes start at once while another user has the plain name. Whoever has locked all of
         them, and finds no other afterwards, chooses: a process that comes later sees the chosen one and has to wait
         for its lock. The locks cannot be held by another user, who cannot open the directories.
         """
-        candidates = cls._owned(instance, uid) or cls._new(instance, uid)
+        candidates = cls._owned(instance, uid)
+        if not candidates:
+            cls._vacant(instance, uid)._make_directory()
+            return None
         with ExitStack() as locks:
             for each in candidates:
                 fcntl.flock(locks.enter_context(each._opened()), fcntl.LOCK_EX)
@@ -87,19 +93,15 @@ class InstanceMemory:
         """Every directory that may be the instance's, in a fixed order, the plain name first."""
         plain = plain_path(instance, uid)
         others = [entry.name for entry in os.scandir(SHM_DIR) if entry.name.startswith(f"{plain.name}+")]
-        found = (cls(plain.with_name(name), uid) for name in [plain.name, *sorted(others)])
+        found = (cls(plain.with_name(name), instance, uid) for name in [plain.name, *sorted(others)])
         return [each for each in found if each._is_own()]
 
     @classmethod
-    def _new(cls, instance: str, uid: int) -> list[InstanceMemory]:
-        """Make one under the plain name, or under one that nobody can know before where that is another user's."""
-        plain = cls(plain_path(instance, uid), uid)
-        plain._make_directory()
-        if plain._is_own():
-            return [plain]
-        other = cls(plain.path.with_name(f"{plain.path.name}+{secrets.token_hex(8)}"), uid)
-        other._make_directory()
-        return [other]
+    def _vacant(cls, instance: str, uid: int) -> InstanceMemory:
+        """Return where a directory can be: the plain name, or one that nobody can know before where that is taken."""
+        plain = plain_path(instance, uid)
+        taken = os.path.lexists(plain) and not cls(plain, instance, uid)._is_own()
+        return cls(plain.with_name(f"{plain.name}+{secrets.token_hex(8)}") if taken else plain, instance, uid)
 
     def read(self, name: str) -> bytes:
         """Return the contents of a file. FileNotFoundError: there is none."""
@@ -227,14 +229,23 @@ def plain_path(instance: str, uid: int) -> Path:
     return SHM_DIR / f"fairvisor-{uid}-{instance}"
 
 
+def is_own_file(path: Path, uid: int) -> bool:
+    """Return whether there is a regular file of user `uid`; a link is none."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid == uid
+
+
 def check_own(status: os.stat_result, path: Path, uid: int, mode: int) -> None:
     """Raise PermissionError unless the file is of user `uid` and has exactly the type and permissions of `mode`."""
     if stat.S_IFMT(status.st_mode) != stat.S_IFMT(mode):
         raise PermissionError(errno.EPERM, f"is no {_KINDS[stat.S_IFMT(mode)]}", str(path))
     if status.st_uid != uid:
         raise PermissionError(errno.EPERM, f"belongs to user {status.st_uid}, not to {uid}", str(path))
-    if stat.S_IMODE(status.st_mode) != stat.S_IMODE(mode):
-        found, allowed = stat.S_IMODE(status.st_mode), stat.S_IMODE(mode)
+    found, allowed = status.st_mode & _PERMISSIONS, mode & _PERMISSIONS
+    if found != allowed:
         raise PermissionError(errno.EPERM, f"has mode {found:04o}, allowed is {allowed:04o} only", str(path))
 
 

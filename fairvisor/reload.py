@@ -18,20 +18,20 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from fairvisor import notes
-from fairvisor.bundle import shared
+from fairvisor.bundle import earlier, shared
 from fairvisor.bundle.apart import prepare_apart
 from fairvisor.bundle.offer import Order, Rule, prepare
-from fairvisor.bundle.shared import About, SharedBundle, object_name
+from fairvisor.bundle.shared import About, SharedBundle
 from fairvisor.bundle.syntax import MAX_BUNDLE_BYTES
 from fairvisor.clock import NS_PER_S, Now, read_now
 from fairvisor.counters.layout import Word
 from fairvisor.counters.registry import Registry
-from fairvisor.counters.segment import SHM_DIR, Segment
+from fairvisor.counters.segment import Segment
 from fairvisor.errors import BundleInvalid, BundleRefused, FairvisorError, Problem, SegmentError
+from fairvisor.memory import InstanceMemory
 from fairvisor.metrics.counting import Counter
 from fairvisor.metrics.families import RELOADS
 from fairvisor.notes import Notes
@@ -44,6 +44,7 @@ IN_THREAD_BYTES: Final = 32 * 1024
 ACKNOWLEDGED_WITHIN_NS: Final = 5 * NS_PER_S
 _LOCKED_WITHIN_NS: Final = 30 * NS_PER_S
 _POLL_S: Final = 0.004
+_LOCK: Final = "publish-lock"
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Publisher:
         self._results = {result: Counter(segment, RELOADS, result) for result in RELOADS.known}
         self.file = settings.config_file
         self.registry = Registry(segment.table)
-        self.notes = Notes(segment.name)
+        self.notes = Notes(segment.directory)
         self.state = StateDirectory(settings.state_dir, settings.instance)
 
     # what there is
@@ -102,7 +103,7 @@ class Publisher:
         """The active bundle, to be closed by the caller: `about`, `original()`... None: there is none."""
         while generation := self.generation:
             try:
-                return SharedBundle.open(object_name(self._segment.name, generation))
+                return SharedBundle.open(self._segment.directory, generation)
             except FileNotFoundError:
                 if generation == self.generation:
                     return None  # removed by force: the leader puts it there again
@@ -199,6 +200,12 @@ class Publisher:
         if self.notes.put(notes.RELOAD, why, self._clock(), about):
             _log.error("the bundle stays as it is: %s", why)
 
+    def remove_unread(self) -> None:
+        """Remove bundles of other generations, and what processes left that were killed; not while one publishes."""
+        with suppress(BundleRefused), self._lock(0):
+            shared.unlink_all_but(self._segment.directory, self.generation)
+            self._segment.directory.remove_unfinished()
+
     def make_durable(self) -> bool:
         """Keep a copy of the active bundle in the state directory, unless it stands there already; does it?
 
@@ -244,7 +251,10 @@ class Publisher:
                 (Problem("", f"the bundle has {len(data):,} bytes; at most 64 MiB are read"),)
             )
         with self._lock():
-            about = self._make(data, source, rule)
+            try:
+                about = self._make(data, source, rule)
+            except OSError as error:
+                raise self._no_room(error) from error
             changed = about is not None
             active = self.current()
             if active is None:
@@ -262,11 +272,12 @@ class Publisher:
 
     def _make(self, data: bytes, source: str, rule: Rule) -> About | None:
         """Check the bytes and make them the active generation; None: they are it already. The lock is held."""
-        table, name = self._segment.table, self._segment.name
+        table, directory = self._segment.table, self._segment.directory
         active = self.current()
         generation = self.generation + 1
-        offer = shared.offer_name(name, identity(os.getpid()), next(self._numbers))
+        offer = shared.offer_name(identity(os.getpid()), next(self._numbers))
         order = Order(
+            directory.instance,
             offer,
             generation,
             rule,
@@ -281,10 +292,15 @@ class Publisher:
         except SegmentError as error:
             raise BundleRefused("no_room", str(error)) from None
         if about is not None:
-            shared.accept(offer, object_name(name, generation))
+            shared.accept(directory, offer, generation)
             table.word_set(Word.BUNDLE_GENERATION, generation)
-            shared.unlink_all_but(name, generation)
+            shared.unlink_all_but(directory, generation)
         return about
+
+    def _no_room(self, error: OSError) -> BundleRefused:
+        return BundleRefused(
+            "no_room", f"{self._segment.directory.path} cannot be written: {error.strerror or error}"
+        )
 
     def _prepare(self, data: bytes, order: Order) -> About | None:
         if not self._serving or len(data) <= IN_THREAD_BYTES:
@@ -302,10 +318,11 @@ class Publisher:
 
     @contextmanager
     def _lock(self, within_ns: int = _LOCKED_WITHIN_NS) -> Iterator[None]:
-        """The right to publish: a lock on a file in shared memory, which the kernel lets go of if we die."""
-        fd = os.open(
-            _lock_path(self._segment.name), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        """The right to publish: a lock on a file in the instance's directory, which the kernel lets go of if we die."""
+        try:
+            fd = self._segment.directory.open_lock(_LOCK)
+        except OSError as error:
+            raise self._no_room(error) from error
         try:
             end_ns = self._clock().mono_ns + within_ns
             while not _try_lock(fd):
@@ -317,36 +334,28 @@ class Publisher:
             os.close(fd)
 
 
-def forget(segment_name: str, state: StateDirectory, *, with_bundle: bool) -> list[str]:
+def forget(directory: InstanceMemory, state: StateDirectory, *, with_bundle: bool) -> list[str]:
     """Remove an instance's shared memory and its snapshot, and its last good bundle if wanted: what was removed.
 
     Raises SegmentError when the instance runs, OSError.
     """
-    refuse_running(segment_name)
-    removed = [str(SHM_DIR / name) for name in shared.unlink_all_but(segment_name, 0)]
-    Notes(segment_name).drop_all()
-    _lock_path(segment_name).unlink(missing_ok=True)
-    if Segment.unlink(segment_name):
-        removed.append(str(SHM_DIR / segment_name))
+    refuse_running(directory)
     places = (state.snapshot, state.bundle) if with_bundle else (state.snapshot,)
-    return removed + [str(path) for path in state.remove(*places)]
+    removed = Segment.unlink(directory) + earlier.remove(directory) + directory.remove_all()
+    return [str(path) for path in (*removed, *state.remove(*places))]
 
 
-def _lock_path(segment_name: str) -> Path:
-    return SHM_DIR / f"{segment_name}+lock"  # no instance has a plus sign in its name
-
-
-def refuse_running(segment_name: str) -> None:
+def refuse_running(directory: InstanceMemory) -> None:
     """Raises SegmentError when a master or a worker of this instance lives."""
     try:
-        segment = Segment.attach(segment_name)
+        segment = Segment.attach(directory)
     except (FileNotFoundError, SegmentError):
         return  # there is none, or one that another version or boot left
     master = segment.table.word_get(Word.MASTER_PID)
     lives = master and start_time(master) == segment.table.word_get(Word.MASTER_START)
     pids = [master] if lives else [pid_of(worker.process) for worker in Registry(segment.table).workers()]
     if pids:
-        raise SegmentError(f"{segment_name} is in use by process {pids[0]}: stop it first")
+        raise SegmentError(f"{segment.name} is in use by process {pids[0]}: stop it first")
 
 
 def _try_lock(fd: int) -> bool:

@@ -15,9 +15,11 @@ from fairvisor import notes
 from fairvisor.clock import NS_PER_S, Now, read_now
 from fairvisor.counters import snapshot
 from fairvisor.counters.layout import Word
+from fairvisor.counters.objects import segment_name
 from fairvisor.counters.segment import Segment
 from fairvisor.counters.snapshot import Snapshot
 from fairvisor.errors import SegmentError
+from fairvisor.memory import InstanceMemory
 from fairvisor.notes import Notes
 from fairvisor.state import StateDirectory
 
@@ -54,10 +56,12 @@ class Restoring(NamedTuple):
 class Snapshots:
     """The snapshot file of one instance."""
 
-    def __init__(self, segment_name: str, state: StateDirectory, clock: Callable[[], Now] = read_now) -> None:
-        self._name = segment_name
+    def __init__(
+        self, directory: InstanceMemory, state: StateDirectory, clock: Callable[[], Now] = read_now
+    ) -> None:
+        self._name = segment_name(directory.instance)
         self._state = state
-        self._notes = Notes(segment_name)
+        self._notes = Notes(directory)
         self._clock = clock
 
     def find(self) -> Restoring | None:

@@ -24,8 +24,8 @@ import bundles
 from awake import awake
 from machine import SERVER_CORE, program
 
-from fairvisor.counters.segment import SHM_DIR
-from fairvisor.http.start import segment_name
+from fairvisor.counters.segment import Segment
+from fairvisor.memory import InstanceMemory
 
 REQUEST = {
     "X-Original-Method": "GET",
@@ -96,8 +96,14 @@ def running(contender: Contender, cores: str = SERVER_CORE) -> Iterator[int]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
-        for path in SHM_DIR.glob(f"{segment_name(contender.environ.get('FAIRVISOR_INSTANCE', 'none'))}*"):
-            path.unlink()
+        forget(contender)
+
+
+def forget(contender: Contender) -> None:
+    """Remove what the contender had in shared memory, if it is an edge."""
+    directory = InstanceMemory.find(contender.environ.get("FAIRVISOR_INSTANCE", "none"), os.geteuid())
+    Segment.unlink(directory)
+    directory.remove_all()
 
 
 def _await(port: int, process: subprocess.Popen[bytes]) -> None:

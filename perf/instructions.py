@@ -29,14 +29,15 @@ from pathlib import Path
 from typing import Any
 
 from bundles import one_limit
-from contenders import Contender, edge, edges, scratch
+from contenders import Contender, edge, edges, forget, scratch
 from terminal import show
 
 from fairvisor.clock import read_now
-from fairvisor.counters.segment import SHM_DIR, Segment
+from fairvisor.counters.segment import Segment
 from fairvisor.http.connection import Connection
 from fairvisor.http.hub import Hub, Limits
-from fairvisor.http.start import make_beside, make_service, segment_name
+from fairvisor.http.start import make_beside, make_service
+from fairvisor.memory import InstanceMemory
 from fairvisor.reload import Publisher
 from fairvisor.settings import Settings
 
@@ -83,7 +84,7 @@ def decide_again(contender: Contender) -> Callable[[], bytes]:
     """A worker's path without a socket: every call is a request, its answer is returned."""
     os.environ.update(contender.environ)
     settings = Settings.load(contender.environ, {})
-    segment = Segment.open(segment_name(settings.instance), settings.shared_dict_size)
+    segment = Segment.open(InstanceMemory.make(settings.instance), settings.shared_dict_size)
     Publisher(settings, segment, contender.environ).start()
     beside = make_beside(settings, segment)
     service = make_service(settings, segment, beside, can_wait=True)
@@ -128,8 +129,7 @@ def count(folder: Path) -> None:
             gc.enable()
     finally:
         for contender in contenders:
-            for left in SHM_DIR.glob(f"{segment_name(contender.environ['FAIRVISOR_INSTANCE'])}*"):
-                left.unlink()
+            forget(contender)
 
 
 def counted() -> dict[str, int]:

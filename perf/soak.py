@@ -39,14 +39,12 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "processes"))
 
-from edge_server import Edge, wait_until
+from edge_server import Edge, attach, wait_until
 from soak_client import CONNECTIONS, run_client, seen
 from streams import memory_kib
 from test_reload import publisher
 
 from fairvisor.clock import read_now
-from fairvisor.counters.segment import Segment
-from fairvisor.http.start import segment_name
 
 SAMPLES = 60
 CALIBRATION_S = 5
@@ -98,7 +96,7 @@ class Soak:
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
         self._push = publisher(edge).publish
-        self._segment = Segment.attach(segment_name(edge.instance))
+        self._segment = attach(edge.instance)
         self._eldest = min(edge.workers())
         self._chance = random.Random(1)
         self._version = 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,7 @@ from fairvisor.http.service import Service
 from fairvisor.http.wsgi import Application
 from fairvisor.identity import Identity, sources
 from fairvisor.identity.bots import Bots
+from fairvisor.memory import InstanceMemory
 from fairvisor.notes import RELOAD, Note, Notes
 from fairvisor.reading import read_fields
 from fairvisor.settings import Settings
@@ -60,8 +62,8 @@ def shared_bots() -> Bots:
 class Told(Notes):
     """Notes that are kept in this process."""
 
-    def __init__(self, segment_name: str) -> None:
-        super().__init__(segment_name)
+    def __init__(self) -> None:
+        super().__init__(InstanceMemory.find("none", os.geteuid()))
         self._kept: dict[str, Note] = {}
 
     def put(self, name: str, text: str, now: Now, about: str = "") -> bool:
@@ -91,7 +93,7 @@ class World:
         self._environ = environ
         self._segment = segment
         self._identity = identity
-        self._told = Told("")
+        self._told = Told()
         self._active = ActiveBundle(self._told)
         self.service = Service(self.settings, segment, identity, self._active, self.now)
 

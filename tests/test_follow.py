@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes.edge_server import remove_shared_memory
 
 from fairvisor.bundle import shared
 from fairvisor.bundle.compile import Compiler
@@ -18,10 +19,11 @@ from fairvisor.bundle.shared import SharedBundle, object_name
 from fairvisor.bundle.slices import Compiled, in_use, take_apart
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.counters.layout import Word
-from fairvisor.counters.segment import SHM_DIR, Segment
+from fairvisor.counters.segment import Segment
 from fairvisor.errors import BundleInvalid, BundleRefused, SegmentError
 from fairvisor.follow import SLICE_NS, TRY_AGAIN_NS, ActiveBundle, Follower
 from fairvisor.identity import Identity, Refresher
+from fairvisor.memory import SHM_DIR, InstanceMemory
 from fairvisor.processes import identity, pid_of
 from fairvisor.reload import Publisher, forget
 from fairvisor.settings import Settings
@@ -61,7 +63,7 @@ class Instance:
             "FAIRVISOR_CONFIG_FILE": str(place / "policy.json"),
         }
         settings = Settings.load(environ, {})
-        self.segment = Segment.open(f"fairvisor-{name}", 1 << 20)
+        self.segment = Segment.open(InstanceMemory.make(name), 1 << 20)
         self.publisher = Publisher(settings, self.segment, SECRETS, serving=False, clock=self.now)
         self.active = ActiveBundle(self.publisher.notes)
         self.entry = self.publisher.registry.claim(identity(os.getpid()))
@@ -94,8 +96,7 @@ def instance(tmp_path: Path) -> Iterator[Instance]:
     name = f"test-{uuid.uuid4().hex[:12]}"
     yield Instance(name, tmp_path)
     gc.unfreeze()
-    for path in SHM_DIR.glob(f"fairvisor-{name}*"):
-        path.unlink()
+    remove_shared_memory(name)
 
 
 class TestSwitching:
@@ -208,9 +209,8 @@ class TestSwitching:
         instance.follower.step(paced=False)
         assert instance.active.current is not None
         assert instance.active.current.generation == 1
-        os.link(
-            SHM_DIR / object_name(instance.segment.name, 1), SHM_DIR / object_name(instance.segment.name, 2)
-        )
+        directory = instance.segment.directory
+        directory.write(object_name(2), directory.read(object_name(1)))
         instance.follower.step(paced=False)
         assert instance.active.current.generation == 1
         instance.elapsed_ns += TRY_AGAIN_NS
@@ -260,8 +260,7 @@ class TestPublishing:
         assert refused.value.code == code
         assert instance.publisher.generation == 1
         assert instance.active.reason.startswith(f"somebody: {code}: ")
-        left = {path.name for path in SHM_DIR.glob(f"{instance.segment.name}*")}
-        assert not [name for name in left if "offer" in name]
+        assert not [name for name in instance.segment.directory.names() if "offer" in name]
         instance.publisher.publish(bundle(3, policy("b")))
         assert instance.active.reason == ""
 
@@ -294,24 +293,24 @@ class TestPublishing:
     def test_only_the_active_object_stays(self, instance: Instance) -> None:
         for version in (1, 2, 3):
             instance.publisher.publish(bundle(version, policy("a", burst=version)))
-        names = [path.name for path in SHM_DIR.glob(f"{instance.segment.name}+bundle*")]
-        assert names == [object_name(instance.segment.name, 3)]
+        names = [name for name in instance.segment.directory.names() if name.startswith("bundle")]
+        assert names == [object_name(3)]
 
     def test_a_damaged_object_is_never_compiled(self, instance: Instance) -> None:
         instance.publisher.publish(bundle(1, policy("a")))
-        path = SHM_DIR / object_name(instance.segment.name, 1)
+        path = instance.segment.directory.path / object_name(1)
         data = path.read_bytes()
         for position in range(8, len(data) - 1, 23):
             path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
             with pytest.raises(SegmentError):
-                read_all(SharedBundle.open(path.name))
+                read_all(SharedBundle.open(instance.segment.directory, 1))
         path.chmod(0o644)
         with pytest.raises(SegmentError, match="0600"):
-            SharedBundle.open(path.name)
+            SharedBundle.open(instance.segment.directory, 1)
 
     def test_a_new_bundle_replaces_one_that_cannot_be_read(self, instance: Instance) -> None:
         instance.publisher.publish(bundle(1, policy("a")))
-        (SHM_DIR / object_name(instance.segment.name, 1)).write_bytes(b"damaged")
+        instance.segment.directory.write(object_name(1), b"damaged")
         assert instance.publisher.publish(bundle(2, policy("b"))).generation == 2
 
     def test_the_lock_of_another_publisher_is_waited_for(
@@ -457,7 +456,7 @@ class TestDurability:
 class TestForgetting:
     def test_a_running_instance_is_not_forgotten(self, instance: Instance) -> None:
         with pytest.raises(SegmentError, match=f"process {os.getpid()}"):
-            forget(instance.segment.name, instance.publisher.state, with_bundle=False)
+            forget(instance.segment.directory, instance.publisher.state, with_bundle=False)
 
     @pytest.mark.parametrize("with_bundle", [False, True])
     def test_counters_go_and_the_bundle_only_when_asked(self, instance: Instance, with_bundle: bool) -> None:
@@ -466,7 +465,7 @@ class TestForgetting:
         state.write(state.snapshot, [b"counters"])
         assert instance.entry is not None
         instance.publisher.registry.release(instance.entry)
-        forget(instance.segment.name, state, with_bundle=with_bundle)
-        assert list(SHM_DIR.glob(f"{instance.segment.name}*")) == []
+        forget(instance.segment.directory, state, with_bundle=with_bundle)
+        assert list(SHM_DIR.glob(f"*-{instance.segment.directory.instance}*")) == []
         assert not state.snapshot.exists()
         assert state.bundle.exists() is not with_bundle

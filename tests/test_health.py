@@ -20,6 +20,7 @@ from fairvisor.http.outbox import Outbox
 from fairvisor.http.pages import Sliced
 from fairvisor.http.request import Request
 from fairvisor.master import serve, side_binds
+from fairvisor.memory import InstanceMemory
 from fairvisor.notes import Notes
 from fairvisor.settings import Settings
 
@@ -27,7 +28,7 @@ NOW = Now(1, 1)
 
 
 def health() -> Health:
-    active = ActiveBundle(Notes("fairvisor-test-health"))
+    active = ActiveBundle(Notes(InstanceMemory.find("test-health", 0)))
     return Health(Segment.private(1 << 17), active, lambda address: address == "127.0.0.1")
 
 

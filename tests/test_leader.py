@@ -202,6 +202,9 @@ class Noted:
         self._note("make durable")
         return True
 
+    def remove_unread(self) -> None:
+        self._note("remove unread")
+
     def healed(self, fault: str) -> None:
         self._note(f"no longer {fault}")
 

@@ -20,7 +20,6 @@ from fairvisor import master
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.errors import SegmentError, SettingsError
-from fairvisor.http.start import segment_name
 from fairvisor.http.worker import STOPS, EdgeWorker
 from fairvisor.master import available_processors, claim, start_time, worker_class
 
@@ -28,10 +27,6 @@ from fairvisor.master import available_processors, claim, start_time, worker_cla
 @pytest.fixture
 def segment() -> Segment:
     return Segment.private(1 << 20)
-
-
-def test_an_instance_has_a_segment_of_its_own() -> None:
-    assert segment_name("blue") != segment_name("green")
 
 
 def test_auto_is_the_processors_this_process_may_use() -> None:

@@ -50,11 +50,11 @@ class TestMake:
         assert (made.path / "note").lstat().st_mode == stat.S_IFREG | 0o600
 
     def test_is_found_again(self, name: str) -> None:
-        assert InstanceMemory.find(name, UID) is None
+        before = InstanceMemory.find(name, UID)
+        assert not before.path.exists()
         made = InstanceMemory.make(name)
         again, found = InstanceMemory.make(name), InstanceMemory.find(name, UID)
-        assert found is not None
-        assert made.path == again.path == found.path
+        assert before.path == made.path == again.path == found.path
 
     def test_one_that_was_made_and_not_used_yet_is_taken(self, name: str) -> None:
         plain_path(name, UID).mkdir(0o700)
@@ -98,16 +98,15 @@ class TestMake:
     ) -> None:
         """The second one has made a directory of its own by then."""
         plain_path(name, UID).write_text("in the way")
-        real = InstanceMemory._new.__func__  # type: ignore[attr-defined]
+        real = InstanceMemory._make_directory
 
-        def late(instance: str, uid: int) -> list[InstanceMemory]:
+        def late(second: InstanceMemory) -> None:
             monkeypatch.undo()
-            first.append(InstanceMemory.make(instance))
-            made: list[InstanceMemory] = real(InstanceMemory, instance, uid)
-            return made
+            first.append(InstanceMemory.make(name))
+            real(second)
 
         first: list[InstanceMemory] = []
-        monkeypatch.setattr(InstanceMemory, "_new", late)
+        monkeypatch.setattr(InstanceMemory, "_make_directory", late)
         second = InstanceMemory.make(name)
         assert second.path == first[0].path
         assert [path for path in SHM_DIR.glob(f"fairvisor-*-{name}*") if path.is_dir()] == [second.path]
@@ -143,13 +142,12 @@ class TestAnotherUser:
         put(plain)
         os.chown(plain, FOREIGN, FOREIGN, follow_symlinks=False)
         before = plain.lstat()
+        assert not InstanceMemory.find(name, UID).exists("note")
         made = InstanceMemory.make(name)
         made.write("note", b"text")
-        found = InstanceMemory.find(name, UID)
         assert made.path != plain
         assert made.path.name.startswith(f"{plain.name}+")
-        assert found is not None
-        assert found.path == InstanceMemory.make(name).path == made.path
+        assert InstanceMemory.find(name, UID).path == InstanceMemory.make(name).path == made.path
         assert plain.lstat() == before
 
     def test_who_gives_the_name_free_afterwards_changes_nothing(self, name: str) -> None:
@@ -166,7 +164,7 @@ class TestAnotherUser:
             directory(path)
             (path / "instance").write_text(name)
             os.chown(path, FOREIGN, FOREIGN)
-        assert InstanceMemory.find(name, UID) is None
+        assert not InstanceMemory.find(name, UID).path.exists()
         made = InstanceMemory.make(name)
         assert made.path.lstat().st_uid == UID
         assert InstanceMemory.make(name).path == made.path
@@ -180,8 +178,8 @@ class TestAnotherUser:
             lambda: (made.path / "other").write_text(""),
             lambda: os.rename(made.path, made.path.with_name(f"{made.path.name}-away")),
             made.path.rmdir,
-            lambda: InstanceMemory(made.path, FOREIGN).write("note", b"theirs"),
-            lambda: InstanceMemory(made.path, UID).write("note", b"theirs"),
+            lambda: InstanceMemory(made.path, name, FOREIGN).write("note", b"theirs"),
+            lambda: InstanceMemory(made.path, name, UID).write("note", b"theirs"),
         ]
         assert as_user(FOREIGN, lambda: [errno_of(attempt) for attempt in attempts]) == [
             errno.EACCES, errno.EACCES, errno.EACCES, errno.EPERM, errno.EPERM, errno.EACCES, errno.EACCES,
@@ -190,9 +188,8 @@ class TestAnotherUser:
 
     def test_is_found_by_root_as_its_owners(self, name: str) -> None:
         path = as_user(FOREIGN, lambda: InstanceMemory.make(name).path)
-        assert InstanceMemory.find(name, UID) is None
+        assert not InstanceMemory.find(name, UID).path.exists()
         found = InstanceMemory.find(name, FOREIGN)
-        assert found is not None
         assert found.path == path
         assert found.names() == ["instance"]
 

@@ -14,6 +14,7 @@ from fairvisor import notes
 from fairvisor.clock import Now
 from fairvisor.http.admin_listener import AdminServer, AdminSocket
 from fairvisor.http.operators import Operators, is_answered, open_or_tell
+from fairvisor.memory import InstanceMemory
 from fairvisor.notes import Notes
 from fairvisor.settings import Bind
 
@@ -34,9 +35,9 @@ class Worker:
 
 @pytest.fixture
 def board() -> Iterator[Notes]:
-    found = Notes(f"fairvisor-test-{uuid.uuid4().hex}")
+    found = Notes(InstanceMemory.make(f"test-{uuid.uuid4().hex}"))
     yield found
-    found.drop_all()
+    found._directory.remove_all()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from fairvisor.bundle.load import parse
 from fairvisor.bundle.offer import describe
 from fairvisor.counters.segment import Segment
 from fairvisor.follow import ActiveBundle, Current
+from fairvisor.memory import InstanceMemory
 from fairvisor.metrics import REMAINING, Tally
 from fairvisor.notes import AUDIT_LOG, Notes
 from fairvisor.reporter import Reporter
@@ -30,7 +31,7 @@ class Instance:
         self.log.parent.mkdir()
         self.edge = Edge(policy("p", budget("b", "header:x-key", amount=0.5)))
         self.segment = self.edge.segment
-        self.notes = Notes(f"fairvisor-test-{uuid.uuid4().hex}")
+        self.notes = Notes(InstanceMemory.make(f"test-{uuid.uuid4().hex}"))
         self.active = ActiveBundle(self.notes)
         self.settings = Settings.load({"FAIRVISOR_AUDIT_LOG": str(self.log)}, {})
 
@@ -55,7 +56,7 @@ class Instance:
 def instance(tmp_path: Path) -> Iterator[Instance]:
     instance = Instance(tmp_path)
     yield instance
-    instance.notes.drop_all()
+    instance.notes._directory.remove_all()
 
 
 def test_rejects_are_in_the_log_with_the_next_step(instance: Instance) -> None:

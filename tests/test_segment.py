@@ -10,17 +10,19 @@ import secrets
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+from processes.edge_server import memory_of, remove_shared_memory
 from tables import NOW, SECOND, TOKEN, per_of
 
-from fairvisor.counters import ALLOWED, layout, segment
+from fairvisor.counters import ALLOWED, layout, objects, segment
 from fairvisor.counters.layout import MAGIC, PAGE_BYTES, SERIES_ENTRY_BYTES, Word, WorkerWord, worker_word
 from fairvisor.counters.segment import Origin, Segment
 from fairvisor.counters.series import OVERFLOW_CELL
 from fairvisor.decision import UNIT_U
 from fairvisor.errors import SegmentError
+from fairvisor.memory import SHM_DIR, InstanceMemory
 from fairvisor.metrics import REMAINING, Tally
 from fairvisor.settings import Settings
 
@@ -33,19 +35,32 @@ LABELS = (("policy", "p1"), ("rule", "r1"))
 
 @pytest.fixture
 def name() -> Iterator[str]:
-    name = f"fairvisor-test-{os.getpid()}-{secrets.token_hex(4)}"
+    name = f"test-{os.getpid()}-{secrets.token_hex(4)}"
     yield name
-    Segment.unlink(name)
-    assert not path_of(name + ".next").exists()
+    assert len(objects_of(name)) <= 1, "nothing is left over"
+    remove_shared_memory(name)
+
+
+def open_segment(name: str, size_bytes: int, *, now_ns: int | None = None) -> Segment:
+    return Segment.open(InstanceMemory.make(name), size_bytes, now_ns=now_ns)
+
+
+def attach(name: str) -> Segment:
+    return Segment.attach(memory_of(name))
 
 
 def path_of(name: str) -> Path:
-    return segment.SHM_DIR / name
+    return SHM_DIR / objects.find(memory_of(name))
+
+
+def objects_of(name: str) -> list[Path]:
+    """Everything that may be a segment of the instance."""
+    return [path for path in SHM_DIR.glob(f"fairvisor-*{name}*") if path.is_file()]
 
 
 class TestOpen:
     def test_makes_it_with_mode_0600_and_all_its_memory(self, name: str) -> None:
-        made = Segment.open(name, SIZE)
+        made = open_segment(name, SIZE)
         status = path_of(name).stat()
         assert made.origin is Origin.CREATED
         assert status.st_mode & 0o777 == 0o600
@@ -53,13 +68,13 @@ class TestOpen:
         assert status.st_blocks * 512 >= SIZE
 
     def test_finds_counters_series_words_and_secrets_again(self, name: str) -> None:
-        first = Segment.open(name, SIZE)
+        first = open_segment(name, SIZE)
         first.table.take(1, NOW, TOKEN, BURST, PER)
         first.table.cell_add(first.series("hits", LABELS), 3)
         first.table.word_set(Word.BUNDLE_GENERATION, 7)
         key, seed, cell = first.reservation_key, first.table.seed, first.series("hits", LABELS)
         first.close()
-        again = Segment.open(name, SIZE)
+        again = open_segment(name, SIZE)
         assert again.origin is Origin.ATTACHED
         assert (again.reservation_key, again.table.seed) == (key, seed)
         assert again.table.take(1, NOW, TOKEN, BURST, PER)[1] == 3 * TOKEN
@@ -68,42 +83,43 @@ class TestOpen:
         assert again.table.word_get(Word.BUNDLE_GENERATION) == 7
 
     def test_seed_and_key_are_secrets_of_each_segment(self, name: str) -> None:
-        made, other = Segment.open(name, SIZE), Segment.private(SIZE)
+        made, other = open_segment(name, SIZE), Segment.private(SIZE)
         assert made.table.seed != other.table.seed
         assert made.reservation_key != other.reservation_key
         assert len(made.reservation_key) == 32
 
     def test_size_is_rounded_down_to_pages(self, name: str) -> None:
-        assert Segment.open(name, SIZE + 4095).geometry.size_bytes == SIZE
-        assert Segment.open(name, SIZE + 1).origin is Origin.ATTACHED
+        assert open_segment(name, SIZE + 4095).geometry.size_bytes == SIZE
+        assert open_segment(name, SIZE + 1).origin is Origin.ATTACHED
 
     @pytest.mark.parametrize("size_bytes", [-1, 0, layout.MIN_BYTES - 1, layout.MAX_BYTES + PAGE_BYTES])
     def test_size_has_limits(self, name: str, size_bytes: int) -> None:
         with pytest.raises(SegmentError, match="FAIRVISOR_SHARED_DICT_SIZE"):
-            Segment.open(name, size_bytes)
+            open_segment(name, size_bytes)
 
     def test_too_small_a_dev_shm_says_so(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         def no_space(fd: int, offset: int, size: int) -> NoReturn:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+        directory = InstanceMemory.make(name)
         monkeypatch.setattr(os, "posix_fallocate", no_space)
         expected = r"1\.0 MiB \(FAIRVISOR_SHARED_DICT_SIZE\) does not fit: /dev/shm has [0-9.]+ MiB free"
         with pytest.raises(SegmentError, match=expected):
-            Segment.open(name, SIZE)
-        assert not path_of(name).exists()
+            Segment.open(directory, SIZE)
+        assert objects_of(name) == []
 
     def test_more_than_dev_shm_has_fails_for_real(self, name: str) -> None:
-        space = os.statvfs(segment.SHM_DIR)
+        space = os.statvfs(SHM_DIR)
         with pytest.raises(SegmentError, match="does not fit"):
-            Segment.open(name, space.f_blocks * space.f_frsize + (1 << 30))
-        assert not path_of(name).exists()
+            open_segment(name, space.f_blocks * space.f_frsize + (1 << 30))
+        assert objects_of(name) == []
 
     def test_many_openers_make_one_segment(self, name: str) -> None:
         forks = multiprocessing.get_context("fork")
         results = forks.SimpleQueue()
 
         def work() -> None:
-            opened = Segment.open(name, SIZE)
+            opened = open_segment(name, SIZE)
             opened.table.word_add(Word.SPARE, 1)
             results.put((opened.origin, opened.table.seed))
 
@@ -116,48 +132,59 @@ class TestOpen:
         origins, seeds = zip(*(results.get() for _ in workers), strict=True)
         assert origins.count(Origin.CREATED) == 1
         assert len(set(seeds)) == 1
-        assert Segment.attach(name).table.word_get(Word.SPARE) == 12
+        assert attach(name).table.word_get(Word.SPARE) == 12
 
 
 class TestAttach:
     def test_needs_a_segment(self, name: str) -> None:
         with pytest.raises(FileNotFoundError):
-            Segment.attach(name)
-        assert not path_of(name).exists()
+            attach(name)
+        assert objects_of(name) == []
 
     def test_shares_the_counters(self, name: str) -> None:
-        made, attached = Segment.open(name, SIZE), Segment.attach(name)
+        made, attached = open_segment(name, SIZE), attach(name)
         made.table.take(1, NOW, TOKEN, BURST, PER)
         assert attached.table.take(1, NOW, TOKEN, BURST, PER)[1] == 3 * TOKEN
 
     def test_unlinked_one_stays_with_those_who_have_it(self, name: str) -> None:
-        made = Segment.open(name, SIZE)
-        assert Segment.unlink(name) is True
-        assert Segment.unlink(name) is False
+        made = open_segment(name, SIZE)
+        path = path_of(name)
+        assert Segment.unlink(memory_of(name)) == [path]
+        assert Segment.unlink(memory_of(name)) == []
         assert made.table.take(1, NOW, TOKEN, BURST, PER)[0] == ALLOWED
         with pytest.raises(FileNotFoundError):
-            Segment.attach(name)
+            attach(name)
 
     @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o700])
     def test_refuses_what_others_may_reach(self, name: str, mode: int) -> None:
-        Segment.open(name, SIZE)
+        open_segment(name, SIZE)
         path_of(name).chmod(mode)
-        for opening in (lambda: Segment.attach(name), lambda: Segment.open(name, SIZE)):
+        for opening in (lambda: attach(name), lambda: open_segment(name, SIZE)):
             with pytest.raises(SegmentError, match=f"mode {mode:04o}, allowed is 0600"):
                 opening()
 
-    @pytest.mark.parametrize("object_name", ["{}", "{}.next"])
-    def test_refuses_another_users(
-        self, name: str, object_name: str, monkeypatch: pytest.MonkeyPatch
+    def test_the_object_of_another_user_under_a_name_that_became_free_is_not_used(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        Segment.open(name, SIZE)
-        foreign = path_of(object_name.format(name))
-        foreign.touch(0o600)
-        monkeypatch.setattr(os, "geteuid", lambda: 4242)
-        with pytest.raises(SegmentError, match=r"belongs to user \d+, this process runs as 4242"):
-            Segment.open(name, SIZE)
+        """Ours was removed by force, and the name is known by then."""
+        open_segment(name, SIZE).table.word_set(Word.SPARE, 7)
+        taken = path_of(name)
+        real = os.lstat
+
+        def foreign(path: str | Path, **more: Any) -> os.stat_result:
+            status = real(path, **more)
+            return os.stat_result((*status[:4], 4242, *status[5:])) if path == taken else status
+
+        monkeypatch.setattr(os, "lstat", foreign)
+        with pytest.raises(SegmentError, match="belongs to user 4242, not to"):
+            attach(name)
+        fresh = open_segment(name, SIZE)
+        assert fresh.origin is Origin.REPLACED
+        assert "belongs to user 4242" in fresh.replaces
+        assert fresh.table.word_get(Word.SPARE) == 0
+        assert taken.exists()
         monkeypatch.undo()
-        path_of(name + ".next").unlink(missing_ok=True)
+        taken.unlink()
 
 
 def overwrite(name: str, offset: int, data: bytes) -> None:
@@ -175,19 +202,19 @@ def rewrite_header(name: str, **changes: object) -> None:
 class TestNeverMisread:
     @pytest.fixture
     def used(self, name: str) -> str:
-        made = Segment.open(name, SIZE)
+        made = open_segment(name, SIZE)
         made.table.take(1, NOW, TOKEN, BURST, PER)
         made.close()
         return name
 
     def replaced(self, name: str) -> None:
         """`attach` refuses it, `open` makes a new one in its place."""
-        with pytest.raises(SegmentError, match=f"segment {name}: "):
-            Segment.attach(name)
-        fresh = Segment.open(name, SIZE)
+        with pytest.raises(SegmentError, match=f"segment fairvisor-{name}: "):
+            attach(name)
+        fresh = open_segment(name, SIZE)
         assert fresh.origin is Origin.REPLACED
         assert fresh.table.peek_bucket(1, NOW, BURST, PER) == (BURST, 0)
-        assert Segment.attach(name).table.seed == fresh.table.seed
+        assert attach(name).table.seed == fresh.table.seed
 
     def test_without_magic(self, used: str) -> None:
         overwrite(used, 0, bytes(8))
@@ -197,13 +224,13 @@ class TestNeverMisread:
         monkeypatch.setattr(layout, "LAYOUT_VERSION", 999)
         overwrite(used, len(MAGIC), struct.pack("<Q", 998))
         with pytest.raises(SegmentError, match="layout 998, this version uses 999"):
-            Segment.attach(used)
+            attach(used)
         self.replaced(used)
 
     def test_of_another_boot(self, used: str) -> None:
         rewrite_header(used, boot_id=bytes(16))
         with pytest.raises(SegmentError, match="before the last boot"):
-            Segment.attach(used)
+            attach(used)
         self.replaced(used)
 
     def test_with_a_damaged_header(self, used: str) -> None:
@@ -212,8 +239,8 @@ class TestNeverMisread:
 
     def test_and_says_why(self, used: str) -> None:
         overwrite(used, len(MAGIC) + 16, b"\xff")
-        assert Segment.open(used, SIZE).replaces == f"segment {used}: its header is damaged"
-        assert Segment.open(used, SIZE).replaces == ""
+        assert open_segment(used, SIZE).replaces == f"segment fairvisor-{used}: its header is damaged"
+        assert open_segment(used, SIZE).replaces == ""
 
     def test_with_a_geometry_that_is_not_its_size(self, used: str) -> None:
         geometry = layout.plan(SIZE)
@@ -230,29 +257,29 @@ class TestNeverMisread:
         self.replaced(used)
 
     def test_of_a_crash_while_it_was_made(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Killed before the rename: the name does not exist, and the half-made one is not in the way."""
+        """Killed before it was chosen: the half-made one is nobody's, and goes with the next start."""
         child = os.fork()
         if child == 0:
-            monkeypatch.setattr(os, "rename", lambda *_: os._exit(0))
-            Segment.open(name, SIZE)
+            monkeypatch.setattr(objects, "choose", lambda *_: os._exit(0))
+            open_segment(name, SIZE)
             os._exit(1)
         assert os.waitpid(child, 0)[1] == 0
-        assert path_of(name + ".next").exists()
+        assert len(objects_of(name)) == 1
         with pytest.raises(FileNotFoundError):
-            Segment.attach(name)
-        assert Segment.open(name, SIZE).origin is Origin.CREATED
+            attach(name)
+        assert open_segment(name, SIZE).origin is Origin.CREATED
 
     def test_of_a_crash_before_the_magic(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Even under its own name, one without magic is not believed."""
         child = os.fork()
         if child == 0:
             monkeypatch.setattr(segment, "MAGIC", bytes(8))
-            Segment.open(name, SIZE)
+            open_segment(name, SIZE)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         with pytest.raises(SegmentError, match="never finished"):
-            Segment.attach(name)
-        assert Segment.open(name, SIZE).origin is Origin.REPLACED
+            attach(name)
+        assert open_segment(name, SIZE).origin is Origin.REPLACED
 
 
 class TestResize:
@@ -267,11 +294,11 @@ class TestResize:
 
     @pytest.mark.parametrize("size_bytes", [SIZE // 4, SIZE // 2 + PAGE_BYTES, SIZE * 3])
     def test_takes_everything_over(self, name: str, size_bytes: int) -> None:
-        old = Segment.open(name, SIZE)
+        old = open_segment(name, SIZE)
         self.fill(old)
         kept = old.table.seed, old.reservation_key
         expected = [old.table.peek_bucket(key, NOW, BURST, PER) for key in self.KEYS]
-        new = Segment.open(name, size_bytes, now_ns=NOW)
+        new = open_segment(name, size_bytes, now_ns=NOW)
         assert (new.origin, new.dropped) == (Origin.RESIZED, 0)
         assert (new.table.seed, new.reservation_key) == kept
         assert [new.table.peek_bucket(key, NOW, BURST, PER) for key in self.KEYS] == expected
@@ -282,13 +309,13 @@ class TestResize:
         assert path_of(name).stat().st_size == size_bytes
 
     def test_leaves_what_has_run_out(self, name: str) -> None:
-        self.fill(Segment.open(name, SIZE))
-        new = Segment.open(name, 2 * SIZE, now_ns=NOW + 2 * DAY)
+        self.fill(open_segment(name, SIZE))
+        new = open_segment(name, 2 * SIZE, now_ns=NOW + 2 * DAY)
         assert new.statistics(NOW).live == 0
 
     def test_of_too_little_room_keeps_totals_first_and_counts_what_it_dropped(self, name: str) -> None:
-        self.fill(Segment.open(name, SIZE))
-        new = Segment.open(name, layout.MIN_BYTES, now_ns=NOW)
+        self.fill(open_segment(name, SIZE))
+        new = open_segment(name, layout.MIN_BYTES, now_ns=NOW)
         found = new.statistics(NOW)
         assert found.totals > 0.9 * found.slots
         assert (
@@ -296,16 +323,16 @@ class TestResize:
         )  # the total of key 0 is nothing
 
     def test_failing_leaves_the_old_one(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.fill(Segment.open(name, SIZE))
-        space = os.statvfs(segment.SHM_DIR)
+        self.fill(open_segment(name, SIZE))
+        space = os.statvfs(SHM_DIR)
         with pytest.raises(SegmentError, match="does not fit"):
-            Segment.open(name, space.f_blocks * space.f_frsize + (1 << 30))
-        assert Segment.attach(name).table.peek_total(10_001, NOW) == 1
+            open_segment(name, space.f_blocks * space.f_frsize + (1 << 30))
+        assert attach(name).table.peek_total(10_001, NOW) == 1
 
 
 class TestPrivate:
     def test_has_no_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delattr(segment, "posix_ipc")  # which names
+        monkeypatch.delattr(objects, "posix_ipc")  # which names
         made = Segment.private(SIZE)
         assert made.table.take(1, NOW, TOKEN, BURST, PER)[0] == ALLOWED
 
@@ -398,18 +425,18 @@ class TestSeries:
         assert len({one, OVERFLOW_CELL, *others}) == 5
 
     def test_another_process_finds_it(self, name: str) -> None:
-        first, second = Segment.open(name, SIZE), Segment.attach(name)
+        first, second = open_segment(name, SIZE), attach(name)
         assert [second.series("a", ()), first.series("b", ())] == [1, 2]
         assert [first.series("a", ()), second.series("b", ())] == [1, 2]
 
     def test_two_cells_of_one_text_are_added_up(self, name: str) -> None:
         """Both looked before either wrote: the one race that interning allows."""
-        first, second = Segment.open(name, SIZE), Segment.attach(name)
+        first, second = open_segment(name, SIZE), attach(name)
         first.table.cell_add(first._series._append("hits"), 3)
         second.table.cell_add(second._series._append("hits"), 4)
         assert list(first.series_values()) == [("hits", (), 7)]
         assert first.statistics(NOW).series_used == 2
-        assert Segment.attach(name).series("hits", ()) == 1
+        assert attach(name).series("hits", ()) == 1
 
     def test_text_may_be_any_but_nul(self) -> None:
         made = Segment.private(SIZE)

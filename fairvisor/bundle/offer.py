@@ -17,6 +17,7 @@ from fairvisor.bundle.load import Parsed, check_successor, parse, verify_signatu
 from fairvisor.bundle.model import CostBased, Policy
 from fairvisor.bundle.shared import About, Contents
 from fairvisor.errors import BundleRefused
+from fairvisor.memory import InstanceMemory
 
 Rule = Literal["successor", "file_at_start", "accept_older", "restore"]
 
@@ -24,12 +25,13 @@ _KEPT_WARNINGS: Final = 100  # of a bundle with more, the log has the rest
 
 
 class Order(NamedTuple):
-    """Under which name and generation an offer is packed, and what it must be to be accepted.
+    """Of which instance, under which name and generation an offer is packed, and what it must be to be accepted.
 
     `rule` is `successor` (a greater version than the active one), `file_at_start` (the same version will do),
     `accept_older` (any version), or `restore` (the last good bundle: it was accepted before).
     """
 
+    instance: str
     name: str
     generation: int
     rule: Rule
@@ -53,9 +55,8 @@ def prepare(data: bytes, order: Order, environ: Mapping[str, str]) -> About | No
     document: dict[str, Any] = orjson.loads(payload)
     policies = [orjson.dumps(policy) for policy in document.pop("policies")]
     switches = [orjson.dumps(switch) for switch in document.pop("kill_switches", ())]
-    shared.write(
-        order.name, order.generation, Contents(about, orjson.dumps(document), policies, switches, data)
-    )
+    contents = Contents(about, orjson.dumps(document), policies, switches, data)
+    shared.write(InstanceMemory.make(order.instance), order.name, order.generation, contents)
     return about
 
 

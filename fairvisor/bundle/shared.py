@@ -1,9 +1,9 @@
 """The active bundle in shared memory: one object for each generation, read by every worker.
 
-An object is written once, in full, before the generation word of the segment moves to it, and never changed. It holds
-the bundle in the parts that are compiled one by one, so that no worker parses a large document in one go, and the
-bytes as they were offered. Its name ends in its generation; mode 0600. A worker that finds the object gone looks at
-the generation word again: it has moved on.
+An object is a file in the instance's directory, written once, in full, before the generation word of the segment moves
+to it, and never changed. It holds the bundle in the parts that are compiled one by one, so that no worker parses a
+large document in one go, and the bytes as they were offered. Its name ends in its generation. A worker that finds the
+object gone looks at the generation word again: it has moved on.
 
     HEADER       fixed fields, the last one the checksum of fields, about and index
     about        JSON: what is known of the bundle without reading it (`About`)
@@ -18,7 +18,6 @@ This module packs and checks bytes; what they mean is not known here.
 
 from __future__ import annotations
 
-import glob
 import mmap
 import os
 import struct
@@ -29,15 +28,17 @@ from typing import Any, Final, NamedTuple
 import orjson
 import xxhash
 
-from fairvisor.counters.segment import SHM_DIR, boot_id, check_owner
+from fairvisor.counters.segment import boot_id
 from fairvisor.errors import SegmentError
+from fairvisor.memory import InstanceMemory
 from fairvisor.processes import is_alive
 
 FORMAT: Final = 1  # raise with any change to what stands in an object
 MAGIC: Final = b"fvPolicy"
 HEADER: Final = struct.Struct("<8sQ16s9Q")
 ENTRY: Final = struct.Struct("<QQ16s")
-_WRITE_BYTES: Final = 1 << 18  # at a time: other threads run in between
+_BUNDLE: Final = "bundle"
+_OFFER: Final = "offer"
 _FAST: Final = 1
 
 
@@ -75,41 +76,31 @@ class Contents(NamedTuple):
     original: bytes
 
 
-def object_name(segment_name: str, generation: int) -> str:
+def object_name(generation: int) -> str:
     """The name of a generation's object."""
-    return f"{segment_name}+bundle-{generation}"  # no instance has a plus sign in its name
+    return f"{_BUNDLE}-{generation}"
 
 
-def offer_name(segment_name: str, process: int, number: int) -> str:
+def offer_name(process: int, number: int) -> str:
     """The name of an object that `process` (an identity) makes, until it is accepted."""
-    return f"{segment_name}+offer-{process}-{number}"
+    return f"{_OFFER}-{process}-{number}"
 
 
-def accept(offer: str, name: str) -> None:
-    """Give a finished object its name; one that a killed publisher left under it is replaced."""
-    os.rename(SHM_DIR / offer, SHM_DIR / name)
+def accept(directory: InstanceMemory, offer: str, generation: int) -> None:
+    """Make a finished object that of a generation; one that a killed publisher left under its name is replaced."""
+    directory.rename(offer, object_name(generation))
 
 
-def write(name: str, generation: int, contents: Contents) -> None:
+def write(directory: InstanceMemory, name: str, generation: int, contents: Contents) -> None:
     """Make the object. Raises SegmentError when there is no room for it."""
     pieces = _pack(generation, contents)
-    path = SHM_DIR / name
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        os.fchmod(fd, 0o600)  # whatever the umask is
-        os.posix_fallocate(fd, 0, sum(map(len, pieces)))
-        for piece in pieces:
-            with memoryview(piece) as view:
-                for start in range(0, len(piece), _WRITE_BYTES):
-                    os.write(fd, view[start : start + _WRITE_BYTES])
+        directory.write(name, *pieces)
     except OSError as error:
-        path.unlink(missing_ok=True)
         size = sum(map(len, pieces))
         raise SegmentError(
-            f"the bundle needs {size:,} bytes in {SHM_DIR}, which has no room: {error.strerror}"
+            f"the bundle needs {size:,} bytes in {directory.path}, which cannot be written: {error.strerror}"
         ) from error
-    finally:
-        os.close(fd)
 
 
 def _pack(generation: int, contents: Contents) -> list[bytes]:
@@ -138,8 +129,9 @@ def _checksum(*pieces: bytes | memoryview) -> int:
 class SharedBundle:
     """An object that was opened and checked. Its memory stays mapped until `close`, also when its name is gone."""
 
-    def __init__(self, name: str, memory: mmap.mmap) -> None:
+    def __init__(self, directory: InstanceMemory, name: str, memory: mmap.mmap) -> None:
         self.name = name
+        self._directory = directory
         self._memory = memory
         self._view = memoryview(memory)
         *fields, checksum = HEADER.unpack_from(memory)
@@ -160,20 +152,22 @@ class SharedBundle:
         self.about = about_of(orjson.loads(about))
 
     @classmethod
-    def open(cls, name: str) -> SharedBundle:
+    def open(cls, directory: InstanceMemory, generation: int) -> SharedBundle:
         """Map and check the object. FileNotFoundError: there is none. SegmentError: not ours, or not readable."""
+        name = object_name(generation)
         try:
-            fd = os.open(SHM_DIR / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except PermissionError as error:
-            raise SegmentError(f"{name} belongs to another user") from error
+            fd = directory.open(name)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise SegmentError(f"{directory.path / name} cannot be opened: {error.strerror}") from error
         try:
-            check_owner(name, fd)
             if os.fstat(fd).st_size < HEADER.size:
                 raise SegmentError(f"{name} is cut short")
             memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
         finally:
             os.close(fd)
-        return cls(name, memory)
+        return cls(directory, name, memory)
 
     def head(self) -> bytes:
         """The bundle without policies and kill switches, as JSON."""
@@ -206,16 +200,11 @@ class SharedBundle:
 
     def exists(self) -> bool:
         """Whether the object still has its name."""
-        return (SHM_DIR / self.name).exists()
+        return self._directory.exists(self.name)
 
     def put_back(self) -> None:
         """Give the object its name again, after somebody removed it."""
-        path = SHM_DIR / self.name
-        new = path.with_name(f"{self.name}.{os.getpid()}")
-        fd = os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(self._view)
-        new.rename(path)
+        self._directory.write(self.name, self._view)
 
     def close(self) -> None:
         """Unmap the object."""
@@ -231,18 +220,12 @@ def about_of(fields: dict[str, Any]) -> About:
     return About(**{**fields, "warnings": tuple(fields["warnings"])})
 
 
-def unlink_all_but(segment_name: str, generation: int) -> list[str]:
-    """Remove other generations, and offers of processes that died. Workers that read one keep its memory.
-
-    Returns the names. Generation 0 keeps none.
-    """
-    kept = object_name(segment_name, generation)
-    removed = []
-    for path in SHM_DIR.glob(f"{glob.escape(segment_name)}+*-[0-9]*"):
-        kind, _, rest = path.name[len(segment_name) + 1 :].partition("-")
+def unlink_all_but(directory: InstanceMemory, generation: int) -> None:
+    """Remove other generations, and offers of processes that died. Workers that read one keep its memory."""
+    for name in directory.names():
+        kind, _, rest = name.partition("-")
         number = rest.partition("-")[0]
-        stale = path.name != kept if kind == "bundle" else kind == "offer" and not is_alive(int(number))
-        if stale:
-            path.unlink(missing_ok=True)
-            removed.append(path.name)
-    return removed
+        if (kind == _BUNDLE and name != object_name(generation)) or (
+            kind == _OFFER and not is_alive(int(number))
+        ):
+            directory.remove(name)

@@ -6,11 +6,14 @@ The last good bundle stays unless it is asked for, so that a kill switch which w
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import click
 
 from fairvisor import reload
 from fairvisor.cli.screen import print_line
-from fairvisor.http.start import segment_name
+from fairvisor.memory import InstanceMemory
 from fairvisor.settings import Settings, environment
 from fairvisor.state import StateDirectory
 
@@ -31,12 +34,20 @@ def reset(state: bool, **flags: str | None) -> None:
     settings = Settings.load(
         environment(), {name: value for name, value in flags.items() if value is not None}
     )
-    removed = reload.forget(
-        segment_name(settings.instance),
-        StateDirectory(settings.state_dir, settings.instance),
-        with_bundle=state,
-    )
+    kept = StateDirectory(settings.state_dir, settings.instance)
+    removed = [
+        path
+        for uid in _users(settings.state_dir)
+        for path in reload.forget(InstanceMemory.find(settings.instance, uid), kept, with_bundle=state)
+    ]
     for name in removed:
         print_line(f"removed {name}")
     if not removed:
         print_line(f"nothing there of instance {settings.instance}")
+
+
+def _users(state_dir: Path) -> list[int]:
+    """Return whose instance it may be: this user's, and for root that of the state directory's owner."""
+    own = os.geteuid()
+    owner = state_dir.stat().st_uid if own == 0 and state_dir.exists() else own
+    return sorted({own, owner})

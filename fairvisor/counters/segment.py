@@ -1,37 +1,32 @@
 """The shared-memory segment: creates, attaches, checks, resizes and describes it.
 
-A segment is a POSIX shared-memory object by name, mode 0600, allocated in full at once, so that a too small /dev/shm
-is an error at start and not a SIGBUS later. It outlives the processes. It is made under the name `<name>.next`, which
-is also the lock that openers hold, and renamed when it is finished: under its own name it is never half-made, and a
-crash at any moment leaves either the old one or the new one. This module knows the regions (`layout.py`), not what
-is counted in them; what the operations mean stands in `_table.pyi` and `model.py`.
+A segment is a POSIX shared-memory object (`objects.py`), allocated in full at once, so that a too small /dev/shm is an
+error at start and not a SIGBUS later. It outlives the processes. One that replaces another has a name of its own, and
+becomes the instance's when it is finished: a crash at any moment leaves either the old one or the new one. This module
+knows the regions (`layout.py`), not what is counted in them; what the operations mean stands in `_table.pyi` and
+`model.py`.
 """
 
 from __future__ import annotations
 
 import enum
-import errno
-import fcntl
 import mmap
 import os
 import secrets
-import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-import posix_ipc
-
 from fairvisor.clock import read_now
-from fairvisor.counters import layout
+from fairvisor.counters import layout, objects
 from fairvisor.counters._table import SLOT_BYTES, Table
 from fairvisor.counters.layout import MAGIC, PAGE_BYTES, Geometry, Header, Word
 from fairvisor.counters.series import Labels, Series
 from fairvisor.counters.slates import Slates
 from fairvisor.errors import SegmentError
+from fairvisor.memory import SHM_DIR, InstanceMemory
 
-SHM_DIR: Final = Path("/dev/shm")  # noqa: S108 - where the C libraries of Linux keep POSIX shared memory
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 MIB: Final = 1 << 20
 _COUNTED_AT_ONCE: Final = 1 << 14  # slots: some 160 microseconds
@@ -83,9 +78,12 @@ class Statistics(NamedTuple):
 class Segment:
     """A mapped segment. `table` counts in it; it stays mapped until the last user of `table` is gone."""
 
-    def __init__(self, name: str, memory: mmap.mmap, header: Header, origin: Origin) -> None:
+    def __init__(
+        self, directory: InstanceMemory | None, memory: mmap.mmap, header: Header, origin: Origin
+    ) -> None:
         geometry = header.geometry
-        self.name = name
+        self._directory = directory
+        self.name = objects.segment_name(directory.instance) if directory is not None else ""
         self.origin = origin
         self.dropped = 0  # records that found no room when the segment was resized
         self.replaces = ""  # why the one that was there cannot be used, if there was one
@@ -109,73 +107,76 @@ class Segment:
     @classmethod
     def open(
         cls,
-        name: str,
+        directory: InstanceMemory,
         size_bytes: int,
         *,
         now_ns: int | None = None,
         find_saved: Callable[[], Saved | None] | None = None,
     ) -> Segment:
-        """Attach the segment of this name and size, or make it.
+        """Attach the segment of an instance, if it has this size, or make it.
 
         One of another size is replaced by a new one that takes its counters over; one of another layout or boot is
         replaced. Where there is nothing to take over, `find_saved` is asked for what to restore. SegmentError: too
-        little memory, or not ours. `now_ns`: monotonic time, read when not given.
+        little memory, or opened to others. `now_ns`: monotonic time, read when not given.
         """
         geometry = layout.plan(size_bytes)
-        with _building_site(name) as site:
+        with objects.lock(directory):
             origin = Origin.CREATED
             old: Segment | None = None
             unreadable = ""
+            current = objects.find(directory)
+            objects.remove_all_but(directory, current)
             try:
-                old = cls.attach(name)
-            except _Unreadable as error:
+                old = cls._map(directory, current)
+            except (_Unreadable, objects.Foreign) as error:
                 origin, unreadable = Origin.REPLACED, str(error)
             except FileNotFoundError:
                 pass
             if old is not None and old.geometry == geometry:
+                objects.name_anew(directory, current)
                 return old
             saved = find_saved() if old is None and find_saved is not None else None
-            fresh = cls._build(name, site, geometry, old, saved, origin)
-            fresh.replaces = unreadable
-            if old is not None:
-                fresh._take_over(old, read_now().mono_ns if now_ns is None else now_ns)
-            if saved is not None:
-                saved.restore(fresh)
-            fresh._memory[: len(MAGIC)] = MAGIC
-            os.rename(_path(name + ".next"), _path(name))
+            with objects.made(directory) as (name, fd):
+                fresh = cls._build(directory, fd, geometry, old, saved, origin)
+                fresh.replaces = unreadable
+                if old is not None:
+                    fresh._take_over(old, read_now().mono_ns if now_ns is None else now_ns)
+                if saved is not None:
+                    saved.restore(fresh)
+                fresh._memory[: len(MAGIC)] = MAGIC
+                objects.choose(directory, name)
+            objects.remove_all_but(directory, name)
             return fresh
 
     @classmethod
-    def attach(cls, name: str) -> Segment:
+    def attach(cls, directory: InstanceMemory) -> Segment:
         """Map an existing segment. FileNotFoundError: there is none. SegmentError: not ours, or not readable."""
-        try:
-            shared = posix_ipc.SharedMemory(_ipc_name(name))
-        except posix_ipc.ExistentialError as error:
-            raise FileNotFoundError(errno.ENOENT, "no such segment", name) from error
-        except (posix_ipc.PermissionsError, PermissionError) as error:
-            raise SegmentError(f"segment {name} belongs to another user") from error
-        try:
-            check_owner(name, shared.fd)
-            memory, header = _map_existing(name, shared.fd)
-        finally:
-            shared.close_fd()
-        return cls(name, memory, header, Origin.ATTACHED)
+        return cls._map(directory, objects.find(directory))
+
+    @classmethod
+    def _map(cls, directory: InstanceMemory, name: str) -> Segment:
+        with objects.opened(directory, name) as fd:
+            memory, header = _map_existing(objects.segment_name(directory.instance), fd)
+        return cls(directory, memory, header, Origin.ATTACHED)
 
     @classmethod
     def private(cls, size_bytes: int, *, seed: int | None = None) -> Segment:
         """A segment in anonymous memory that is shared with children only, for tests and replay."""
         geometry = layout.plan(size_bytes)
         memory = mmap.mmap(-1, geometry.size_bytes)
-        return cls("", memory, _new_header(geometry, seed), Origin.CREATED)
+        return cls(None, memory, _new_header(geometry, seed), Origin.CREATED)
 
     @staticmethod
-    def unlink(name: str) -> bool:
-        """Remove the name; processes that have it mapped keep the memory. False: there was none."""
-        try:
-            posix_ipc.unlink_shared_memory(_ipc_name(name))
-        except posix_ipc.ExistentialError:
-            return False
-        return True
+    def unlink(directory: InstanceMemory) -> list[Path]:
+        """Remove the object and what is left of others: the paths. Processes that have it mapped keep the memory."""
+        objects.forget(directory)
+        return objects.remove_all_but(directory, "")
+
+    @property
+    def directory(self) -> InstanceMemory:
+        """Where the files of the same instance are."""
+        assert self._directory is not None, "a private segment has no instance"
+        return self._directory
 
     def series(self, name: str, labels: Labels) -> int:
         """The cell of a series, the same one in every process and after a restart."""
@@ -229,15 +230,15 @@ class Segment:
     @classmethod
     def _build(
         cls,
-        name: str,
-        site: int,
+        directory: InstanceMemory,
+        fd: int,
         geometry: Geometry,
         old: Segment | None,
         saved: Saved | None,
         origin: Origin,
     ) -> Segment:
-        _allocate(site, geometry.size_bytes)
-        memory = mmap.mmap(site, geometry.size_bytes)
+        _allocate(fd, geometry.size_bytes)
+        memory = mmap.mmap(fd, geometry.size_bytes)
         header = _new_header(geometry, None if old is None else old.table.seed)
         if old is not None:
             header = header._replace(reservation_key=old.reservation_key)
@@ -247,7 +248,7 @@ class Segment:
             origin = Origin.RESTORED
         data = layout.pack(header)
         memory[len(MAGIC) : len(MAGIC) + len(data)] = data
-        return cls(name, memory, header, origin)
+        return cls(directory, memory, header, origin)
 
     def _take_over(self, old: Segment, now_ns: int) -> None:
         """Words, series and live records of a segment that no process uses any more."""
@@ -268,39 +269,6 @@ class _Unreadable(SegmentError):
     """A segment of our own that another version or boot made, or that was never finished."""
 
 
-@contextmanager
-def _building_site(name: str) -> Iterator[int]:
-    """The descriptor of `<name>.next`, empty and locked; afterwards it is renamed or removed."""
-    site = name + ".next"
-    while True:
-        try:
-            shared = posix_ipc.SharedMemory(_ipc_name(site), posix_ipc.O_CREAT, mode=0o600)
-        except (posix_ipc.PermissionsError, PermissionError) as error:
-            raise SegmentError(f"segment {site} belongs to another user") from error
-        try:
-            check_owner(site, shared.fd)
-            fcntl.flock(shared.fd, fcntl.LOCK_EX)
-            if not _is_at(shared.fd, site):
-                continue  # whoever had the lock finished: look again
-            os.ftruncate(shared.fd, 0)  # what a crash left
-            try:
-                yield shared.fd
-            finally:
-                if _is_at(shared.fd, site):
-                    os.unlink(_path(site))
-                fcntl.flock(shared.fd, fcntl.LOCK_UN)  # the mapping keeps a descriptor, and with it the lock
-            return
-        finally:
-            shared.close_fd()
-
-
-def _is_at(fd: int, name: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(_path(name)))
-    except FileNotFoundError:
-        return False
-
-
 def _allocate(fd: int, size_bytes: int) -> None:
     try:
         os.posix_fallocate(fd, 0, size_bytes)
@@ -312,18 +280,6 @@ def _allocate(fd: int, size_bytes: int) -> None:
             f"the shared-memory segment of {size_bytes / MIB:.1f} MiB (FAIRVISOR_SHARED_DICT_SIZE) does not fit: "
             f"{SHM_DIR} has {free_mib:.1f} MiB free ({error.strerror})"
         ) from error
-
-
-def check_owner(name: str, fd: int) -> None:
-    status = os.fstat(fd)
-    if status.st_uid != os.geteuid():
-        raise SegmentError(
-            f"segment {name} belongs to user {status.st_uid}, this process runs as {os.geteuid()}"
-        )
-    if stat.S_IMODE(status.st_mode) != 0o600:
-        raise SegmentError(
-            f"segment {name} has mode {stat.S_IMODE(status.st_mode):04o}, allowed is 0600 only"
-        )
 
 
 def _map_existing(name: str, fd: int) -> tuple[mmap.mmap, Header]:
@@ -354,11 +310,3 @@ def boot_id() -> bytes:
     with suppress(OSError):
         return bytes.fromhex(BOOT_ID.read_text().strip().replace("-", ""))
     return bytes(16)
-
-
-def _ipc_name(name: str) -> str:
-    return "/" + name.lstrip("/")
-
-
-def _path(name: str) -> Path:
-    return SHM_DIR / name.lstrip("/")

@@ -9,10 +9,14 @@ from __future__ import annotations
 import logging
 
 from fairvisor.beside import Beside
+from fairvisor.bundle import earlier
 from fairvisor.clock import read_now
+from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
+from fairvisor.errors import SegmentError
 from fairvisor.http.service import Service
 from fairvisor.identity import Identity
+from fairvisor.memory import InstanceMemory
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import BEARER_REFUSED
 from fairvisor.proxy.start import Proxy
@@ -23,18 +27,17 @@ from fairvisor.state import StateDirectory
 _log = logging.getLogger(__name__)
 
 
-def segment_name(instance: str) -> str:
-    """The name of an instance's segment."""
-    return f"fairvisor-{instance}"
-
-
 def open_segment(settings: Settings) -> Segment:
     """The instance's segment: the one that is there, else a new one, with what the last snapshot holds."""
-    name = segment_name(settings.instance)
-    snapshots = Snapshots(name, StateDirectory(settings.state_dir, settings.instance))
-    segment = Segment.open(name, settings.shared_dict_size, find_saved=snapshots.find)
+    try:
+        directory = InstanceMemory.make(settings.instance)
+    except OSError as error:
+        raise SegmentError(f"the memory of the instance cannot be used: {error}") from error
+    snapshots = Snapshots(directory, StateDirectory(settings.state_dir, settings.instance))
+    segment = Segment.open(directory, settings.shared_dict_size, find_saved=snapshots.find)
     if segment.replaces:
         _log.error("%s: it is replaced, and what the last snapshot holds is restored", segment.replaces)
+    earlier.take_over(directory, segment.table.word_get(Word.BUNDLE_GENERATION))
     return segment
 
 

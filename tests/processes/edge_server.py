@@ -18,8 +18,8 @@ from typing import Any
 from fairvisor.clock import NS_PER_S, read_now
 from fairvisor.counters.layout import Word
 from fairvisor.counters.registry import Registry
-from fairvisor.counters.segment import SHM_DIR, Segment
-from fairvisor.http.start import segment_name
+from fairvisor.counters.segment import Segment
+from fairvisor.memory import InstanceMemory
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, str(Path(__file__).with_name("run_fairvisor.py")), "serve"]
@@ -236,8 +236,7 @@ class Edge:
 
     def registered(self) -> int:
         """How many workers have taken their place among those who switch bundles: they serve, or are about to."""
-        registry = Registry(Segment.attach(segment_name(self.environ["FAIRVISOR_INSTANCE"])).table)
-        return len(registry.workers())
+        return len(Registry(attach(self.environ["FAIRVISOR_INSTANCE"]).table).workers())
 
     def workers(self) -> list[int]:
         """The pids of the workers that are there now."""
@@ -246,7 +245,7 @@ class Edge:
 
     def leader(self) -> int:
         """The pid of the worker that leads, as soon as one does."""
-        table = Segment.attach(segment_name(self.instance)).table
+        table = attach(self.instance).table
         wait_until(lambda: table.word_get(Word.LEADER_PID) in self.workers())
         return table.word_get(Word.LEADER_PID)
 
@@ -283,8 +282,19 @@ class Edge:
 
 def remove_shared_memory(instance: str) -> None:
     """Everything that an instance has in shared memory, as after a reboot."""
-    for path in SHM_DIR.glob(f"{segment_name(instance)}*"):
-        path.unlink(missing_ok=True)
+    directory = memory_of(instance)
+    Segment.unlink(directory)
+    directory.remove_all()
+
+
+def memory_of(instance: str) -> InstanceMemory:
+    """The directory of an instance that this user runs."""
+    return InstanceMemory.find(instance, os.geteuid())
+
+
+def attach(instance: str) -> Segment:
+    """The segment of an instance that this user runs."""
+    return Segment.attach(memory_of(instance))
 
 
 def kill_quietly(pid: int) -> None:

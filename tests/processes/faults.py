@@ -20,16 +20,15 @@ from pathlib import Path
 
 import flips
 from campaign import admin_of, bundle
-from edge_server import Edge, kill_quietly, wait_until
+from edge_server import Edge, attach, kill_quietly, wait_until
 from fake_machine import NS_PER_S, Machine
 
 from fairvisor.cli.edge import Refused, Unreachable
 from fairvisor.counters.layout import Word
 from fairvisor.counters.registry import Registry
-from fairvisor.counters.segment import SHM_DIR, Segment
 from fairvisor.errors import SegmentError
 from fairvisor.http.connection import MAX_HEAD_BYTES
-from fairvisor.http.start import segment_name
+from fairvisor.memory import SHM_DIR
 from fairvisor.rules.windows import FIXED_SECONDS
 
 MOST_BETWEEN_S = 0.4
@@ -57,7 +56,6 @@ class Faults:
         self.done: list[str] = []
         self._edge = edge
         self._machine = machine
-        self._segment = segment_name(edge.instance)
         self._random = random.Random(seed)
         self._pause = threading.Event()  # never set
         self._version = 1
@@ -109,7 +107,7 @@ class Faults:
 
     def exempt(self, names: Collection[str]) -> set[str]:
         """Which of these keys had their own counter changed by a flipped bit."""
-        seed = Segment.attach(self._segment).table.seed
+        seed = attach(self._edge.instance).table.seed
         return flips.named(self.flipped, names, seed, self._machine.wall_ns())
 
     @property
@@ -248,23 +246,23 @@ class Faults:
 
     def flip_slots(self) -> None:
         """Nobody can notice: what is exempt is the counter that stood in the slot."""
-        self.flipped |= flips.flip_in_slots(self._segment, self._random, FLIPS)
+        self.flipped |= flips.flip_in_slots(self._edge.instance, self._random, FLIPS)
 
     def flip_the_header(self) -> None:
         """Who has the segment goes on; who would attach it now refuses."""
         bit = flips.some_header_bit(self._random)
-        flips.flip(self._segment, bit)
+        flips.flip(self._edge.instance, bit)
         with suppress(SegmentError):
-            Segment.attach(self._segment)
+            attach(self._edge.instance)
             self.wrong.append(f"a segment with bit {bit} of its header flipped was believed")
         self._pause.wait(self._random.uniform(0, MOST_STOPPED_S))
-        flips.flip(self._segment, bit)
+        flips.flip(self._edge.instance, bit)
 
     def start_on_a_flipped_header(self) -> None:
         """A clean stop, and a start that finds the segment damaged: everything comes from the snapshot."""
         self._edge.signal(signal.SIGTERM)
         self._edge.end()
-        flips.flip(self._segment, flips.some_header_bit(self._random))
+        flips.flip(self._edge.instance, flips.some_header_bit(self._random))
         self._start_again()
 
     def fill_shm(self) -> None:
@@ -283,7 +281,7 @@ class Faults:
         return [self._random.choice(workers)] if workers else []
 
     def _leader(self) -> list[int]:
-        leader = Segment.attach(self._segment).table.word_get(Word.LEADER_PID)
+        leader = attach(self._edge.instance).table.word_get(Word.LEADER_PID)
         return [leader] if leader in self._edge.workers() else []
 
     def _kill(self, pid: int) -> None:
@@ -316,6 +314,6 @@ class Faults:
         wait_until(self._all_have_begun)
 
     def _all_have_begun(self) -> bool:
-        registry = Registry(Segment.attach(self._segment).table)
+        registry = Registry(attach(self._edge.instance).table)
         workers = [worker for worker in registry.workers() if worker.generation]
         return len(workers) >= self._workers

@@ -14,28 +14,31 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from campaign import bundle, rule_of
+from edge_server import memory_of
 
 from fairvisor.bundle.compile import DEFAULT_OPTIONS, Compiler
 from fairvisor.bundle.load import parse
 from fairvisor.clock import Now
-from fairvisor.counters import layout
+from fairvisor.counters import layout, objects
 from fairvisor.counters._table import SLOT_BYTES
 from fairvisor.counters.layout import CHECKSUM, FIELDS, MAGIC, MIN_BYTES, PAGE_BYTES
-from fairvisor.counters.segment import SHM_DIR, Segment
+from fairvisor.counters.segment import Segment
+from fairvisor.memory import SHM_DIR
 
 HEADER_BYTES = len(MAGIC) + FIELDS.size + CHECKSUM.size
 KEY_AT = slice(24, 32)  # of a slot
 
 
 @contextmanager
-def _memory(name: str) -> Iterator[mmap.mmap]:
-    with (SHM_DIR / name).open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+def _memory(instance: str) -> Iterator[mmap.mmap]:
+    path = SHM_DIR / objects.find(memory_of(instance))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
         yield memory
 
 
-def flip(name: str, bit: int) -> None:
+def flip(instance: str, bit: int) -> None:
     """Flip this bit of the segment; once more puts it back."""
-    with _memory(name) as memory:
+    with _memory(instance) as memory:
         memory[bit // 8] ^= 1 << bit % 8
 
 
@@ -44,10 +47,10 @@ def some_header_bit(chance: random.Random) -> int:
     return chance.randrange(8 * HEADER_BYTES)
 
 
-def flip_in_slots(name: str, chance: random.Random, number: int) -> set[int]:
+def flip_in_slots(instance: str, chance: random.Random, number: int) -> set[int]:
     """Flip so many bits of slots that are in use, where any is: the keys that these are about, before and after."""
     keys = set()
-    with _memory(name) as memory:
+    with _memory(instance) as memory:
         geometry = layout.unpack(memory[:PAGE_BYTES]).geometry
         with memoryview(memory)[geometry.slots_at :] as rest, rest.cast("Q") as words:
             used = [slot for slot, word in enumerate(words[1 :: SLOT_BYTES // 8].tolist()) if word]

@@ -16,15 +16,16 @@ from edge_server import (
     ask,
     bundle_of,
     kill_quietly,
+    memory_of,
     remove_shared_memory,
     token_bucket,
     wait_until,
 )
+from edge_server import attach as attach_to
 
 from fairvisor.clock import read_now
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
-from fairvisor.http.start import segment_name
 from fairvisor.notes import Notes
 from fairvisor.reload import Published, Publisher
 from fairvisor.settings import Settings
@@ -33,7 +34,7 @@ DECIDED = 'fairvisor_decisions_total{action="allow",policy="all",reason="",rule=
 
 
 def attach(edge: Edge) -> Segment:
-    return Segment.attach(segment_name(edge.instance))
+    return attach_to(edge.instance)
 
 
 def push(edge: Edge, bundle: dict[str, object]) -> Published:
@@ -204,7 +205,7 @@ def test_a_pushed_bundle_wins_over_a_lower_file_at_start_unless_told_otherwise(s
             remove_shared_memory(edge.instance)
         edge.start_again()
         assert attach(edge).table.word_get(Word.BUNDLE_GENERATION) > 0
-        note = Notes(segment_name(edge.instance)).get("reload")
+        note = Notes(memory_of(edge.instance)).get("reload")
         assert note is not None
         assert "lower" in note.text
     assert allows(edge, 4) == 3
@@ -263,7 +264,7 @@ def test_upgrading_by_usr2_keeps_counters_and_bundle(start_edge: StartEdge) -> N
 
 def test_a_state_directory_that_breaks_and_heals(start_edge: StartEdge, tmp_path: Path) -> None:
     edge = start_edge(budget(1000))
-    notes = Notes(segment_name(edge.instance))
+    notes = Notes(memory_of(edge.instance))
     state = snapshot_of(edge).parent
     moved = tmp_path / "moved"
     state.rename(moved)
@@ -312,4 +313,4 @@ def test_neighbours_are_left_alone(start_edge: StartEdge) -> None:
     edge.signal(signal.SIGTERM)
     edge.end()
     assert reset(edge, "--state").returncode == 0
-    assert Segment.attach(segment_name(name)).table.word_get(Word.BUNDLE_GENERATION) == 1
+    assert attach_to(name).table.word_get(Word.BUNDLE_GENERATION) == 1

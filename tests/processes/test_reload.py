@@ -18,7 +18,9 @@ from edge_server import (
     Edge,
     StartEdge,
     ask,
+    attach,
     bundle_of,
+    memory_of,
     open_files,
     stand_still,
     token_bucket,
@@ -26,16 +28,14 @@ from edge_server import (
 )
 
 from fairvisor.bundle.shared import object_name
-from fairvisor.counters.segment import SHM_DIR, Segment
 from fairvisor.errors import BundleInvalid, BundleRefused
-from fairvisor.http.start import segment_name
 from fairvisor.reload import IN_THREAD_BYTES, Published, Publisher
 from fairvisor.settings import Settings
 
 
 def publisher(edge: Edge) -> Publisher:
     """What the admin listener has, in the process of the test."""
-    segment = Segment.attach(segment_name(edge.instance))
+    segment = attach(edge.instance)
     return Publisher(Settings.load(edge.environ, {}), segment, edge.environ)
 
 
@@ -306,7 +306,7 @@ def test_a_bundle_that_was_signed_as_the_page_says_is_accepted_and_no_other(star
 
 def test_removed_shared_memory_is_put_back_for_workers_to_come(start_edge: StartEdge) -> None:
     edge = start_edge(marked(1), workers=1)
-    path = SHM_DIR / object_name(segment_name(edge.instance), 1)
+    path = memory_of(edge.instance).path / object_name(1)
     path.unlink()
     wait_until(path.exists)
     assert publisher(edge).current() is not None

@@ -16,11 +16,20 @@ from pathlib import Path
 
 import pytest
 from crowd import statuses
-from edge_server import Client, Edge, StartEdge, ask, open_files, throttle, token_bucket, wait_until
+from edge_server import (
+    Client,
+    Edge,
+    StartEdge,
+    ask,
+    attach,
+    memory_of,
+    open_files,
+    throttle,
+    token_bucket,
+    wait_until,
+)
 
 from fairvisor.counters.registry import Registry
-from fairvisor.counters.segment import SHM_DIR, Segment
-from fairvisor.http.start import segment_name
 
 SHORT = {"FAIRVISOR_HEADER_TIMEOUT_MS": "300", "FAIRVISOR_IDLE_TIMEOUT_MS": "400"}
 MANY = token_bucket(1_000_000, rate=1_000_000)
@@ -434,8 +443,8 @@ def test_a_worker_that_hangs_before_it_serves_ends_with_its_master(tmp_path: Pat
     environ = {"FAIRVISOR_WORKER_PROCESSES": "1", "FAIRVISOR_ADMIN_BIND": f"unix:{tmp_path}/admin"}
     edge = Edge(tmp_path, MANY, environ, program=[sys.executable, "-c", HANGS, "serve"])
     try:
-        wait_until((SHM_DIR / segment_name(edge.instance)).exists)
-        registry = Registry(Segment.attach(segment_name(edge.instance)).table)
+        wait_until(lambda: memory_of(edge.instance).exists("segment"))
+        registry = Registry(attach(edge.instance).table)
         wait_until(lambda: any(worker.generation for worker in registry.workers()))
         (worker,) = edge.workers()
         edge.signal(signal.SIGKILL)
