@@ -33,6 +33,7 @@ Before the first request:
     leader.py       what one worker does for all: watch the file, save, sweep, tidy
     snapshots.py    what outlives a reboot, written and found again
     beside.py       the threads beside the requests of a worker
+    periodic.py     a thread that takes a step again and again, whatever goes wrong
     reporter.py     the thread that writes the audit log
     top_keys.py     who is rejected most
     lookup.py       one counter or breaker, found by names and values

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
@@ -26,7 +25,10 @@ from fairvisor.counters.segment import Segment
 from fairvisor.engine import Bundle
 from fairvisor.errors import BundleInvalid, EstimatorUnavailable, SegmentError
 from fairvisor.identity import Identity, Refresher
+from fairvisor.metrics import Counter
+from fairvisor.metrics.families import THREAD_FAILURES
 from fairvisor.notes import RELOAD, Notes
+from fairvisor.periodic import Periodic
 from fairvisor.settings import Settings
 
 POLL_S: Final = 0.01
@@ -122,8 +124,8 @@ class Follower:
         self._registry = Registry(segment.table)
         self._clock = clock
         self._options = decision_options(settings)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="bundle-follower", daemon=True)
+        failures = Counter(segment, THREAD_FAILURES, "bundle-follower")
+        self._periodic = Periodic("bundle-follower", POLL_S, self.step, failures.add, end=self._release)
         # what changes
         self.shared: SharedBundle | None = None  # the object of the active generation, mapped
         self._compiled: Compiled | None = None
@@ -137,13 +139,11 @@ class Follower:
         """Load the active bundle, if there is one, then follow in a thread."""
         self.step(paced=False)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        self._thread.start()
+        self._periodic.start()
 
     def stop(self) -> None:
         """End; a switch that is under way is given up. The worker's entry in the registry is free afterwards."""
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_S)
+        self._periodic.stop(STOP_S)
 
     def step(self, *, paced: bool = True) -> None:
         """Switch if the generation moved. `paced`: compile in slices, with pauses in which requests run."""
@@ -208,17 +208,11 @@ class Follower:
                 result: ResultT = end.value
                 return result
             if paced and self._clock().mono_ns - began_ns >= SLICE_NS:
-                if self._stopped.wait(PAUSE_S):
+                if self._periodic.stopped.wait(PAUSE_S):
                     return None
                 began_ns = self._clock().mono_ns
 
-    def _run(self) -> None:
-        while not self._stopped.wait(POLL_S):
-            try:
-                self.step()
-            except Exception:  # a thread that died quietly would leave an old bundle in force for ever
-                _log.exception("following the bundle failed")
-                self._stopped.wait(1.0)
+    def _release(self) -> None:
         if self._entry is not None:
             with suppress(ValueError):
                 self._registry.release(self._entry)

@@ -13,18 +13,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from fairvisor.bundle import shared
+from fairvisor.bundle.shared import SharedBundle
 from fairvisor.clock import NS_PER_S, Now, read_now
 from fairvisor.counters._table import Table
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.follow import PAUSE_S, SLICE_NS, STOP_S
+from fairvisor.metrics import Counter
+from fairvisor.metrics.families import THREAD_FAILURES
 from fairvisor.notes import BUNDLE_FILE
+from fairvisor.periodic import Periodic
 from fairvisor.reload import Publisher
 from fairvisor.snapshots import Snapshots
 
@@ -125,7 +127,7 @@ class Leader:
         segment: Segment,
         publisher: Publisher,
         snapshots: Snapshots,
-        active_object: Callable[[], shared.SharedBundle | None],
+        active_object: Callable[[], SharedBundle | None],
         clock: Callable[[], Now] = read_now,
     ) -> None:
         """`active_object`: the bundle object that this process has mapped, to be put back if somebody removed it."""
@@ -136,8 +138,8 @@ class Leader:
         self._active_object = active_object
         self._clock = clock
         self._lease = Lease(segment.table)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="leader", daemon=True)
+        failures = Counter(segment, THREAD_FAILURES, "leader")
+        self._periodic = Periodic("leader", TICK_S, self.step, failures.add, end=self._lease.release)
         # while it leads
         self.leads = False
         self._file = BundleFile(None)
@@ -146,13 +148,11 @@ class Leader:
 
     def start(self) -> None:
         """Begin to ask for the lease."""
-        self._thread.start()
+        self._periodic.start()
 
     def stop(self) -> None:
         """Give the lease back, unless a slow file keeps us: then it runs out."""
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_S)
+        self._periodic.stop(STOP_S)
 
     def step(self) -> None:
         """Renew the lease and do what is due, if we lead."""
@@ -225,13 +225,5 @@ class Leader:
         for piece in pieces:
             yield piece
             if self._clock().mono_ns - began_ns >= SLICE_NS:
-                self._stopped.wait(PAUSE_S)
+                self._periodic.stopped.wait(PAUSE_S)
                 began_ns = self._clock().mono_ns
-
-    def _run(self) -> None:
-        while not self._stopped.wait(TICK_S):
-            try:
-                self.step()
-            except Exception:  # a thread that died quietly would leave its work to nobody while others live
-                _log.exception("leading failed")
-        self._lease.release()

@@ -41,7 +41,7 @@ from fairvisor.http.worker import STOPS, EdgeWorker, limits_of, stop_at_once
 from fairvisor.http.wsgi import Application
 from fairvisor.memory import SHM_DIR, InstanceMemory
 from fairvisor.metrics import Counter
-from fairvisor.metrics.families import WORKER_RESTARTS
+from fairvisor.metrics.families import THREAD_FAILURES, WORKER_RESTARTS
 from fairvisor.processes import start_time
 from fairvisor.proxy.start import Proxy
 from fairvisor.reload import Publisher
@@ -182,6 +182,7 @@ class Master(BaseApplication):  # type: ignore[misc]
             lambda: beside.leads,
             beside.publisher.notes,
             read_now,
+            Counter(self.segment, THREAD_FAILURES, "admin-keeper").add,
         )
         self.operators.start()
 

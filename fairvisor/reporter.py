@@ -20,7 +20,10 @@ from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.follow import ActiveBundle
 from fairvisor.linefile import LineFile
+from fairvisor.metrics import Counter
+from fairvisor.metrics.families import THREAD_FAILURES
 from fairvisor.notes import AUDIT_LOG
+from fairvisor.periodic import Periodic
 from fairvisor.settings import Settings
 
 FLUSH_S: Final = 0.1
@@ -51,9 +54,9 @@ class Reporter:
         self._active = active
         self._clock = clock
         self._also = also
-        self._stopped = threading.Event()
+        failures = Counter(segment, THREAD_FAILURES, "reporter")
+        self._periodic = Periodic("reporter", FLUSH_S, self._work, failures.add, end=self._finish)
         self._pause = threading.Event()  # never set
-        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self.audit = Audit(
             segment,
             LineFile(settings.audit_path),
@@ -62,20 +65,18 @@ class Reporter:
             lambda: self._pause.wait(PAUSE_S),
         )
         # what changes
+        self._is_probed = False
         self._wait_until_ns = 0
         self._written_ns = 0
         self._told = ""
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        self._periodic.start()
 
     def stop(self) -> None:
         """Write what is left, then end."""
-        if not self._stopped.is_set():
-            self._stopped.set()
-            if self._thread.is_alive():  # a stop may come before the start is through
-                self._thread.join(STOPPED_WITHIN_S)
+        self._periodic.stop(STOPPED_WITHIN_S)
 
     def step(self, now: Now) -> None:
         """What is done ten times a second."""
@@ -120,18 +121,22 @@ class Reporter:
             self._told = problem
             _log.error("the audit log cannot be written, events are kept without their keys: %s", problem)
 
-    def _run(self) -> None:
+    def _work(self) -> None:
+        if not self._is_probed:
+            self._probe()
+            self._is_probed = True
+        self.step(self._clock())
+
+    def _probe(self) -> None:
+        """Find out whether the log can be written before there is anything to write."""
         self.audit.probe()
         if self.audit.problem is None:
             self._all_is_well()
         else:
             self._complain(self._clock())
-        while not self._stopped.wait(FLUSH_S):
-            try:
-                self.step(self._clock())
-            except Exception:  # a thread that died quietly would leave the audit log empty for ever
-                _log.exception("reporting failed")
-                self._pause.wait(1.0)
+
+    def _finish(self) -> None:
+        """Write what is left."""
         now = self._clock()
         self._segment.write_postponed(now.wall_ns // NS_PER_S)
         for _ in range(_LAST_TRIES):

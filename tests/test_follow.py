@@ -229,13 +229,13 @@ class TestSwitching:
             return tick()
 
         instance.follower._clock = slow
-        instance.follower._stopped.wait = lambda pause: bool(pauses.append(pause))  # type: ignore[assignment, func-returns-value, method-assign]
+        instance.follower._periodic.stopped.wait = lambda pause: bool(pauses.append(pause))  # type: ignore[assignment, func-returns-value, method-assign]
         instance.follower.step()
         assert instance.active.current is not None
         assert instance.active.current.generation == 2
         assert 2 <= len(pauses) <= 12
         instance.publisher.publish(bundle(3, *(policy(f"q{index}") for index in range(10))))
-        instance.follower._stopped.wait = lambda pause: True  # type: ignore[assignment, method-assign]
+        instance.follower._periodic.stopped.wait = lambda pause: True  # type: ignore[assignment, method-assign]
         instance.follower.step()
         assert instance.active.current.generation == 2
 

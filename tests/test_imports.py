@@ -20,7 +20,7 @@ TREES = {source.relative_to(PACKAGE).as_posix(): ast.parse(source.read_text()) f
 # builds what the engine reads.
 STAGES = [
     {"bounded_cache", "clock", "errors", "processes", "reading", "state", "visible"},
-    {"clock", "errors", "memory", "processes", "reading", "state"},
+    {"clock", "errors", "memory", "periodic", "processes", "reading", "state"},
     {"decision", "counters", "setting_values", "settings"},
     {"applog", "llm", "identity", "metrics", "notes"},
     {"context"},

@@ -27,7 +27,13 @@ class Worker:
 
     def __init__(self, bind: Bind, inherited: AdminSocket | None, board: Notes) -> None:
         self.leads = True
-        self.operators = Operators(bind, inherited, self.serve, lambda: self.leads, board, lambda: NOW)
+        self.failures = 0
+        self.operators = Operators(
+            bind, inherited, self.serve, lambda: self.leads, board, lambda: NOW, self.fail
+        )
+
+    def fail(self) -> None:
+        self.failures += 1
 
     def serve(self, listener: socket.socket) -> AdminServer:
         return AdminServer(listener, Api(), None, lambda: NOW)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from fairvisor import notes
 from fairvisor.clock import Now
 from fairvisor.http.admin_listener import AdminServer, AdminSocket, short_path
 from fairvisor.notes import Notes
+from fairvisor.periodic import Periodic
 from fairvisor.settings import Bind
 
 LOOK_EVERY_S: Final = 1.0
@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 class Operators:
     """Serves from `start` to `stop`. `inherited` is what the master opened, None when it could not.
 
-    `make_server` makes what serves a listening socket, `leads` says whether this worker acts for all.
+    `make_server` makes what serves a listening socket, `leads` says whether this worker acts for all, `failed` counts
+    a look that did not succeed.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Operators:
         leads: Callable[[], bool],
         board: Notes,
         read_now: Callable[[], Now],
+        failed: Callable[[], object],
     ) -> None:
         self._bind = bind
         self._inherited = inherited
@@ -48,8 +50,7 @@ class Operators:
         self._leads = leads
         self._board = board
         self._read_now = read_now
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="admin-keeper", daemon=True)
+        self._periodic = Periodic("admin-keeper", LOOK_EVERY_S, self.step, failed)
         # what changes
         self._own: AdminSocket | None = None
         self._servers: list[AdminServer] = []
@@ -58,13 +59,11 @@ class Operators:
         """Begin."""
         if self._inherited is not None:
             self._serve(self._inherited)
-        self._thread.start()
+        self._periodic.start()
 
     def stop(self) -> None:
         """Take no more connections, and let the requests that are under way end."""
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._periodic.stop()
         for server in self._servers:
             server.stop()
         if self._own is not None:
@@ -95,10 +94,6 @@ class Operators:
         server = self._make_server(opened.socket)
         self._servers.append(server)
         server.start()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(LOOK_EVERY_S):
-            self.step()
 
 
 def open_or_tell(bind: Bind, board: Notes, now: Now) -> AdminSocket | None:

@@ -250,6 +250,12 @@ THROTTLES_NOT_HELD: Final = Family(
 WORKER_RESTARTS: Final = Family(
     "fairvisor_worker_restarts_total", "Workers that ended without being asked to and were replaced."
 )
+THREAD_FAILURES: Final = Family(
+    "fairvisor_thread_failures_total",
+    "Steps of threads beside the requests that failed, and were taken again; the log says why.",
+    ("thread",),
+    known=("leader", "bundle-follower", "reporter", "admin-keeper"),
+)
 AUDIT_EVENTS: Final = Family("fairvisor_audit_events_total", "Enforcement events that the audit log counts.")
 AUDIT_LINES: Final = Family("fairvisor_audit_lines_total", "Lines written to the audit log.")
 AUDIT_MERGED: Final = Family(
@@ -315,6 +321,7 @@ FAMILIES: Final = (
     THROTTLES_WAITING,
     THROTTLES_NOT_HELD,
     WORKER_RESTARTS,
+    THREAD_FAILURES,
     AUDIT_EVENTS,
     AUDIT_LINES,
     AUDIT_MERGED,
