@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from fairvisor.state import check_regular, check_trusted
+
 STDOUT: Final = 1
 _MODE: Final = 0o640
 _PIPE_BYTES: Final = 4096  # what a pipe takes without mixing writers (PIPE_BUF of Linux, pipe(7))
@@ -83,7 +85,7 @@ class LineFile:
             current = False
         if self._fd < 0 or not current:
             self.close()
-            self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
+            self._fd = _open_to_append(self._path)
             opened = os.fstat(self._fd)
             self._identity = (opened.st_dev, opened.st_ino)
         return self._fd
@@ -95,6 +97,22 @@ class PartlyWritten(OSError):
     def __init__(self, lines: int, cause: OSError) -> None:
         super().__init__(cause.errno, cause.strerror, cause.filename)
         self.lines = lines
+
+
+def _open_to_append(path: Path) -> int:
+    """Open or make the file. Where other users can put names, a link is not followed and no file of theirs is taken."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    try:
+        check_trusted(os.stat(path.parent), path.parent)
+    except PermissionError:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, _MODE)
+        try:
+            check_regular(fd, path)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+    return os.open(path, flags, _MODE)
 
 
 def _write(fd: int, lines: Sequence[bytes], *, torn: bool = False) -> int:

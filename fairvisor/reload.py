@@ -153,11 +153,13 @@ class Publisher:
     def restore(self) -> None:
         """Take the last good bundle out of the state directory, if there is one."""
         try:
-            data = self.state.bundle.read_bytes()
+            data = self.state.read(self.state.bundle)
         except FileNotFoundError:
             return
         except OSError as error:
-            _log.error("the last good bundle %s cannot be read: %s", self.state.bundle, error.strerror)
+            text = f"the last good bundle {error.filename} is not used: {error.strerror}"
+            if self.notes.put(notes.STATE_DIR, text, self._clock()):
+                _log.error("%s", text)
             return
         with suppress(BundleInvalid, BundleRefused):
             self.publish(data, source=f"last good bundle {self.state.bundle}", rule="restore")

@@ -67,7 +67,7 @@ class Snapshots:
     def find(self) -> Restoring | None:
         """The snapshot, to be restored now; None when there is none that can be believed."""
         try:
-            data = self._state.snapshot.read_bytes()
+            data = self._state.read(self._state.snapshot)
             return Restoring(snapshot.read(data, self._name), self._clock())
         except FileNotFoundError:
             return None

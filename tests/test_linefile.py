@@ -167,3 +167,44 @@ def test_a_writer_that_was_stopped_holds_others_up_for_a_moment_only(tmp_path: P
     assert caught.value.lines == 0
     LineFile(path).append([b"one\n"])
     assert path.read_bytes() == b"one\n"
+
+
+class TestWhereOthersCanPutNames:
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Path:
+        place = tmp_path / "open"
+        place.mkdir()
+        place.chmod(0o777)
+        return place
+
+    def test_a_file_of_ours_is_written(self, place: Path) -> None:
+        log = LineFile(place / "log")
+        log.append([b"one\n"])
+        log.append([b"two\n"])
+        assert (place / "log").read_bytes() == b"one\ntwo\n"
+
+    def test_a_link_is_not_followed(self, place: Path, tmp_path: Path) -> None:
+        (tmp_path / "ours").write_bytes(b"ours\n")
+        (place / "log").symlink_to(tmp_path / "ours")
+        with pytest.raises(PartlyWritten, match="symbolic links"):
+            LineFile(place / "log").append([b"one\n"])
+        assert (tmp_path / "ours").read_bytes() == b"ours\n"
+
+    def test_a_fifo_is_not_waited_for(self, place: Path) -> None:
+        os.mkfifo(place / "log", 0o666)
+        with pytest.raises(PartlyWritten, match="it is no regular file"):
+            LineFile(place / "log").append([b"one\n"])
+
+    @pytest.mark.needs("root")
+    def test_a_file_of_another_user_is_not_written(self, place: Path) -> None:
+        (place / "log").touch()
+        os.chown(place / "log", 60_002, 60_002)
+        with pytest.raises(PartlyWritten, match="it belongs to user 60002"):
+            LineFile(place / "log").append([b"one\n"])
+        assert (place / "log").read_bytes() == b""
+
+
+def test_a_link_that_only_we_can_have_made_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to("elsewhere")
+    LineFile(tmp_path / "log").append([b"one\n"])
+    assert (tmp_path / "elsewhere").read_bytes() == b"one\n"
