@@ -13,7 +13,7 @@ import resource
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final
@@ -33,6 +33,7 @@ from fairvisor.http.accept import Board
 from fairvisor.http.admin import Admin
 from fairvisor.http.admin_listener import AdminServer, AdminSocket
 from fairvisor.http.connection import MAX_HEAD_BYTES
+from fairvisor.http.listeners import Handed, Listeners, from_systemd, handed_over, names_of, open_listeners
 from fairvisor.http.operators import Operators, open_or_tell
 from fairvisor.http.service import Service
 from fairvisor.http.side import serve_in_thread
@@ -45,7 +46,7 @@ from fairvisor.metrics.families import THREAD_FAILURES, WORKER_RESTARTS
 from fairvisor.processes import start_time
 from fairvisor.proxy.start import Proxy
 from fairvisor.reload import Publisher
-from fairvisor.settings import PROXY, Bind, Settings, environment
+from fairvisor.settings import PROXY, Settings, environment
 from fairvisor.snapshots import Snapshots
 
 EDGE: Final = "edge"
@@ -73,9 +74,9 @@ def serve(settings: Settings, *, accept_older: bool = False) -> None:
 
     `accept_older`: take the bundle file even if its version is lower than that of the last good bundle.
     """
-    side_binds(
-        settings, worker_class(settings.worker_class)
-    )  # what cannot be is refused before anything is claimed
+    # What cannot be is refused before anything is claimed.
+    handed = handed_over(environment(), settings)
+    check_side(settings, worker_class(settings.worker_class), handed)
     configure(settings)
     # A proxied request has a connection on either side.
     _allow_descriptors(settings.max_connections * (2 if settings.mode == PROXY else 1))
@@ -90,7 +91,7 @@ def serve(settings: Settings, *, accept_older: bool = False) -> None:
     publisher.start(accept_older=accept_older)
     if publisher.generation == before:
         warn_again(publisher, environment())
-    master = Master(settings, segment, publisher)
+    master = Master(settings, segment, publisher, handed)
     master.open_admin()
     master.run()
 
@@ -98,10 +99,14 @@ def serve(settings: Settings, *, accept_older: bool = False) -> None:
 class Master(BaseApplication):  # type: ignore[misc]
     """The gunicorn application. Workers read `settings` and `board`; `load` makes what they serve."""
 
-    def __init__(self, settings: Settings, segment: Segment, publisher: Publisher) -> None:
+    def __init__(
+        self, settings: Settings, segment: Segment, publisher: Publisher, handed: Sequence[Handed] = ()
+    ) -> None:
         self.settings = settings
         self.segment = segment
         self.publisher = publisher
+        self.handed = handed
+        self.listeners = Listeners([], [])
         self.admin: AdminSocket | None = None
         # in a worker
         self.beside: Beside | None = None
@@ -115,7 +120,7 @@ class Master(BaseApplication):  # type: ignore[misc]
         settings = self.settings
         served_by = worker_class(settings.worker_class)
         choices: Mapping[str, Any] = {
-            "bind": [str(bind) for bind in (*settings.bind, *side_binds(settings, served_by))],
+            "bind": [str(bind) for bind in settings.bind],
             "workers": settings.worker_processes or available_processors(),
             "worker_class": served_by,
             "proc_name": f"fairvisor-{settings.instance}",
@@ -133,6 +138,8 @@ class Master(BaseApplication):  # type: ignore[misc]
             "logger_class": Log,
             "control_socket_disable": True,
             **WSGI_LIMITS,
+            "on_starting": _on_starting,
+            "pre_exec": _pre_exec,
             "child_exit": _child_exit,
             "post_fork": _post_fork,
             "worker_exit": _worker_exit,
@@ -209,16 +216,15 @@ def warn_again(publisher: Publisher, environ: Mapping[str, str]) -> None:
         _log.warning("bundle %s: %s", version, warning)
 
 
-def side_binds(settings: Settings, served_by: type[Worker]) -> tuple[Bind, ...]:
-    """Where to listen beside decisions. Raises SettingsError where the worker class leaves no thread for it."""
-    if settings.health_bind is None:
-        return ()
-    if any(base.__module__ in _GREEN for base in served_by.__mro__):
+def check_side(settings: Settings, served_by: type[Worker], handed: Sequence[Handed] = ()) -> None:
+    """Raise SettingsError where there is a socket for probes, and the worker class leaves no thread for it."""
+    wanted = [str(settings.health_bind)] if settings.health_bind is not None else []
+    wanted += [f"fd://{each.descriptor}" for each in handed if each.is_health]
+    if wanted and any(base.__module__ in _GREEN for base in served_by.__mro__):
         raise SettingsError(
-            f"FAIRVISOR_HEALTH_BIND: {settings.health_bind} is wrong: not with FAIRVISOR_WORKER_CLASS="
+            f"FAIRVISOR_HEALTH_BIND: {wanted[0]} is wrong: not with FAIRVISOR_WORKER_CLASS="
             f"{settings.worker_class}, which has no threads"
         )
-    return (settings.health_bind,)
 
 
 def worker_class(name: str) -> type[Worker]:
@@ -294,11 +300,24 @@ def _allow_descriptors(connections: int) -> None:
         )
 
 
+def _on_starting(server: Any) -> None:
+    """Open the sockets, in gunicorn's place: it tells them apart by their order."""
+    master = server.app
+    master.listeners = open_listeners(server.cfg, server.log, master.settings, master.handed)
+    server.LISTENERS = [*master.listeners.requests, *master.listeners.health]
+    server.systemd = from_systemd(environment()) > 0  # whose unix sockets are not removed at the end
+
+
+def _pre_exec(server: Any) -> None:
+    """Hand the sockets to the master that is started in this one's place (USR2), by name."""
+    server.cfg.env_orig.update(names_of(server.app.listeners, server.app.settings))
+
+
 def _post_fork(server: Any, worker: Any) -> None:
-    """Part the sockets: those for decisions, which the worker knows, and the one beside them."""
-    own = len(worker.app.settings.bind)
-    worker.sockets, side = worker.sockets[:own], worker.sockets[own:]
-    worker.app.side_sockets = [listener.sock for listener in side]
+    """Part the sockets: those for requests, which the worker knows, and those for probes."""
+    listeners = worker.app.listeners
+    worker.sockets = listeners.requests
+    worker.app.side_sockets = [listener.sock for listener in listeners.health]
     worker.init_signals = partial(_take_signals, worker.init_signals, server.SIG_QUEUE)
     if worker.age > server.cfg.workers:
         worker.init_process = partial(_boot_or_leave, worker, worker.init_process)

@@ -16,10 +16,11 @@ from fairvisor.errors import RequestError, SettingsError
 from fairvisor.follow import ActiveBundle
 from fairvisor.http.health import Health
 from fairvisor.http.hub import Hub, Limits
+from fairvisor.http.listeners import Handed
 from fairvisor.http.outbox import Outbox
 from fairvisor.http.pages import Sliced
 from fairvisor.http.request import Request
-from fairvisor.master import serve, side_binds
+from fairvisor.master import check_side, serve
 from fairvisor.memory import InstanceMemory
 from fairvisor.notes import Notes
 from fairvisor.settings import Settings
@@ -174,9 +175,13 @@ def test_an_answer_whose_client_is_gone_is_dropped(hub: Hub, loop: Loop) -> None
 
 def test_the_listener_needs_a_worker_class_with_threads() -> None:
     settings = Settings.load({"FAIRVISOR_HEALTH_BIND": "127.0.0.1:9090"}, {})
-    assert [str(bind) for bind in side_binds(settings, ThreadWorker)] == ["127.0.0.1:9090"]
+    green = replace(settings, worker_class="gevent")
+    check_side(settings, ThreadWorker)
+    check_side(replace(green, health_bind=None), Green)
     with pytest.raises(SettingsError, match="FAIRVISOR_WORKER_CLASS=gevent"):
-        side_binds(replace(settings, worker_class="gevent"), Green)
+        check_side(green, Green)
+    with pytest.raises(SettingsError, match="fd://4 is wrong: not with FAIRVISOR_WORKER_CLASS=gevent"):
+        check_side(replace(green, health_bind=None), Green, [Handed(3, False), Handed(4, True)])
 
 
 def test_settings_that_exclude_each_other_are_refused_before_anything_is_touched(

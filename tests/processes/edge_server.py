@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,16 @@ from fairvisor.memory import InstanceMemory
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, str(Path(__file__).with_name("run_fairvisor.py")), "serve"]
+# What systemd does between fork and exec: sd_listen_fds(3).
+HAND_OVER = """
+import os, sys
+kept = [os.dup(int(number)) for number in sys.argv[1].split(",")]
+kept = [os.dup2(each, 200 + number) for number, each in enumerate(kept)]
+for number, each in enumerate(kept):
+    os.dup2(each, 3 + number)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(kept))}
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 _pause = threading.Event()
 PATIENCE_S = 30  # how long anything may take before a test gives up; nothing waits that long when all is well
 
@@ -161,8 +171,12 @@ class Edge:
         unix: bool = False,
         command: list[str] | None = None,
         program: list[str] = PROGRAM,
+        handed: Sequence[socket.socket] = (),
     ) -> None:
-        """`command` is another server, which is told with -b where to listen; `program` our own, started otherwise."""
+        """`command` is another server, which is told with -b where to listen; `program` our own, started otherwise.
+
+        `handed`: sockets that the process inherits as 3, 4 and so on, as from systemd.
+        """
         self.instance = f"test-{uuid.uuid4().hex[:12]}"
         self.policy = place / f"{self.instance}.json"
         self.log = place / f"{self.instance}.log"
@@ -182,6 +196,15 @@ class Edge:
             "FAIRVISOR_SHARED_DICT_SIZE": "4m",
             **environ,
         }
+        self._handed = handed
+        if handed:
+            program = [
+                sys.executable,
+                "-c",
+                HAND_OVER,
+                ",".join(str(each.fileno()) for each in handed),
+                *program,
+            ]
         self.command = program if command is None else [*command, "-b", f"127.0.0.1:{self.bind[1]}"]
         self._clients: list[Client] = []
         self.process = self._start()
@@ -189,7 +212,12 @@ class Edge:
     def _start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                self.command, env=self.environ, stdout=log, stderr=log, cwd=self.policy.parent
+                self.command,
+                env=self.environ,
+                stdout=log,
+                stderr=log,
+                cwd=self.policy.parent,
+                pass_fds=[each.fileno() for each in self._handed],
             )
 
     def start_again(self) -> None:
@@ -277,7 +305,7 @@ class Edge:
                 self.process.wait()
         for pid in workers:
             kill_quietly(pid)
-        remove_shared_memory(self.instance)
+        remove_shared_memory(self.environ["FAIRVISOR_INSTANCE"])
 
 
 def remove_shared_memory(instance: str) -> None:
