@@ -173,11 +173,14 @@ class InstanceMemory:
                 self.remove(name)
 
     def remove_all(self) -> list[Path]:
-        """Remove the directory with everything in it. Returns the paths of the finished files."""
-        removed = [self.path / name for name in self._all_names() if self.remove(name) and "." not in name]
-        with suppress(FileNotFoundError):
+        """Remove the directory with everything in it: its path, if it was there."""
+        for name in self._all_names():
+            self.remove(name)
+        try:
             self.path.rmdir()
-        return removed
+        except FileNotFoundError:
+            return []
+        return [self.path]
 
     def _all_names(self) -> list[str]:
         try:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from processes.users import STRANGER, as_user, errno_of
 
 from fairvisor.memory import SHM_DIR, InstanceMemory, plain_path
 from fairvisor.processes import identity
 
 UID = os.geteuid()
-FOREIGN = 60_002
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ class TestAnotherUser:
     def test_who_has_the_plain_name(self, name: str, put: Callable[[Path], None]) -> None:
         plain = plain_path(name, UID)
         put(plain)
-        os.chown(plain, FOREIGN, FOREIGN, follow_symlinks=False)
+        os.chown(plain, STRANGER, STRANGER, follow_symlinks=False)
         before = plain.lstat()
         assert not InstanceMemory.find(name, UID).exists("note")
         made = InstanceMemory.make(name)
@@ -153,7 +153,7 @@ class TestAnotherUser:
     def test_who_gives_the_name_free_afterwards_changes_nothing(self, name: str) -> None:
         plain = plain_path(name, UID)
         directory(plain)
-        os.chown(plain, FOREIGN, FOREIGN)
+        os.chown(plain, STRANGER, STRANGER)
         made = InstanceMemory.make(name)
         plain.rmdir()
         assert InstanceMemory.make(name).path == made.path
@@ -163,7 +163,7 @@ class TestAnotherUser:
         for path in (plain, *(plain.with_name(f"{plain.name}+{number:016x}") for number in range(3))):
             directory(path)
             (path / "instance").write_text(name)
-            os.chown(path, FOREIGN, FOREIGN)
+            os.chown(path, STRANGER, STRANGER)
         assert not InstanceMemory.find(name, UID).path.exists()
         made = InstanceMemory.make(name)
         assert made.path.lstat().st_uid == UID
@@ -178,46 +178,20 @@ class TestAnotherUser:
             lambda: (made.path / "other").write_text(""),
             lambda: os.rename(made.path, made.path.with_name(f"{made.path.name}-away")),
             made.path.rmdir,
-            lambda: InstanceMemory(made.path, name, FOREIGN).write("note", b"theirs"),
+            lambda: InstanceMemory(made.path, name, STRANGER).write("note", b"theirs"),
             lambda: InstanceMemory(made.path, name, UID).write("note", b"theirs"),
         ]
-        assert as_user(FOREIGN, lambda: [errno_of(attempt) for attempt in attempts]) == [
+        assert as_user(STRANGER, lambda: [errno_of(attempt) for attempt in attempts]) == [
             errno.EACCES, errno.EACCES, errno.EACCES, errno.EPERM, errno.EPERM, errno.EACCES, errno.EACCES,
         ]  # fmt: skip
         assert made.read("note") == b"text"
 
     def test_is_found_by_root_as_its_owners(self, name: str) -> None:
-        path = as_user(FOREIGN, lambda: InstanceMemory.make(name).path)
+        path = as_user(STRANGER, lambda: InstanceMemory.make(name).path)
         assert not InstanceMemory.find(name, UID).path.exists()
-        found = InstanceMemory.find(name, FOREIGN)
+        found = InstanceMemory.find(name, STRANGER)
         assert found.path == path
         assert found.names() == ["instance"]
-
-
-def errno_of(attempt: Callable[[], object]) -> int | None:
-    try:
-        attempt()
-    except OSError as error:
-        return error.errno
-    return None
-
-
-def as_user(uid: int, do: Callable[[], object]) -> object:
-    """What `do` returns in a process of another user."""
-    forks = multiprocessing.get_context("fork")
-    results = forks.SimpleQueue()
-
-    def run() -> None:
-        os.setgroups([])
-        os.setgid(uid)
-        os.setuid(uid)
-        results.put(do())
-
-    child = forks.Process(target=run)
-    child.start()
-    child.join(30)
-    assert child.exitcode == 0
-    return results.get()
 
 
 class TestFiles:
@@ -314,6 +288,6 @@ class TestFiles:
 
     def test_are_all_removed_with_the_directory(self, own: InstanceMemory) -> None:
         own.write("one", b"text")
-        assert own.remove_all() == [own.path / "instance", own.path / "one"]
+        assert own.remove_all() == [own.path]
         assert not own.path.exists()
         assert own.remove_all() == []
