@@ -330,6 +330,56 @@ class TestResize:
         assert attach(name).table.peek_total(10_001, NOW) == 1
 
 
+class TestOfTheVersionBefore:
+    """Version 0.1 had the segment under the name that it is called by, and no directory."""
+
+    @pytest.fixture
+    def old(self, name: str) -> Path:
+        made = open_segment(name, SIZE)
+        made.table.add(7, NOW, 100, 1000, DAY)
+        path = SHM_DIR / f"fairvisor-{name}"
+        path_of(name).rename(path)
+        memory_of(name).remove_all()
+        return path
+
+    def test_is_found_where_it_is(self, name: str, old: Path) -> None:
+        assert attach(name).table.peek_total(7, NOW) == 100
+        assert old.exists()
+        assert not memory_of(name).path.exists()
+
+    def test_keeps_its_counters_under_a_name_that_no_other_user_can_have(self, name: str, old: Path) -> None:
+        found = open_segment(name, SIZE)
+        assert found.origin is Origin.ATTACHED
+        assert found.table.peek_total(7, NOW) == 100
+        assert not old.exists()
+        assert path_of(name).exists()
+        assert open_segment(name, SIZE).table.peek_total(7, NOW) == 100
+
+    def test_of_another_size_is_taken_over(self, name: str, old: Path) -> None:
+        found = open_segment(name, 2 * SIZE, now_ns=NOW)
+        assert found.origin is Origin.RESIZED
+        assert found.table.peek_total(7, NOW) == 100
+        assert not old.exists()
+
+    def test_survives_a_crash_while_it_is_named_anew(
+        self, name: str, old: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        child = os.fork()
+        if child == 0:
+            monkeypatch.setattr(objects, "choose", lambda *_: os._exit(0))
+            open_segment(name, SIZE)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert len(objects_of(name)) == 2
+        assert open_segment(name, SIZE).table.peek_total(7, NOW) == 100
+
+    def test_of_another_layout_is_replaced_and_removed(self, name: str, old: Path) -> None:
+        with old.open("r+b") as file:
+            file.write(bytes(8))
+        assert open_segment(name, SIZE).origin is Origin.REPLACED
+        assert not old.exists()
+
+
 class TestPrivate:
     def test_has_no_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(objects, "posix_ipc")  # which names

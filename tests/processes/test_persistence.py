@@ -24,8 +24,10 @@ from edge_server import (
 from edge_server import attach as attach_to
 
 from fairvisor.clock import read_now
+from fairvisor.counters import objects
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
+from fairvisor.memory import SHM_DIR
 from fairvisor.notes import Notes
 from fairvisor.reload import Published, Publisher
 from fairvisor.settings import Settings
@@ -260,6 +262,36 @@ def test_upgrading_by_usr2_keeps_counters_and_bundle(start_edge: StartEdge) -> N
     finally:
         os.kill(new, signal.SIGTERM)
         wait_until(lambda: not Path(f"/proc/{new}").exists())
+
+
+def as_version_0_1_left_it(edge: Edge) -> None:
+    """The same shared memory under the names of that version, a lock and a note among it."""
+    directory, name = memory_of(edge.instance), f"fairvisor-{edge.instance}"
+    (SHM_DIR / objects.find(directory)).rename(SHM_DIR / name)
+    (bundle,) = [each for each in directory.names() if each.startswith("bundle")]
+    (directory.path / bundle).rename(SHM_DIR / f"{name}+{bundle}")
+    directory.remove_all()
+    for left in ("lock", "note-snapshot", "bundle-0"):
+        (SHM_DIR / f"{name}+{left}").touch(0o600)
+
+
+def test_counters_and_bundle_of_version_0_1_are_taken_over(start_edge: StartEdge) -> None:
+    """They come from shared memory: the state directory is empty."""
+    edge = start_edge(budget(10))
+    push(edge, budget(10, version=2))
+    assert allows(edge, 4) == 4
+    kill_everything(edge)
+    as_version_0_1_left_it(edge)
+    for path in snapshot_of(edge).parent.iterdir():
+        path.unlink()
+    edge.start_again()
+    assert allows(edge, 10) == 6
+    assert DECIDED % 10 in metrics(edge)
+    assert attach(edge).table.word_get(Word.BUNDLE_GENERATION) == 2
+    left = [path.name for path in SHM_DIR.glob(f"*{edge.instance}*")]
+    assert sorted(left) == sorted(
+        [memory_of(edge.instance).path.name, objects.find(memory_of(edge.instance))]
+    )
 
 
 def test_a_state_directory_that_breaks_and_heals(start_edge: StartEdge, tmp_path: Path) -> None:
