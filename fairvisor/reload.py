@@ -279,6 +279,7 @@ class Publisher:
         generation = self.generation + 1
         offer = shared.offer_name(identity(os.getpid()), next(self._numbers))
         order = Order(
+            str(directory.path),
             directory.instance,
             offer,
             generation,

@@ -7,7 +7,9 @@ process of its own (`apart.py`). A refusal leaves nothing behind. Nothing here r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import orjson
@@ -25,12 +27,13 @@ _KEPT_WARNINGS: Final = 100  # of a bundle with more, the log has the rest
 
 
 class Order(NamedTuple):
-    """Of which instance, under which name and generation an offer is packed, and what it must be to be accepted.
+    """Where, under which name and generation an offer is packed, and what it must be to be accepted.
 
     `rule` is `successor` (a greater version than the active one), `file_at_start` (the same version will do),
     `accept_older` (any version), or `restore` (the last good bundle: it was accepted before).
     """
 
+    directory: str  # of the instance, in shared memory
     instance: str
     name: str
     generation: int
@@ -56,7 +59,8 @@ def prepare(data: bytes, order: Order, environ: Mapping[str, str]) -> About | No
     policies = [orjson.dumps(policy) for policy in document.pop("policies")]
     switches = [orjson.dumps(switch) for switch in document.pop("kill_switches", ())]
     contents = Contents(about, orjson.dumps(document), policies, switches, data)
-    shared.write(InstanceMemory.make(order.instance), order.name, order.generation, contents)
+    directory = InstanceMemory(Path(order.directory), order.instance, os.geteuid())
+    shared.write(directory, order.name, order.generation, contents)
     return about
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -310,6 +311,15 @@ def test_removed_shared_memory_is_put_back_for_workers_to_come(start_edge: Start
     path.unlink()
     wait_until(path.exists)
     assert publisher(edge).current() is not None
+
+
+def test_a_removed_directory_is_put_back_too_and_a_push_works(start_edge: StartEdge) -> None:
+    edge = start_edge(marked(1), workers=1)
+    publish = publisher(edge)
+    shutil.rmtree(memory_of(edge.instance).path)
+    wait_until(lambda: publish.current() is not None)
+    assert publish.publish(json.dumps(marked(2)).encode()).lagging == ()
+    assert edge.status(ask()) == 204
 
 
 def test_a_push_while_the_state_directory_is_broken_is_applied_and_not_durable(
