@@ -74,7 +74,7 @@ def serve(settings: Settings, *, accept_older: bool = False) -> None:
 
     `accept_older`: take the bundle file even if its version is lower than that of the last good bundle.
     """
-    # What cannot be is refused before anything is claimed.
+    # What cannot be is rejected before anything is claimed.
     handed = handed_over(environment(), settings)
     check_side(settings, worker_class(settings.worker_class), handed)
     configure(settings)
@@ -301,7 +301,7 @@ def _allow_descriptors(connections: int) -> None:
 
 
 def _on_starting(server: Any) -> None:
-    """Open the sockets, in gunicorn's place: it tells them apart by their order."""
+    """Open the sockets, in gunicorn's place, which knows no names of them."""
     master = server.app
     master.listeners = open_listeners(server.cfg, server.log, master.settings, master.handed)
     server.LISTENERS = [*master.listeners.requests, *master.listeners.health]

@@ -3,7 +3,7 @@
 Anybody may put names into /dev/shm, so nothing there is used for its name alone. The directory is
 `fairvisor-<uid>-<instance>`, mode 0700, owned by the user of the instance; where that name is taken by another user,
 `+` and random digits are added, and the directory is found again by its owner and by the file `instance` in it. Inside
-it nobody else can make, replace or lock anything.
+it no other user can make, replace or lock anything.
 
 Files are opened relative to the directory, never through a link and never waiting. They are replaced whole, by a
 rename: a name with a dot is one that is being written. The directory is looked up again each time, and made again when
@@ -98,7 +98,7 @@ class InstanceMemory:
 
     @classmethod
     def _vacant(cls, instance: str, uid: int) -> InstanceMemory:
-        """Return where a directory can be: the plain name, or one that nobody can know before where that is taken."""
+        """Return where a directory can be: the plain name, or where that is taken one that no other user can know."""
         plain = plain_path(instance, uid)
         taken = os.path.lexists(plain) and not cls(plain, instance, uid)._is_own()
         return cls(plain.with_name(f"{plain.name}+{secrets.token_hex(8)}") if taken else plain, instance, uid)

@@ -1,4 +1,4 @@
-"""A thread that takes the same step again and again: the one way in which work is done beside the requests.
+"""A thread that takes the same step again and again: the one way in which work is done in the background.
 
 A step that fails is logged and counted, and taken again a second later: a thread that ended quietly would leave its
 work undone for the life of the process. What a step does, and which faults it expects itself, is its owner's business.

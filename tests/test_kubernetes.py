@@ -100,7 +100,9 @@ def check_edge(container: dict[str, Any], pod: dict[str, Any]) -> None:
     environ = {each["name"]: each.get("value", "a secret") for each in container["env"]}
     assert set(environ) <= {variable for setting in declared() for variable in setting.variables}
     settings = Settings.load(environ, {})
-    assert settings.state_dir.parent == Path("/var/lib/fairvisor"), "everybody can write the volume itself"
+    assert settings.state_dir.parent == Path("/var/lib/fairvisor"), (
+        "each user in the pod can write the volume itself"
+    )
     assert settings.worker_processes, "a pod sees every processor of its node"
     shared_bytes = int(mounted["/dev/shm"]["emptyDir"]["sizeLimit"].removesuffix("Mi")) << 20
     memory_bytes = int(container["resources"]["limits"]["memory"].removesuffix("Mi")) << 20

@@ -20,6 +20,7 @@ from fairvisor import master
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.errors import SegmentError, SettingsError
+from fairvisor.http.listeners import Listeners
 from fairvisor.http.worker import STOPS, EdgeWorker
 from fairvisor.master import available_processors, claim, start_time, worker_class
 
@@ -83,7 +84,7 @@ def test_another_worker_class_is_one_line(name: str, why: str) -> None:
 def forked(queued: Sequence[int] = (), **attributes: Any) -> Any:
     """A worker of two, just forked from a master that has these signals in its queue."""
     worker = SimpleNamespace(**{"age": 1, "sockets": [], "init_signals": None, **attributes})
-    worker.app = SimpleNamespace(settings=SimpleNamespace(bind=()), side_sockets=[])
+    worker.app = SimpleNamespace(listeners=Listeners([], []), side_sockets=[])
     signals: SimpleQueue[int] = SimpleQueue()
     for number in queued:
         signals.put(number)

@@ -1,7 +1,7 @@
 """The POSIX shared-memory object that holds the segment of an instance: its name, whose it is, who may replace it.
 
-The name ends in random digits, so that no other user can have it, and stands in the file `segment` of the instance's
-directory: an object is finished before that file names it. The version before named the object as the segment is
+The name ends in random digits, so that no other user can have it, and is written in the file `segment` of the
+instance's directory: an object is finished before that file names it. Version 0.1 named the object as the segment is
 called; such an object is found, and named anew. This module knows nothing of what an object holds.
 """
 
@@ -100,7 +100,7 @@ def choose(directory: InstanceMemory, name: str) -> None:
 
 
 def name_anew(directory: InstanceMemory, name: str) -> None:
-    """Give the instance's object, if the version before named it, a name that no other user can have."""
+    """Give the instance's object, if version 0.1 named it, a name that no other user can have."""
     if name == segment_name(directory.instance):
         new = _new_name(directory)
         os.link(_path(name), _path(new))

@@ -121,32 +121,36 @@ class Segment:
         """
         geometry = layout.plan(size_bytes)
         with objects.lock(directory):
-            origin = Origin.CREATED
-            old: Segment | None = None
-            unreadable = ""
             current = objects.find(directory)
             objects.remove_all_but(directory, current)
-            try:
-                old = cls._map(directory, current)
-            except (_Unreadable, objects.Foreign) as error:
-                origin, unreadable = Origin.REPLACED, str(error)
-            except FileNotFoundError:
-                pass
+            old, unreadable = cls._existing(directory, current)
             if old is not None and old.geometry == geometry:
                 objects.name_anew(directory, current)
                 return old
             saved = find_saved() if old is None and find_saved is not None else None
             with objects.made(directory) as (name, fd):
-                fresh = cls._build(directory, fd, geometry, old, saved, origin)
-                fresh.replaces = unreadable
+                fresh = cls._build(directory, fd, geometry, old, saved)
                 if old is not None:
                     fresh._take_over(old, read_now().mono_ns if now_ns is None else now_ns)
-                if saved is not None:
+                elif saved is not None:
                     saved.restore(fresh)
+                elif unreadable:
+                    fresh.origin = Origin.REPLACED
+                fresh.replaces = unreadable
                 fresh._memory[: len(MAGIC)] = MAGIC
                 objects.choose(directory, name)
             objects.remove_all_but(directory, name)
             return fresh
+
+    @classmethod
+    def _existing(cls, directory: InstanceMemory, name: str) -> tuple[Segment | None, str]:
+        """Map the segment that there is; if it cannot be used, why it is to be replaced."""
+        try:
+            return cls._map(directory, name), ""
+        except (_Unreadable, objects.Foreign) as error:
+            return None, str(error)
+        except FileNotFoundError:
+            return None, ""
 
     @classmethod
     def attach(cls, directory: InstanceMemory) -> Segment:
@@ -235,8 +239,8 @@ class Segment:
         geometry: Geometry,
         old: Segment | None,
         saved: Saved | None,
-        origin: Origin,
     ) -> Segment:
+        origin = Origin.CREATED
         _allocate(fd, geometry.size_bytes)
         memory = mmap.mmap(fd, geometry.size_bytes)
         header = _new_header(geometry, None if old is None else old.table.seed)

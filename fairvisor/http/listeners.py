@@ -1,4 +1,4 @@
-"""The sockets that the edge listens on, and which of them is for what: told by name, never by their number or order.
+"""The sockets that the edge listens on, and which of them is for what: known by name, never by number or order.
 
 A socket is opened by the master, handed over by systemd (sd_listen_fds(3), with the names of `FileDescriptorName=`), or
 by the master that this one replaces (USR2), which passes the names on in the same variable. Requests and probes have
@@ -104,7 +104,7 @@ def _binds(handed: Sequence[Handed]) -> tuple[Bind, ...]:
 
 
 def _open(cfg: Any, log: Any, binds: Sequence[Bind]) -> list[Any]:
-    """Open one after the other: of several, gunicorn leaves out every address beside a descriptor."""
+    """Open one after the other: of several, gunicorn leaves out every address if one is a descriptor."""
     before = cfg.bind
     opened = []
     try:

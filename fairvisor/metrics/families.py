@@ -252,7 +252,7 @@ WORKER_RESTARTS: Final = Family(
 )
 THREAD_FAILURES: Final = Family(
     "fairvisor_thread_failures_total",
-    "Steps of threads beside the requests that failed, and were taken again; the log says why.",
+    "Steps of background threads that failed and were taken again; the log says why.",
     ("thread",),
     known=("leader", "bundle-follower", "reporter", "admin-keeper"),
 )
