@@ -85,7 +85,7 @@ def test_what_is_left_is_written_once_a_second() -> None:
     worker = Reporter(
         settings,
         segment,
-        ActiveBundle(Notes("fairvisor-test-none")),
+        ActiveBundle(Notes(InstanceMemory.find("test-none", 0))),
         also=(lambda now: told.append(now.mono_ns),),
     )
     tally = Tally(segment, "p", "r", "enforce", REMAINING)

@@ -19,6 +19,7 @@ from fairvisor.http.request import Peer, Request
 from fairvisor.http.service import CONTROL_BODY_BYTES, Service
 from fairvisor.identity import Identity
 from fairvisor.llm.reservation import LIFETIME_NS
+from fairvisor.memory import InstanceMemory
 from fairvisor.notes import Notes
 from fairvisor.response import Answer
 from fairvisor.settings import PREFIX, Settings
@@ -54,7 +55,7 @@ class Setup:
         self.now = START
         segment = Segment.private(1 << 20)
         identity = Identity.from_settings(settings)
-        self.active = ActiveBundle(Notes("fairvisor-service"))
+        self.active = ActiveBundle(Notes(InstanceMemory.find("test-service", 0)))
         if bundle is not None:
             parsed = parse(json.dumps(bundle).encode(), wall_ns=START.wall_ns, environ={})
             compiled = compile_bundle(parsed.model, parsed.sha256, segment, decision_options(settings))
