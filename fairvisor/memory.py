@@ -91,10 +91,12 @@ class InstanceMemory:
     @classmethod
     def _owned(cls, instance: str, uid: int) -> list[InstanceMemory]:
         """Every directory that may be the instance's, in a fixed order, the plain name first."""
-        plain = plain_path(instance, uid)
-        others = [entry.name for entry in os.scandir(SHM_DIR) if entry.name.startswith(f"{plain.name}+")]
-        found = (cls(plain.with_name(name), instance, uid) for name in [plain.name, *sorted(others)])
-        return [each for each in found if each._is_own()]
+        plain = cls(plain_path(instance, uid), instance, uid)
+        others = own_names(f"{plain.path.name}+", uid, stat.S_IFDIR)
+        return [
+            *([plain] if plain._is_own() else []),
+            *(cls(SHM_DIR / name, instance, uid) for name in others),
+        ]
 
     @classmethod
     def _vacant(cls, instance: str, uid: int) -> InstanceMemory:
@@ -230,6 +232,24 @@ class InstanceMemory:
 def plain_path(instance: str, uid: int) -> Path:
     """Return where the directory of an instance is, unless another user has put something there."""
     return SHM_DIR / f"fairvisor-{uid}-{instance}"
+
+
+def own_names(prefix: str, uid: int, kind: int) -> list[str]:
+    """Return the names in /dev/shm that begin with `prefix` and are of this user and file type, sorted.
+
+    Other users may have made very many: theirs cost a look at each and no more.
+    """
+    found = []
+    with os.scandir(SHM_DIR) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix):
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:  # removed since the directory was read
+                    continue
+                if status.st_uid == uid and stat.S_IFMT(status.st_mode) == kind:
+                    found.append(entry.name)
+    return sorted(found)
 
 
 def is_own_file(path: Path, uid: int) -> bool:

@@ -7,22 +7,24 @@ That version had no directory for an instance: its files were `fairvisor-<instan
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 from fairvisor.bundle.shared import object_name
 from fairvisor.counters.objects import segment_name
-from fairvisor.memory import SHM_DIR, InstanceMemory, is_own_file
+from fairvisor.memory import SHM_DIR, InstanceMemory, own_names
 
 
 def take_over(directory: InstanceMemory, generation: int) -> None:
     """Move the bundle of the active generation into the directory, unless there is one, and remove the rest."""
     name = object_name(generation)
-    bundle = SHM_DIR / f"{_prefix(directory)}{name}"
-    if bundle in _left(directory) and not directory.exists(name):
+    for path in _left(directory):
         with suppress(FileNotFoundError):  # another process of ours was faster
-            os.rename(bundle, directory.path / name)
-    remove(directory)
+            if path.name == _prefix(directory) + name and not directory.exists(name):
+                os.rename(path, directory.path / name)
+            else:
+                path.unlink()
 
 
 def remove(directory: InstanceMemory) -> list[Path]:
@@ -34,9 +36,7 @@ def remove(directory: InstanceMemory) -> list[Path]:
 
 
 def _left(directory: InstanceMemory) -> list[Path]:
-    return [
-        path for path in sorted(SHM_DIR.glob(f"{_prefix(directory)}*")) if is_own_file(path, directory.uid)
-    ]
+    return [SHM_DIR / name for name in own_names(_prefix(directory), directory.uid, stat.S_IFREG)]
 
 
 def _prefix(directory: InstanceMemory) -> str:

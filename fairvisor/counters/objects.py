@@ -21,7 +21,7 @@ from typing import Final
 import posix_ipc
 
 from fairvisor.errors import SegmentError
-from fairvisor.memory import SHM_DIR, InstanceMemory, check_own, is_own_file, plain_path
+from fairvisor.memory import SHM_DIR, InstanceMemory, check_own, is_own_file, own_names, plain_path
 
 _NAMED_BY: Final = "segment"  # the file that holds the name of the object
 _LOCK: Final = "segment-lock"
@@ -115,14 +115,14 @@ def forget(directory: InstanceMemory) -> None:
 
 def remove_all_but(directory: InstanceMemory, kept: str) -> list[Path]:
     """Remove what openers left that were killed, and what was replaced: the paths. Processes keep what they mapped."""
-    with os.scandir(SHM_DIR) as entries:
-        names = sorted(entry.name for entry in entries if entry.name.startswith(_prefix(directory)))
-    removed = []
-    for name in (*names, segment_name(directory.instance)):
-        if name != kept and is_own_file(_path(name), directory.uid):
-            posix_ipc.unlink_shared_memory(f"/{name}")
-            removed.append(_path(name))
-    return removed
+    names = own_names(_prefix(directory), directory.uid, stat.S_IFREG)
+    earlier = segment_name(directory.instance)
+    if is_own_file(_path(earlier), directory.uid):
+        names.append(earlier)
+    removed = [name for name in names if name != kept]
+    for name in removed:
+        posix_ipc.unlink_shared_memory(f"/{name}")
+    return [_path(name) for name in removed]
 
 
 def _prefix(directory: InstanceMemory) -> str:
