@@ -10,7 +10,7 @@ import secrets
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 from processes.edge_server import memory_of, remove_shared_memory
@@ -163,27 +163,19 @@ class TestAttach:
             with pytest.raises(SegmentError, match=f"mode {mode:04o}, allowed is 0600"):
                 opening()
 
-    def test_the_object_of_another_user_under_a_name_that_became_free_is_not_used(
-        self, name: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.mark.needs("root")
+    def test_the_object_of_another_user_under_a_name_that_became_free_is_not_used(self, name: str) -> None:
         """Ours was removed by force, and the name is known by then."""
         open_segment(name, SIZE).table.word_set(Word.SPARE, 7)
         taken = path_of(name)
-        real = os.lstat
-
-        def foreign(path: str | Path, **more: Any) -> os.stat_result:
-            status = real(path, **more)
-            return os.stat_result((*status[:4], 4242, *status[5:])) if path == taken else status
-
-        monkeypatch.setattr(os, "lstat", foreign)
-        with pytest.raises(SegmentError, match="belongs to user 4242, not to"):
+        os.chown(taken, 60_002, 60_002)
+        with pytest.raises(SegmentError, match="belongs to user 60002, not to"):
             attach(name)
         fresh = open_segment(name, SIZE)
         assert fresh.origin is Origin.REPLACED
-        assert "belongs to user 4242" in fresh.replaces
+        assert "belongs to user 60002" in fresh.replaces
         assert fresh.table.word_get(Word.SPARE) == 0
         assert taken.exists()
-        monkeypatch.undo()
         taken.unlink()
 
 
