@@ -130,11 +130,7 @@ class Context:
         Raises AmbiguousValue for a request with different credentials.
         """
         if not self._claims_asked:
-            credential = self.headers.get("authorization")
-            if credential is not None and self.repeated is not None:
-                credential, *others = self.repeated.credentials(credential)
-                if others:
-                    raise AmbiguousValue("header:authorization")
+            credential = self._credential()
             self._claims_asked = True
             self._claims = self.identity.tokens.claims(credential, self.now.wall_ns)
         return self._claims
@@ -144,8 +140,7 @@ class Context:
         """What became of the bearer token. Raises AmbiguousValue for a request with different credentials."""
         if self.claims is not None:
             return TokenState.ACCEPTED
-        credential = self.headers.get("authorization", b"")
-        return TokenState.INVALID if credential[:6].lower() == b"bearer" else TokenState.ABSENT
+        return self.identity.tokens.state(self._credential(), self.now.wall_ns)
 
     def all_claims(self) -> list[Claims]:
         """Return the claims of every bearer token that counts: of more than one only where credentials differ.
@@ -158,6 +153,15 @@ class Context:
         read, wall_ns = self.identity.tokens.claims, self.now.wall_ns
         found = [read(each, wall_ns) for each in self.repeated.credentials(credential)]
         return [claims for claims in found if claims is not None]
+
+    def _credential(self) -> bytes | None:
+        """Return the value of Authorization. Raises AmbiguousValue for different ones."""
+        credential = self.headers.get("authorization")
+        if credential is not None and self.repeated is not None:
+            credential, *others = self.repeated.credentials(credential)
+            if others:
+                raise AmbiguousValue("header:authorization")
+        return credential
 
     def claim_text(self, name: str) -> str | None:
         """A claim as text, worked out once for a token; None also when there are no claims."""

@@ -233,6 +233,12 @@ class Settings:
     jwks_audience: tuple[str, ...] | None = _setting(
         "", read.names, "What aud must contain one of in tokens verified with JWKS keys, comma-separated."
     )
+    jwt_leeway_s: int = _setting(
+        "60",
+        read.integer(0, 3600),
+        "How long after `exp`, and before `nbf`, a bearer token still counts, in seconds: as long as your applications "
+        "accept it.",
+    )
     bundle_signing_key: str | None = _setting(
         "",
         read.secret(32),

@@ -59,7 +59,7 @@ class Identity:
         issuer, audiences = settings.jwks_issuer, settings.jwks_audience or ()
         self._file = JwksFile(settings.jwks_file, issuer, audiences) if settings.jwks_file else None
         self._url = JwksUrl(settings.jwks_url, issuer, audiences) if settings.jwks_url else None
-        self.tokens = Tokens(self._unknown_key)
+        self.tokens = Tokens(self._unknown_key, leeway_s=settings.jwt_leeway_s)
         self._key_wanted = False
 
         # per bundle
@@ -101,7 +101,7 @@ class Identity:
         if tuple(jwt_keys) == self._jwt_keys:
             return self
         other = copy(self)
-        other.tokens = Tokens(other._unknown_key, self.refused_tokens)
+        other.tokens = Tokens(other._unknown_key, self.refused_tokens, self._settings.jwt_leeway_s)
         other.use_keys(jwt_keys)
         return other
 

@@ -19,7 +19,7 @@ import math
 import re
 import secrets
 from base64 import urlsafe_b64decode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
@@ -33,24 +33,32 @@ from fairvisor.identity.recent import Recent
 
 JsonObject = Mapping[str, object]
 
-# The whole header. Identity providers warn above 4 KiB, and servers refuse a head of 8 to 16 KiB.
-MAX_TOKEN_BYTES: Final = 8192
-# How much earlier than `nbf` a token counts: the issuer's clock may be ahead of ours. `exp` has no such grace.
-NBF_LEEWAY_NS: Final = 30 * NS_PER_S
+# Clocks differ, and applications accept an expired token for a while: a limit must not end before they do.
+LEEWAY_S: Final = 60
 # A token that names no key id is tried against at most so many keys: each try costs tens of microseconds.
 MAX_TRIES: Final = 8
 
+# Of a generation of each cache. A token may be as long as a head, and the client chooses how long it is.
 _REMEMBERED: Final = 4096
+_REMEMBERED_BYTES: Final = 16 << 20
 _REMEMBERED_REFUSED: Final = 1024
+_REMEMBERED_REFUSED_BYTES: Final = 1 << 20
+
+# What Python needs for a token and its claims, an object or array with one element, and each further element.
+_CLAIMS_BYTES: Final = 768
+_OBJECT_BYTES: Final = 256
+_ARRAY_BYTES: Final = 120
+_MEMBER_BYTES: Final = 120
 
 _FOREVER_NS: Final = 1 << 80
 
-_BEARER: Final = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +(?P<token>.+)", re.DOTALL)
-_COMPACT: Final = re.compile(rb"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")  # RFC 7515 section 7.1
+# RFC 9110 section 11.4, read as widely as servers do: any case, several spaces, tabs.
+_BEARER: Final = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr][ \t]+(?P<token>.+)", re.DOTALL)
+# RFC 7515 section 7.1. Many libraries accept a signature with the padding that the RFC leaves out.
+_COMPACT: Final = re.compile(rb"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)=*")
 
 # Why a token has no claims: the values of the metric's label.
 MALFORMED: Final = "malformed"
-OVERSIZED: Final = "oversized"
 CRITICAL: Final = "critical_header"
 NO_KEYS: Final = "no_keys"
 UNKNOWN_KEY: Final = "unknown_key"
@@ -62,7 +70,6 @@ NOT_YET: Final = "not_yet_valid"
 EXPIRED: Final = "expired"
 REASONS: Final = (
     MALFORMED,
-    OVERSIZED,
     CRITICAL,
     NO_KEYS,
     UNKNOWN_KEY,
@@ -75,6 +82,10 @@ REASONS: Final = (
 )
 
 
+# What a token gets that is signed with a key which we do not have.
+_OF_ANOTHER_KEY: Final = (UNKNOWN_KEY, ALGORITHM, SIGNATURE)
+
+
 class TokenState(enum.Enum):
     """What became of a request's bearer token."""
 
@@ -82,6 +93,14 @@ class TokenState(enum.Enum):
     ACCEPTED = "accepted"  # it has claims
     INVALID = "invalid"  # it does not verify
     KEYS_UNAVAILABLE = "keys_unavailable"  # it may verify, but its keys could never be fetched
+
+
+class KeySource(NamedTuple):
+    """What tokens are verified with; see `Tokens.use`."""
+
+    keys: tuple[TokenKey, ...]
+    apart: frozenset[str] = frozenset()
+    awaited: frozenset[str | None] = frozenset()
 
 
 class _Refused(Exception):
@@ -93,13 +112,17 @@ class _Refused(Exception):
 
 
 class Claims(dict[str, object]):
-    """The claims of one token. `texts[name]` is `claim_text(claims, name)`, worked out once for a remembered token."""
+    """The claims of one token. `texts[name]` is `claim_text(claims, name)`, worked out once for a remembered token.
 
-    __slots__ = ("texts",)
+    `held_bytes` is about what the token and its claims hold in memory.
+    """
 
-    def __init__(self, document: JsonObject) -> None:
+    __slots__ = ("held_bytes", "texts")
+
+    def __init__(self, document: JsonObject, held_bytes: int = 0) -> None:
         super().__init__(document)
         self.texts = _Texts(document)
+        self.held_bytes = held_bytes
 
 
 class _Texts(dict[str, "str | None"]):
@@ -125,26 +148,62 @@ class _Read(NamedTuple):
     until_ns: int
 
 
-class _Keys:
-    """A set of keys and all that was read with it: they come and go together. `keys` is None: read unverified."""
+def _read_bytes(stamp: int, read: _Read) -> int:
+    """Weigh a remembered token."""
+    return read.claims.held_bytes
 
-    __slots__ = ("by_kid", "keys", "read", "refused", "unnamed")
 
-    def __init__(self, keys: Sequence[TokenKey] | None) -> None:
-        self.keys = None if keys is None else tuple(keys)
+def _refused_bytes(authorization: bytes, reason: str) -> int:
+    """Weigh a remembered refusal: the reason is a constant."""
+    return len(authorization)
+
+
+class _Ring:
+    """The keys that may verify the tokens of an issuer. `awaited`: some of them could never be fetched."""
+
+    __slots__ = ("awaited", "by_kid", "keys", "unnamed")
+
+    def __init__(self, keys: Sequence[TokenKey], awaited: bool) -> None:
+        self.keys = tuple(keys)
+        self.awaited = awaited
         self.by_kid: dict[str, list[TokenKey]] = {}
-        for key in keys or ():
+        for key in keys:
             if key.kid is not None:
                 self.by_kid.setdefault(key.kid, []).append(key)
-        self.unnamed = [key for key in keys or () if key.kid is None]
-        self.read: Recent[int, _Read] = Recent(_REMEMBERED)
-        self.refused: Recent[bytes, str] = Recent(_REMEMBERED_REFUSED)
+        self.unnamed = [key for key in keys if key.kid is None]
 
     def candidates(self, kid: object) -> Sequence[TokenKey]:
         """The keys that a token with this `kid` (None: without one) may have been signed with."""
         if kid is None:
-            return self.keys or ()
+            return self.keys
         return (self.by_kid.get(kid) if isinstance(kid, str) else None) or self.unnamed
+
+
+class _Keys:
+    """A set of keys and all that was read with it: they come and go together. `source` is None: read unverified."""
+
+    __slots__ = ("_others", "_rings", "read", "refused", "source")
+
+    def __init__(self, source: KeySource | None) -> None:
+        self.source = source
+        keys, apart, awaited = source or KeySource(())
+        self._rings = {
+            issuer: _Ring([key for key in keys if key.issuer == issuer], issuer in awaited)
+            for issuer in apart
+        }
+        self._others = _Ring([key for key in keys if key.issuer not in apart], not awaited <= apart)
+        self.read: Recent[int, _Read] = Recent(_REMEMBERED, _REMEMBERED_BYTES, _read_bytes)
+        self.refused: Recent[bytes, str] = Recent(
+            _REMEMBERED_REFUSED, _REMEMBERED_REFUSED_BYTES, _refused_bytes
+        )
+
+    def ring(self, payload: bytes) -> _Ring:
+        """The keys for the token with this payload, which is not verified yet."""
+        if not self._rings:
+            return self._others
+        issuer = _object(payload).get("iss")
+        ring = self._rings.get(issuer) if isinstance(issuer, str) else None
+        return self._others if ring is None else ring
 
 
 class Refusals(dict[str, int]):
@@ -162,23 +221,39 @@ class Refusals(dict[str, int]):
 
 
 class Tokens:
-    """Reads bearer tokens with the keys of the moment. `refused` counts tokens without claims by reason."""
+    """Reads bearer tokens with the keys of the moment. `refused` counts tokens without claims by reason.
 
-    def __init__(self, on_unknown_key: Callable[[], None], refused: Refusals | None = None) -> None:
+    `leeway_s`: how much earlier than `nbf` and later than `exp` a token counts.
+    """
+
+    def __init__(
+        self, on_unknown_key: Callable[[], None], refused: Refusals | None = None, leeway_s: int = LEEWAY_S
+    ) -> None:
         self.refused = Refusals() if refused is None else refused
         self._on_unknown_key = on_unknown_key
+        self._leeway_ns = leeway_s * NS_PER_S
         self._seed = secrets.randbits(64)
         self._keys = _Keys(None)
 
     @property
     def verified(self) -> bool:
         """Whether claims are verified ones."""
-        return self._keys.keys is not None
+        return self._keys.source is not None
 
-    def use(self, keys: Sequence[TokenKey] | None) -> None:
-        """Read with these keys from now on; None: no source is configured, read unverified. Safe at any moment."""
-        if (None if keys is None else tuple(keys)) != self._keys.keys:
-            self._keys = _Keys(keys)
+    def use(
+        self,
+        keys: Sequence[TokenKey] | None,
+        apart: Iterable[str] = (),
+        awaited: Iterable[str | None] = (),
+    ) -> None:
+        """Read with these keys from now on; None: no source is configured, read unverified. Safe at any moment.
+
+        Tokens of the issuers in `apart` are verified with the keys that name them and no others. `awaited` are the
+        issuers some of whose keys could never be fetched, None for keys that name no issuer.
+        """
+        source = None if keys is None else KeySource(tuple(keys), frozenset(apart), frozenset(awaited))
+        if source != self._keys.source:
+            self._keys = _Keys(source)
 
     def claims(self, authorization: bytes | None, wall_ns: int) -> Claims | None:
         """The claims of the token in an Authorization header, or None. `wall_ns` is the moment of the request."""
@@ -192,75 +267,84 @@ class Tokens:
             known, claims, from_ns, until_ns = read
             if from_ns <= wall_ns < until_ns and known == authorization:
                 return claims
-        return self._look(keys, authorization, stamp, wall_ns)
-
-    def _look(self, keys: _Keys, authorization: bytes, stamp: int, wall_ns: int) -> Claims | None:
-        found = _BEARER.fullmatch(authorization)
-        if found is None:
-            return None  # another scheme: not a token, so not a bad one
         try:
-            read = keys.read.get(stamp)
-            if read is None or read.authorization != authorization:
-                read = self._first_look(keys, authorization, found["token"])
-                keys.read.put(stamp, read)
-            _check_time(read, wall_ns)
+            return self._look(keys, authorization, stamp, wall_ns)
         except _Refused as refused:
             self.refused.count(refused.reason)
             return None
+
+    def state(self, authorization: bytes | None, wall_ns: int) -> TokenState:
+        """Say what becomes of the token in an Authorization header; for requests without claims, and not counted."""
+        if authorization is None:
+            return TokenState.ABSENT
+        stamp = xxh3_64_intdigest(authorization, self._seed)
+        try:
+            claims = self._look(self._keys, authorization, stamp, wall_ns)
+        except _Refused as refused:
+            return TokenState.KEYS_UNAVAILABLE if refused.reason == NO_KEYS else TokenState.INVALID
+        return TokenState.ABSENT if claims is None else TokenState.ACCEPTED
+
+    def _look(self, keys: _Keys, authorization: bytes, stamp: int, wall_ns: int) -> Claims | None:
+        """The claims of a token, however it is spelled; None for another scheme. Raises _Refused."""
+        found = _BEARER.fullmatch(authorization)
+        if found is None:
+            return None  # another scheme: not a token, so not a bad one
+        plain = b"Bearer " + found["token"].rstrip(b"=")
+        if plain != authorization:
+            stamp = xxh3_64_intdigest(plain, self._seed)
+        read = keys.read.get(stamp)
+        if read is None or read.authorization != plain:
+            read = self._first_look(keys, plain)
+            keys.read.put(stamp, read)
+        _check_time(read, wall_ns)
         return read.claims
 
-    def _first_look(self, keys: _Keys, authorization: bytes, token: bytes) -> _Read:
+    def _first_look(self, keys: _Keys, plain: bytes) -> _Read:
         """Read a token; one that will not do with these keys at any time is read only once."""
-        if len(authorization) > MAX_TOKEN_BYTES:
-            raise _Refused(OVERSIZED)
-        reason = keys.refused.get(authorization)
+        reason = keys.refused.get(plain)
         if reason is not None:
             raise _Refused(reason)
         try:
-            return self._read(keys, authorization, token)
+            return self._read(keys, plain)
         except _Refused as refused:
-            keys.refused.put(authorization, refused.reason)
+            keys.refused.put(plain, refused.reason)
             raise
 
-    def _read(self, keys: _Keys, authorization: bytes, token: bytes) -> _Read:
-        compact = _COMPACT.fullmatch(token)
+    def _read(self, keys: _Keys, plain: bytes) -> _Read:
+        compact = _COMPACT.fullmatch(plain, len(b"Bearer "))
         if compact is None:
             raise _Refused(MALFORMED)
-        if keys.keys is None:
-            return _Read(authorization, Claims(_json_object(compact[2])), 0, _FOREVER_NS)
-        claims = self._verify(keys, token.decode("ascii"), _json_object(compact[1]))
+        payload = _decoded(compact[2])
+        held_bytes = len(plain) + claims_bytes(payload)
+        if keys.source is None:
+            return _Read(plain, Claims(_object(payload), held_bytes), 0, _FOREVER_NS)
+        claims = self._verify(keys.ring(payload), compact[0].decode("ascii"), _object(_decoded(compact[1])))
         from_ns, until_ns = _moment_ns(claims, "nbf"), _moment_ns(claims, "exp")
         return _Read(
-            authorization,
-            Claims(claims),
-            0 if from_ns is None else from_ns - NBF_LEEWAY_NS,
-            _FOREVER_NS if until_ns is None else until_ns,
+            plain,
+            Claims(claims, held_bytes),
+            0 if from_ns is None else from_ns - self._leeway_ns,
+            _FOREVER_NS if until_ns is None else until_ns + self._leeway_ns,
         )
 
-    def _verify(self, keys: _Keys, token: str, header: JsonObject) -> JsonObject:
+    def _verify(self, ring: _Ring, token: str, header: JsonObject) -> JsonObject:
         """The claims if one of the keys verifies the token; time is not looked at here."""
+        # RFC 7515 section 4.1.11: extensions that must be understood; we know none
         if "crit" in header or header.get("b64", True) is not True:
-            raise _Refused(
-                CRITICAL
-            )  # RFC 7515 section 4.1.11: extensions that must be understood; we know none
-        if not keys.keys:
-            raise _Refused(NO_KEYS)
-        candidates = keys.candidates(header.get("kid"))
-        if not candidates:
-            self._on_unknown_key()
-            raise _Refused(UNKNOWN_KEY)
+            raise _Refused(CRITICAL)
         algorithm = header.get("alg")
-        fitting = (
-            [key for key in candidates if algorithm in key.verifiers] if isinstance(algorithm, str) else []
-        )
-        refused = _Refused(ALGORITHM)
-        for key in fitting[:MAX_TRIES]:
-            try:
-                return _verified(token, key, str(algorithm))
-            except _Refused as this_time:
-                if refused.reason is ALGORITHM or this_time.reason is not SIGNATURE:
-                    refused = this_time
-        if refused.reason is SIGNATURE and "kid" not in header:
+        candidates = ring.candidates(header.get("kid"))
+        refused = _Refused(ALGORITHM if candidates else UNKNOWN_KEY)
+        if isinstance(algorithm, str):
+            for key in [key for key in candidates if algorithm in key.verifiers][:MAX_TRIES]:
+                try:
+                    return _verified(token, key, algorithm)
+                except _Refused as this_time:
+                    if refused.reason is ALGORITHM or this_time.reason is not SIGNATURE:
+                        refused = this_time
+        if refused.reason in _OF_ANOTHER_KEY and ring.awaited:
+            raise _Refused(NO_KEYS)
+        if refused.reason is UNKNOWN_KEY or (refused.reason is SIGNATURE and "kid" not in header):
             self._on_unknown_key()
         raise refused
 
@@ -318,9 +402,27 @@ def _moment_ns(claims: JsonObject, name: str) -> int | None:
     raise _Refused(MALFORMED)
 
 
-def _json_object(segment: bytes) -> dict[str, Any]:
+def claims_bytes(payload: bytes) -> int:
+    """About what the claims in a payload hold in memory, at most: told by counting, as a client sends many.
+
+    An object or array of one element has some 30 times as many bytes as its text; a text with one wide character has
+    four for each of its characters.
+    """
+    width = 1 if payload.isascii() and b"\\u" not in payload else 4
+    containers = _OBJECT_BYTES * payload.count(b"{") + _ARRAY_BYTES * payload.count(b"[")
+    return _CLAIMS_BYTES + width * len(payload) + containers + _MEMBER_BYTES * payload.count(b",")
+
+
+def _decoded(segment: bytes) -> bytes:
     try:
-        value = orjson.loads(urlsafe_b64decode(segment + b"=" * (-len(segment) % 4)))
+        return urlsafe_b64decode(segment + b"=" * (-len(segment) % 4))
+    except ValueError:
+        raise _Refused(MALFORMED) from None
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(text)
     except ValueError:
         raise _Refused(MALFORMED) from None
     if not isinstance(value, dict):
