@@ -9,7 +9,6 @@ docs.claude.com, "Rate limits: Response headers").
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Final
@@ -241,13 +240,9 @@ _known_spread: Final = lru_cache(maxsize=REMEMBERED_KEYS)(_spread)
 
 
 def _who(context: Context) -> str:
-    """The client as Retry-After knows it: the verified subject, else the address."""
-    if context.identity.verified:
-        try:
-            claims: Mapping[str, object] | None = context.claims
-        except AmbiguousValue:
-            claims = None
-        subject = claims.get("sub") if claims is not None else None
-        if isinstance(subject, str):
-            return "sub:" + subject
-    return context.client.text
+    """The client as Retry-After knows it: the subject that limits count by, verified or not, else the address."""
+    try:
+        subject = context.claim_text("sub")
+    except AmbiguousValue:
+        subject = None
+    return context.client.text if subject is None else "sub:" + subject

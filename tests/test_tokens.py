@@ -55,7 +55,8 @@ KINDS = {
 
 
 def public_jwk(kind: str, **members: str) -> dict[str, Any]:
-    algorithm = jwt.get_algorithm_by_name(next(name for name, of in KINDS.items() if of == kind))
+    named = "EdDSA" if kind == "Ed448" else next(name for name, of in KINDS.items() if of == kind)
+    algorithm = jwt.get_algorithm_by_name(named)
     return algorithm.to_jwk(private_key(kind).public_key(), as_dict=True) | members
 
 
@@ -618,6 +619,52 @@ def test_keys_that_arrive_end_the_unverified_reading_at_once() -> None:
     assert found.claims(token, NOW) == {"sub": "admin"}
     found.use([key_from_secret(SECRET)])
     assert found.claims(token, NOW) is None
+
+
+# --- keys as their issuers publish them -------------------------------------------------------------------------------
+
+EMPTY_MEMBERS = {
+    "key_ops": [],
+    "oth": [],
+    "x5c": [],
+    "d": None,
+    "alg": None,
+    "use": None,
+    "kid": "",
+    "x5t": None,
+}
+
+
+@pytest.mark.parametrize("kind", ["RSA", "P-256", "Ed25519"])
+def test_null_and_empty_members_of_a_jwk_are_absent_ones(kind: str) -> None:
+    key = key_from_jwk(public_jwk(kind) | EMPTY_MEMBERS)
+    algorithm = next(name for name, of in KINDS.items() if of == kind)
+    assert reader(key).claims(signed({"sub": "ann"}, algorithm, kid="k1"), NOW) == {"sub": "ann"}
+
+
+def test_a_set_as_dotnet_publishes_it_is_usable() -> None:
+    document = orjson.dumps({"keys": [public_jwk("RSA", kid="k1") | EMPTY_MEMBERS | {"kid": "k1"}]})
+    keys, unusable = keys_from_jwks(document, None, (), shared=False)
+    assert ([key.kid for key in keys], unusable) == (["k1"], ())
+
+
+@pytest.mark.parametrize("kind", ["Ed25519", "Ed448"])
+@pytest.mark.parametrize("named", ["EdDSA", "of the curve", None])
+@pytest.mark.parametrize("head", ["EdDSA", "of the curve"])
+def test_the_algorithm_of_an_edwards_curve_has_two_names(kind: str, named: str | None, head: str) -> None:
+    """RFC 9864 calls by its curve what RFC 8037 calls EdDSA."""
+    key = key_from_jwk(public_jwk(kind) | {"alg": kind if named == "of the curve" else named})
+    fields = [{"alg": kind if head == "of the curve" else head}, {"sub": "ann"}]
+    signed_part = b".".join(base64.urlsafe_b64encode(orjson.dumps(each)).rstrip(b"=") for each in fields)
+    signature = base64.urlsafe_b64encode(private_key(kind).sign(signed_part)).rstrip(b"=")
+    assert reader(key).claims(bearer(signed_part + b"." + signature), NOW) == {"sub": "ann"}
+
+
+def test_the_name_of_one_edwards_curve_does_not_fit_another() -> None:
+    with pytest.raises(UnusableKey, match="alg 'Ed448' does not belong"):
+        key_from_jwk(public_jwk("Ed25519") | {"alg": "Ed448"})
+    found = reader(key_from_jwk(public_jwk("Ed25519")))
+    assert found.claims(unsigned({"alg": "Ed448"}, {"sub": "ann"}, "AAAA"), NOW) is None
 
 
 # --- keys that cannot be used -----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from fairvisor.bundle.fields import Checked, Text, fault, read_text, show
 from fairvisor.bundle.model_limits import Strictly
-from fairvisor.identity.keys import UnusableKey, key_from_jwk, key_from_secret
+from fairvisor.identity.keys import UnusableKey, key_from_jwk, key_from_secret, without_empty
 
 _PRIVATE = (
     "k",
@@ -76,6 +76,7 @@ class JwtKey(Strictly):
             raise fault(
                 "must be a public key: put the secret into the environment and its name into secret_env"
             )
+        jwk = without_empty(jwk)
         private = [name for name in _PRIVATE if name in jwk]
         if private:
             raise fault(f"must be a public key: remove its private members {', '.join(private)}")

@@ -2,7 +2,8 @@
 
 A document that is not JSON is one problem, with its line and column. An object that holds a name twice is a problem
 too: a JSON reader keeps the last one, and the rule that was dropped would let everything pass. `null` is refused as
-well, since a template that failed to fill in a limit writes it. This module knows JSON and no field of a bundle.
+well, since a template that failed to fill in a limit writes it; not inside a key, which is pasted as it was published.
+This module knows JSON and no field of a bundle but these.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fairvisor.errors import MAX_PROBLEMS, BundleInvalid, Problem
 
 MAX_BUNDLE_BYTES: Final = 64 * 1024 * 1024
 FREE_FIELDS: Final = ("$comment", "$schema")  # allowed in every object, with any value
+PASTED_FIELDS: Final = ("jwk",)  # objects that stand as their makers publish them
 
 Pairs = list[tuple[str, Any]]
 
@@ -133,6 +135,7 @@ def _nulls(document: dict[str, Any]) -> Iterator[Problem]:
         if value is None:
             yield Problem(path, "must not be null: leave the field out instead")
         elif isinstance(value, dict):
-            todo += [(member(path, name), value[name]) for name in reversed(value) if name not in FREE_FIELDS]
+            free = FREE_FIELDS + tuple(name for name in PASTED_FIELDS if value.get(name) is not None)
+            todo += [(member(path, name), value[name]) for name in reversed(value) if name not in free]
         elif isinstance(value, list):
             todo += [(f"{path}[{index}]", part) for index, part in reversed([*enumerate(value)])]

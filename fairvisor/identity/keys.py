@@ -19,16 +19,18 @@ import jwt
 import orjson
 from cryptography.exceptions import UnsupportedAlgorithm
 
-# RFC 7518 section 3.1, RFC 8037 section 3.1, RFC 8812 section 3.2. No key type has "none".
+# RFC 7518 section 3.1, RFC 8037 section 3.1, RFC 8812 section 3.2, RFC 9864 section 2.2. No key type has "none".
 _RSA: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 _CURVES: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     ("EC", "P-256"): ("ES256",),
     ("EC", "P-384"): ("ES384",),
     ("EC", "P-521"): ("ES512",),
     ("EC", "secp256k1"): ("ES256K",),
-    ("OKP", "Ed25519"): ("EdDSA",),
-    ("OKP", "Ed448"): ("EdDSA",),
+    ("OKP", "Ed25519"): ("EdDSA", "Ed25519"),
+    ("OKP", "Ed448"): ("EdDSA", "Ed448"),
 }
+# The newer names say the curve as well: a key has one curve, so both names mean the same.
+_EDDSA: Final = ("EdDSA", "Ed25519", "Ed448")
 # RFC 7518 section 3.2: a secret is at least as long as the hash, in bytes.
 _SECRET_BYTES: Final[Mapping[str, int]] = {"HS256": 32, "HS384": 48, "HS512": 64}
 # RFC 7518 section 3.3.
@@ -65,6 +67,7 @@ def key_from_jwk(
         UnusableKey: it is malformed, too short, of an unknown type, or not for signatures.
 
     """
+    jwk = without_empty(jwk)
     if not _PRIVATE_MEMBERS.isdisjoint(jwk):
         raise UnusableKey("it holds the private key, which belongs to the issuer alone")
     kid = jwk.get("kid")
@@ -80,6 +83,11 @@ def key_from_jwk(
     verifiers = {name: _verifier(jwk, name) for name in _algorithms(jwk)}
     stamp = hashlib.sha256(json.dumps([jwk, issuer, list(audiences)], sort_keys=True).encode()).digest()
     return TokenKey(kid, issuer, tuple(audiences), stamp, verifiers)
+
+
+def without_empty(jwk: Mapping[str, Any]) -> dict[str, Any]:
+    """A JWK without members that are null or empty: .NET, for one, publishes every member it knows."""
+    return {name: value for name, value in jwk.items() if value not in (None, "", [], {})}
 
 
 def key_from_secret(
@@ -141,7 +149,7 @@ def _algorithms(jwk: Mapping[str, Any]) -> Iterable[str]:
             raise UnusableKey(
                 f"alg {jwk['alg']!r} does not belong to its type; allowed are {', '.join(allowed)}"
             )
-        return (jwk["alg"],)
+        return allowed if jwk["alg"] in _EDDSA else (jwk["alg"],)
     if kind == "oct":
         return tuple(name for name in allowed if len(_secret(jwk)) >= _SECRET_BYTES[name]) or ("HS256",)
     return allowed
@@ -153,7 +161,8 @@ def _verifier(jwk: Mapping[str, Any], algorithm: str) -> jwt.PyJWK:
             f"the secret is shorter than the {_SECRET_BYTES[algorithm]} bytes that {algorithm} needs"
         )
     try:
-        verifier = jwt.PyJWK(dict(jwk), algorithm)
+        verifier = jwt.PyJWK(dict(jwk), "EdDSA" if algorithm in _EDDSA else algorithm)
+        verifier.algorithm_name = algorithm  # the library knows no Ed25519 and compares names
     except (
         jwt.PyJWTError,
         UnsupportedAlgorithm,
