@@ -148,11 +148,13 @@ class Context:
         Raises AmbiguousValue for more credentials than are looked at.
         """
         credential = self.headers.get("authorization")
-        if credential is None or self.repeated is None:
+        different = (
+            [] if self.repeated is None or credential is None else self.repeated.credentials(credential)
+        )
+        if len(different) < 2:
             return [] if self.claims is None else [self.claims]
         read, wall_ns = self.identity.tokens.claims, self.now.wall_ns
-        found = [read(each, wall_ns) for each in self.repeated.credentials(credential)]
-        return [claims for claims in found if claims is not None]
+        return [claims for each in different if (claims := read(each, wall_ns)) is not None]
 
     def _credential(self) -> bytes | None:
         """Return the value of Authorization. Raises AmbiguousValue for different ones."""
@@ -172,6 +174,13 @@ class Context:
                 return None
             texts = self._claim_texts = claims.texts
         return texts[name]
+
+    @property
+    def subject(self) -> str | None:
+        """The subject of the token, where claims are verified or a limit has read them; else no token is looked at."""
+        if self._claims_asked or self.identity.verified:
+            return self.claim_text("sub")
+        return None
 
     @property
     def query(self) -> Pairs:

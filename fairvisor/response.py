@@ -240,9 +240,9 @@ _known_spread: Final = lru_cache(maxsize=REMEMBERED_KEYS)(_spread)
 
 
 def _who(context: Context) -> str:
-    """The client as Retry-After knows it: the subject that limits count by, verified or not, else the address."""
+    """The client as Retry-After knows it: the subject, verified or as limits read it, else the address."""
     try:
-        subject = context.claim_text("sub")
+        subject = context.subject
     except AmbiguousValue:
         subject = None
     return context.client.text if subject is None else "sub:" + subject

@@ -326,7 +326,9 @@ def test_policy_rule_and_reason_spread_too() -> None:
 @pytest.mark.parametrize("verified", [True, False])
 def test_the_subject_that_limits_count_by_is_the_client_wherever_it_comes_from(verified: bool) -> None:
     def waits(sub: object) -> list[int]:
-        edge = Edge(policy("p", bucket("r", rate=0.001, burst=1)))
+        edge = Edge(
+            policy("p", bucket("s", "jwt:sub", rate=100, burst=100), bucket("r", rate=0.001, burst=1))
+        )
         token = (
             signed({"sub": sub}, "HS256", kid="s1") if verified else unsigned({"alg": "none"}, {"sub": sub})
         )
@@ -340,6 +342,14 @@ def test_the_subject_that_limits_count_by_is_the_client_wherever_it_comes_from(v
     assert waits("u1") != waits("u2")
     assert len(set(waits(None))) > 1
     assert len({waits(f"u{number}")[0] for number in range(20)}) > 5, "clients behind one address spread out"
+
+
+def test_a_token_that_no_limit_reads_is_not_looked_at_for_a_reject() -> None:
+    """It may be an opaque key: reading it would cost time and count it as malformed."""
+    edge = Edge(policy("p", bucket("r", rate=0.001, burst=1)))
+    before = sum(edge.identity.refused_tokens.values())
+    assert [edge.ask(headers={"authorization": "Bearer sk-opaque"}).status for _ in range(2)] == [204, 429]
+    assert sum(edge.identity.refused_tokens.values()) == before
 
 
 # Bodies
