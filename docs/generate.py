@@ -85,7 +85,8 @@ A bundle is one JSON document that holds every policy of an edge. `fairvisor ini
   `policies[0].spec.rules[1].algorithm_config.burst`.
 - An unknown field is an error inside selectors, kill switches and overrides, where a typo would let requests pass.
   Elsewhere it is a warning that names the nearest known field, and under `validate --strict` it is an error too.
-- `$comment` and `$schema` are allowed in every object, with any value. `null` is allowed nowhere: leave the field out.
+- `$comment` and `$schema` are allowed in every object, with any value. `null` is allowed nowhere, except inside a
+  `jwk`: leave the field out.
 - Amounts are JSON numbers, and exact: `0.1` is a tenth. Counters count in millionths.
 - Times are UTC, such as `"2026-11-02T12:00:00Z"`.
 """
@@ -110,6 +111,7 @@ PARTS: Final[tuple[tuple[str, type[BaseModel], str], ...]] = (
     ("Override", model.Override, "kill-switches.md"),
     ("Defaults", model.Defaults, ""),
     ("JWT key", model.JwtKey, "identity.md"),
+    ("JWT issuer", model.JwtIssuer, "identity.md"),
 )
 RULES: Final = ("TokenBucketRule", "CostBasedRule", "LlmTokensRule")  # shown as one part: Rule
 ALGORITHMS: Final = ("token_bucket", "cost_based", "token_bucket_llm")

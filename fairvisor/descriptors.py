@@ -151,6 +151,20 @@ class Claim(Descriptor):
         return [text for text in texts if text]
 
 
+class IssuedClaim(Claim):
+    """A claim with the issuer in front, `https://a.example ann`: where there are several issuers, each has its ann."""
+
+    __slots__ = ()
+
+    def read(self, context: Context) -> str | None:
+        """The issuer and the value, which no other issuer and value give; None where there is no value."""
+        value = context.claim_text(self._name)
+        if not value:
+            return None
+        issuer = context.claim_text("iss") or ""
+        return f"{issuer.replace('%', '%25').replace(' ', '%20')} {value}"
+
+
 class Address(Descriptor):
     """The client's address as it is counted."""
 
@@ -211,10 +225,17 @@ class Told(Descriptor):
         return self._tell(context)
 
 
-def compile_descriptor(name: str, model_aliases: Mapping[str, str], choice: str = "reject") -> Descriptor:
+def compile_descriptor(
+    name: str,
+    model_aliases: Mapping[str, str],
+    choice: str = "reject",
+    *,
+    several_issuers: bool = False,
+) -> Descriptor:
     """Return the reader of a descriptor whose name the bundle's validation has accepted.
 
-    `choice` is the `on_ambiguous` of cookies and query parameters.
+    `choice` is the `on_ambiguous` of cookies and query parameters. With `several_issuers` a claim is read together
+    with the issuer that it is of: to be counted by, not compared.
     """
     source, _, rest = name.partition(":")
     if source == "header":
@@ -224,7 +245,7 @@ def compile_descriptor(name: str, model_aliases: Mapping[str, str], choice: str 
     if source == "cookie":
         return Cookie(rest, choice)
     if source == "jwt":
-        return Claim(rest)
+        return IssuedClaim(rest) if several_issuers else Claim(rest)
     if name == "llm:model":
         return Told(lambda context: _model(context, model_aliases))
     if name in _LOOKED_UP:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 Network = IPv4Network | IPv6Network
 
@@ -27,6 +28,7 @@ MAX_HOPS: Final = 64  # that hops:<n> counts: no real chain of proxies is longer
 HINTS: Final = ("x-country-code", "x-asn", "x-asn-type", "x-tor-exit", "x-token-estimate")
 
 
+_URL: Final = re.compile(r"https?://[!-~]+")  # RFC 3986: printable ASCII
 _BACKEND: Final = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?/?|unix:/\S+")
 
 
@@ -112,9 +114,18 @@ def edge_url(value: str) -> str:
 
 
 def url(value: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/]+\S*", value):
+    if not _URL.fullmatch(value) or not is_url(value):
         raise ValueError("allowed is an http:// or https:// URL")
     return value
+
+
+def is_url(value: str) -> bool:
+    """Whether the host and the port of a URL can be told."""
+    try:
+        parts = urlsplit(value)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def networks(value: str) -> tuple[Network, ...]:

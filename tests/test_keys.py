@@ -11,8 +11,9 @@ from edge import Edge, bucket, policy
 from hypothesis import example, given
 from hypothesis import strategies as st
 from test_identity import HS_KEY, identity
-from test_tokens import signed
+from test_tokens import public_jwk, signed, unsigned
 
+from fairvisor.bundle.compile import Options
 from fairvisor.rules.keys import MAX_REMEMBERED, REMEMBERED_KEYS, Keyring, Keys, hash64, joined, spelled
 
 PARTS = st.lists(st.text("ab|:10é", max_size=4), max_size=4)
@@ -219,3 +220,121 @@ def test_more_than_four_credentials_are_not_looked_at() -> None:
     lines = [("authorization", token) for token in tokens]
     assert edge.ask(headers=lines[1:]).remaining == 4, "one of four matches"
     assert edge.ask(headers=lines).reason == "ambiguous_request"
+
+
+# --- several issuers --------------------------------------------------------------------------------------------------
+
+A, B = "https://a.example", "https://b.example"
+PER_SUBJECT = policy("p", bucket("r", "jwt:sub", burst=2, rate=0.001))
+
+
+def issuers(*names: str) -> dict[str, list[dict[str, str]]]:
+    return {"jwt_issuers": [{"issuer": name, "url": f"{name}/jwks.json"} for name in names]}
+
+
+def of(issuer: str | None, sub: str = "ann", **claims: object) -> dict[str, bytes]:
+    """A token's header; who signed it is not looked at here."""
+    document = {"sub": sub, **claims} if issuer is None else {"sub": sub, "iss": issuer, **claims}
+    return {"authorization": unsigned({"alg": "none"}, document)}
+
+
+def test_with_several_issuers_each_has_a_counter_of_its_own_for_a_claim() -> None:
+    edge = Edge(PER_SUBJECT, **issuers(A, B))
+    assert [edge.admits(headers=of(A)), edge.admits(headers=of(B)), edge.admits(headers=of(A))] == [2, 2, 0]
+    rejected = edge.ask(headers=of(A))
+    verdict = rejected.decision.verdict
+    assert verdict is not None
+    assert verdict.limit.describe(rejected.context) == (("jwt:sub", "https://a.example ann"),)
+
+
+def test_with_one_issuer_counters_keep_theirs() -> None:
+    edge = Edge(PER_SUBJECT)
+    assert edge.admits(headers=of(A)) == 2
+    edge.reload(PER_SUBJECT, **issuers(A))
+    assert edge.admits(headers=of(A)) == 0
+    edge.reload(PER_SUBJECT, **issuers(A, B))
+    assert edge.admits(headers=of(A)) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((A, "b c"), (f"{A} b", "c")),
+        ((A, "b"), (f"{A}%20b", "b")),
+        (("a b", "c"), ("a%20b", "c")),
+        ((None, f"{A} b"), (A, "b")),
+    ],
+)
+def test_no_issuer_and_value_are_taken_for_another(
+    one: tuple[str | None, str], other: tuple[str | None, str]
+) -> None:
+    edge = Edge(PER_SUBJECT, **issuers(A, B))
+    assert edge.admits(headers=of(*one)) == 2
+    assert edge.admits(headers=of(*other)) == 2
+
+
+def test_a_token_without_the_claim_misses_it_whoever_issued_it() -> None:
+    strict = policy("p", bucket("r", "jwt:org", burst=2, on_missing="reject"))
+    assert Edge(strict, **issuers(A, B)).ask(headers=of(A)).reason == "descriptor_missing"
+
+
+def test_a_match_may_name_the_issuer_and_a_claim_means_every_issuers() -> None:
+    edge = Edge(
+        policy("p", bucket("r", burst=2, match={"jwt:sub": "ann", "jwt:iss": A})),
+        policy("q", bucket("s", burst=3, match={"jwt:sub": "bob"})),
+        **issuers(A, B),
+    )
+    assert edge.admits(headers=of(A)) == 2
+    assert edge.admits(headers=of(B), most=9) == 9
+    assert [edge.admits(headers=of(A, "bob")), edge.admits(headers=of(B, "bob"))] == [3, 0]
+
+
+def test_a_kill_switch_may_name_the_issuer_and_a_claim_means_every_issuers() -> None:
+    edge = Edge(
+        PER_SUBJECT,
+        kill_switches=[
+            {"scope_key": "jwt:iss", "scope_value": B},
+            {"scope_key": "jwt:sub", "scope_value": "mallory"},
+        ],
+        **issuers(A, B),
+    )
+    assert edge.ask(headers=of(A)).status == 204
+    for stopped in (of(B), of(A, "mallory"), of(None, "mallory")):
+        assert edge.ask(headers=stopped).reason == "kill_switch_active"
+
+
+def test_breaker_and_loop_detection_tell_issuers_apart_too() -> None:
+    edge = Edge(
+        policy(
+            "p",
+            bucket("r", "jwt:sub", burst=100),
+            circuit_breaker={"enabled": True, "spend_rate_threshold_per_minute": 3, "scope": "key"},
+        ),
+        policy(
+            "q",
+            bucket("s", "jwt:sub", burst=100),
+            path="/loop",
+            loop_detection={"enabled": True, "window_seconds": 60, "threshold_identical_requests": 2},
+        ),
+        **issuers(A, B),
+    )
+    assert [edge.admits(headers=of(A)), edge.admits(headers=of(B))] == [3, 3]
+    carol = [edge.ask(path="/loop", headers=of(issuer, "carol")).status for issuer in (A, B, A)]
+    assert carol == [204, 204, 429]
+
+
+def test_the_issuers_of_keys_and_settings_count_as_well() -> None:
+    named = {"jwt_keys": [{"jwk": public_jwk("P-256"), "issuer": B}]}
+    unnamed = {"jwt_keys": [{"jwk": public_jwk("P-256")}]}
+    for more, options, apart in (
+        (issuers(A) | named, Options(), True),
+        (issuers(B) | named, Options(), False),
+        (issuers(A) | unnamed, Options(), True),
+        (unnamed, Options(), False),
+        (named, Options(key_issuers=frozenset({A})), True),
+        (named, Options(key_issuers=frozenset({None})), False),
+        (issuers(A), Options(key_issuers=frozenset({None})), True),
+        (issuers(A), Options(key_issuers=frozenset({A})), False),
+    ):
+        edge = Edge(PER_SUBJECT, options=options, **more)
+        assert (edge.admits(headers=of(A)), edge.admits(headers=of(B))) == (2, 2 if apart else 0)

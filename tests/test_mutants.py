@@ -34,6 +34,7 @@ PARTS: dict[str, Any] = {
     "": model.Bundle,
     "defaults": model.Defaults,
     "jwt_keys": model_keys.JwtKey,
+    "jwt_issuers": model_keys.JwtIssuer,
     "policy": model.Policy,
     "spec": model.Spec,
     "selector": model.Selector,

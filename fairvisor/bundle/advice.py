@@ -38,7 +38,8 @@ def advise(bundle: Bundle, wall_ns: int, environ: Mapping[str, str]) -> Iterator
     yield from _on_bundle(bundle, wall_ns)
     for index, policy in enumerate(bundle.policies):
         yield from _on_policy(policy, f"policies[{index}]")
-    if not bundle.jwt_keys and not any(environ.get(name) for name in JWKS_VARIABLES):
+    in_bundle = bundle.jwt_keys or bundle.jwt_issuers
+    if not in_bundle and not any(environ.get(name) for name in JWKS_VARIABLES):
         yield from _on_unverified_claims(bundle)
 
 
@@ -159,7 +160,7 @@ def _on_unverified_claims(bundle: Bundle) -> Iterator[Problem]:
     if places:
         path, descriptor = places[0]
         more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
-        why = f"there is no key source (jwt_keys, {' or '.join(JWKS_VARIABLES)})"
+        why = f"there is no key source (jwt_keys, jwt_issuers, {' or '.join(JWKS_VARIABLES)})"
         yield Problem(
             path,
             f"{descriptor}{more} is read unverified, as {why}: safe only where the gateway has verified the token",

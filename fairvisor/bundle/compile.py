@@ -50,20 +50,27 @@ class Options(NamedTuple):
 
     reject_when_full: bool = False
     trust_token_hint: bool = False
+    key_issuers: frozenset[str | None] = (
+        frozenset()
+    )  # of the keys that the settings name; None: of any issuer
 
 
 DEFAULT_OPTIONS: Final = Options()
 
 
 class Compiler:
-    """Compiles the parts of one bundle. Holds what all parts need: the segment, the options, the model aliases."""
+    """Compiles the parts of one bundle. Holds what all parts need: the segment, the options, the model aliases, and
+    whether there are several issuers of tokens."""
 
-    def __init__(self, segment: Segment, options: Options, aliases: dict[str, str]) -> None:
+    def __init__(
+        self, segment: Segment, options: Options, aliases: dict[str, str], several_issuers: bool = False
+    ) -> None:
         self._segment = segment
         self._seed = segment.table.seed
         self._keyring = Keyring(self._seed)
         self._options = options
         self._aliases = aliases
+        self._several_issuers = several_issuers
         self._switch_hits: dict[str, Counter] = {}
         self._switch_tally = Tally(segment, "", "kill_switch", ENFORCE)
 
@@ -110,11 +117,14 @@ class Compiler:
     def _read(self, name: str, choice: str = "reject") -> Descriptor:
         return compile_descriptor(name, self._aliases, choice)
 
+    def _count_by(self, name: str, choice: str) -> Descriptor:
+        return compile_descriptor(name, self._aliases, choice, several_issuers=self._several_issuers)
+
     def _scope(self, tally: Tally, rule: model.AnyRule, kind: str, *window: str) -> Scope:
         identity = joined((kind, *window, tally.policy_id, tally.rule, *rule.limit_keys, tally.mode))
         return Scope(
             f"{len(rule.limit_keys)}|{identity}",
-            tuple((name, self._read(name, rule.on_ambiguous)) for name in rule.limit_keys),
+            tuple((name, self._count_by(name, rule.on_ambiguous)) for name in rule.limit_keys),
             tuple(compile_match(name, values, self._aliases) for name, values in rule.match.items()),
             rule.on_missing,
             rule.missing_status,
@@ -201,7 +211,7 @@ class Compiler:
             Tally(self._segment, policy.id, "loop_detection", mode),
             joined(("loop", policy.id, mode, *names)),
             self._keyring,
-            tuple((name, self._read(name, choice)) for name, choice in names.items()),
+            tuple((name, self._count_by(name, choice)) for name, choice in names.items()),
             int(loop.window_seconds * NS_PER_S),
             loop.threshold_identical_requests,
             Action(loop.action),
@@ -222,7 +232,7 @@ class Compiler:
             joined(("breaker", breaker.scope, owner, first or "", mode)),
             self._seed,
             first or "",
-            self._read(first, choice) if first is not None else None,
+            self._count_by(first, choice) if first is not None else None,
             millionths(breaker.spend_rate_threshold_per_minute),
             int(breaker.auto_reset_after_minutes * MINUTE_NS),
         )
@@ -264,7 +274,8 @@ def compile_bundle(
     bundle: model.Bundle, sha256: str, segment: Segment, options: Options = DEFAULT_OPTIONS
 ) -> Bundle:
     """The bundle as the engine evaluates it, its counters in `segment`."""
-    compiler = Compiler(segment, options, compile_aliases(bundle.defaults.model_aliases))
+    aliases = compile_aliases(bundle.defaults.model_aliases)
+    compiler = Compiler(segment, options, aliases, has_several_issuers(bundle, options))
     with_shadow = wants_shadow(bundle)
     routes = Routes(compiler.policy(policy, with_shadow) for policy in bundle.policies)
     switches = KillSwitches(compiler.kill_switch(switch) for switch in bundle.kill_switches)
@@ -293,6 +304,16 @@ def assemble(
         Counter(segment, DECISIONS, "", "", "allow", ""),
         Counter(segment, REPEATS),
     )
+
+
+def has_several_issuers(head: model.Bundle, options: Options) -> bool:
+    """Whether tokens of several issuers are verified: their claims are counted apart.
+
+    Keys that name no issuer are those of one more, where `jwt_issuers` says who the others are.
+    """
+    issuers: set[str | None] = {each.issuer for each in head.jwt_issuers}
+    others = {key.issuer for key in head.jwt_keys} | options.key_issuers
+    return len(issuers | others if issuers else others - {None}) > 1
 
 
 def wants_shadow(head: model.Bundle) -> bool:

@@ -26,8 +26,9 @@ from fairvisor.bundle.fields import (
     Version,
     address_or_network,
     fault,
+    show,
 )
-from fairvisor.bundle.model_keys import JwtKey
+from fairvisor.bundle.model_keys import JwtIssuer, JwtKey
 from fairvisor.bundle.model_limits import (
     AnyRule,
     CircuitBreaker,
@@ -50,12 +51,13 @@ from fairvisor.bundle.model_limits import (
 )
 
 __all__ = [
-    "AnyRule", "Bundle", "CircuitBreaker", "CostBased", "CostBasedRule", "Defaults", "JwtKey", "KillSwitch",
-    "LlmTokens", "LlmTokensRule", "LoopDetection", "Mode", "OnMissing", "Override", "Policy", "Rule", "Selector",
-    "Spec", "StagedAction", "TokenBucket", "TokenBucketRule",
+    "AnyRule", "Bundle", "CircuitBreaker", "CostBased", "CostBasedRule", "Defaults", "JwtIssuer", "JwtKey",
+    "KillSwitch", "LlmTokens", "LlmTokensRule", "LoopDetection", "Mode", "OnMissing", "Override", "Policy", "Rule",
+    "Selector", "Spec", "StagedAction", "TokenBucket", "TokenBucketRule",
 ]  # fmt: skip
 
 Mode = Literal["enforce", "shadow"]
+MAX_ISSUERS: Final = 64  # each is fetched every few minutes
 
 
 class Selector(Strictly):
@@ -268,6 +270,22 @@ class Bundle(Strictly):
     jwt_keys: Annotated[tuple[JwtKey, ...], Strict(False)] = Field(
         default=(), description="Keys that verify bearer tokens."
     )
+    jwt_issuers: Annotated[tuple[JwtIssuer, ...], Strict(False)] = Field(
+        default=(),
+        description=f"Identity providers whose keys are fetched, at most {MAX_ISSUERS}.",
+    )
+
+    @field_validator("jwt_issuers")
+    @classmethod
+    def _each_once(cls, issuers: tuple[JwtIssuer, ...]) -> tuple[JwtIssuer, ...]:
+        if len(issuers) > MAX_ISSUERS:
+            raise fault(f"must name at most {MAX_ISSUERS} issuers, not {len(issuers)}")
+        taken: set[str] = set()
+        for each in issuers:
+            if each.issuer in taken:
+                raise fault(f"must name an issuer once: {show(each.issuer)} is there twice")
+            taken.add(each.issuer)
+        return issuers
 
     @field_validator("expires_at_ns")
     @classmethod

@@ -1,4 +1,5 @@
-"""The keys in a bundle that verify bearer tokens: public JSON Web Keys, and HMAC secrets by the name of a variable.
+"""The keys in a bundle that verify bearer tokens: public JSON Web Keys, HMAC secrets by the name of a variable, and
+issuers by the URL where they publish theirs.
 
 A bundle is copied, logged and pushed around, so it never holds a secret: a symmetric key is named by the environment
 variable that holds it, and a JWK with private members is refused. Whether a key is fit to verify anything is asked of
@@ -7,13 +8,15 @@ variable that holds it, and a JWK with private members is refused. Whether a key
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, Strict, ValidationInfo, field_validator
 
 from fairvisor.bundle.fields import Checked, Text, fault, read_text, show
 from fairvisor.bundle.model_limits import Strictly
 from fairvisor.identity.keys import UnusableKey, key_from_jwk, key_from_secret, without_empty
+from fairvisor.setting_values import is_url
 
 _PRIVATE = (
     "k",
@@ -39,6 +42,63 @@ _ONE = {"type": "string", "minLength": 1, "maxLength": 256}
 Audience = Annotated[
     tuple[str, ...], Checked(_audience, anyOf=[_ONE, {"type": "array", "items": _ONE, "minItems": 1}])
 ]
+
+
+def _https_url(value: object) -> str:
+    text = value if isinstance(value, str) else ""
+    if len(text) > _URL_LENGTH or not _HTTPS.fullmatch(text) or not is_url(text):
+        raise fault(f"must be an https:// URL of at most {_URL_LENGTH:,} characters, not {show(value)}")
+    if "@" in text.partition("://")[2].partition("/")[0]:
+        raise fault("must not hold a user or password: a bundle is copied, logged and pushed around")
+    return text
+
+
+_URL_LENGTH: Final = 2048
+_HTTPS: Final = re.compile(r"https://[!-~]+")  # RFC 3986: printable ASCII
+HttpsUrl = Annotated[
+    str, Checked(_https_url, type="string", pattern=r"^https://[!-~]+$", maxLength=_URL_LENGTH)
+]
+
+AsymmetricAlgorithm = Literal[
+    "RS256",
+    "RS384",
+    "RS512",
+    "PS256",
+    "PS384",
+    "PS512",
+    "ES256",
+    "ES384",
+    "ES512",
+    "ES256K",
+    "EdDSA",
+    "Ed25519",
+    "Ed448",
+]
+
+
+class JwtIssuer(Strictly):
+    """An identity provider whose keys are fetched. Its tokens are verified with them and with no other issuer's."""
+
+    issuer: Text = Field(description="What `iss` of its tokens is.")
+    url: HttpsUrl = Field(
+        description="Where it publishes its keys (JWK Set, RFC 7517): an https URL, without redirects, at a public "
+        "address or in a network of `FAIRVISOR_JWKS_NETWORKS`."
+    )
+    audience: Audience = Field(
+        default=(), description="What `aud` of the token must have, one of them. Absent: anything."
+    )
+    algorithms: Annotated[tuple[AsymmetricAlgorithm, ...], Strict(False)] = Field(
+        default=(), description="What its keys may be used with. Absent: what their types allow."
+    )
+
+    @field_validator("algorithms")
+    @classmethod
+    def _not_empty(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise fault(
+                "must not be an empty array: leave the field out to allow what the types of the keys allow"
+            )
+        return names
 
 
 class JwtKey(Strictly):

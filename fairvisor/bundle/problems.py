@@ -22,6 +22,7 @@ from fairvisor.bundle.model import (
     CostBased,
     CostBasedRule,
     Defaults,
+    JwtIssuer,
     JwtKey,
     KillSwitch,
     LlmTokens,
@@ -63,6 +64,7 @@ _PARTS: Final[Mapping[str, type[Strictly]]] = {
     "kill_switch_override": Override,
     "defaults": Defaults,
     "jwt_keys": JwtKey,
+    "jwt_issuers": JwtIssuer,
 }
 _RULES: Final[Mapping[str, tuple[type[Strictly], type[Strictly]]]] = {
     "token_bucket": (TokenBucketRule, TokenBucket),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
 
-from fairvisor.bundle.model import Bundle
+from fairvisor.bundle.model import MAX_ISSUERS, Bundle
 
 DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -51,6 +51,8 @@ def json_schema() -> dict[str, Any]:
     parts["TokenBucket"]["properties"]["rps"] = parts["TokenBucket"]["properties"]["tokens_per_second"]
     for name in ("methods", "hosts"):
         parts["Selector"]["properties"][name]["minItems"] = 1
+    schema["properties"]["jwt_issuers"]["maxItems"] = MAX_ISSUERS
+    parts["JwtIssuer"]["properties"]["algorithms"]["minItems"] = 1
     for name in _RULES:  # the name may be left out of a fallback limit only
         parts[name]["required"].remove("name")
         match = parts[name]["properties"]["match"]

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import orjson
 
 from fairvisor.bundle import model
-from fairvisor.bundle.compile import Compiler, Options, assemble, reserves, wants_shadow
+from fairvisor.bundle.compile import Compiler, Options, assemble, has_several_issuers, reserves, wants_shadow
 from fairvisor.bundle.load import parse_head, parse_kill_switch, parse_policy
 from fairvisor.bundle.shared import SharedBundle
 from fairvisor.counters.segment import Segment
@@ -33,6 +33,7 @@ class Surroundings(NamedTuple):
 
     defaults: model.Defaults
     with_shadow: bool
+    several_issuers: bool
 
 
 class Compiled:
@@ -57,11 +58,12 @@ def compile_shared(
 ) -> Generator[None, None, Compiled]:
     """Compile a shared bundle; a step for each part. Its value is the result; `before` stays as it is."""
     head = parse_head(orjson.loads(shared.head()), environ)
-    surroundings = Surroundings(head.defaults, wants_shadow(head))
+    several_issuers = has_several_issuers(head, options)
+    surroundings = Surroundings(head.defaults, wants_shadow(head), several_issuers)
     compiled = Compiled(head, surroundings)
     if before is not None and before.surroundings != surroundings:
         before = None
-    compiler = Compiler(segment, options, compile_aliases(head.defaults.model_aliases))
+    compiler = Compiler(segment, options, compile_aliases(head.defaults.model_aliases), several_issuers)
     routes: Routes[Policy] = Routes(())
     reserving = False
     for part in shared.policies():

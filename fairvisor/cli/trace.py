@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from fairvisor.bundle.compile import Options, compile_bundle
+from fairvisor.bundle.compile import compile_bundle
 from fairvisor.bundle.load import Parsed
 from fairvisor.clock import Now
 from fairvisor.context import Context
@@ -17,6 +17,7 @@ from fairvisor.counters import Counters
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Decision, Verdict
 from fairvisor.engine import Bundle, Policy, ask, decide
+from fairvisor.follow import decision_options
 from fairvisor.rules.limit import Described, Limit
 from fairvisor.settings import Settings
 
@@ -65,8 +66,7 @@ class Trace(NamedTuple):
 def trace(parsed: Parsed, settings: Settings, context: Context) -> Trace:
     """Decide `context` on fresh counters. Raises RequestError for a path that cannot be read."""
     segment = Segment.private(SEGMENT_BYTES)
-    options = Options(settings.table_full == "reject", "x-token-estimate" in settings.trusted_hints)
-    bundle = compile_bundle(parsed.model, parsed.sha256, segment, options)
+    bundle = compile_bundle(parsed.model, parsed.sha256, segment, decision_options(settings))
     steps: list[Step] = []
     policies = _note_answers(bundle, context, steps)
     if context.now.wall_ns < bundle.shadow_until_ns:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 from typing import Final
 
-from fairvisor.bundle.compile import Options, compile_bundle
+from fairvisor.bundle.compile import compile_bundle
 from fairvisor.bundle.load import Parsed
 from fairvisor.bundle.model import AnyRule, Bundle, CostBasedRule, Policy, TokenBucketRule
 from fairvisor.context import Context
@@ -22,6 +22,7 @@ from fairvisor.decision import Decision, Verdict
 from fairvisor.descriptors import Descriptor, compile_descriptor
 from fairvisor.engine import decide
 from fairvisor.errors import RequestError
+from fairvisor.follow import decision_options
 from fairvisor.identity import Identity
 from fairvisor.llm.models import compile_aliases
 from fairvisor.metrics import DESCRIPTOR_MISSING, ESTIMATE_MISSING, LIMIT_RESULTS, LOOPS_SKIPPED
@@ -54,12 +55,12 @@ class Replay:
         told: Collection[str] = (),
     ) -> None:
         model = _in_shadow(parsed.model) if dry_run else parsed.model
-        claims_told = any(meaning.startswith("jwt:") for meaning in told)
-        keys = () if claims_told else model.jwt_keys
-        self.identity = Identity.from_settings(believing(settings, told), keys, environ)
+        if any(meaning.startswith("jwt:") for meaning in told):
+            model = model.model_copy(update={"jwt_keys": (), "jwt_issuers": ()})
+        settings = believing(settings, told)
+        self.identity = Identity.from_settings(settings, model.jwt_keys, environ, model.jwt_issuers)
         self.segment = Segment.private(settings.shared_dict_size)
-        options = Options(settings.table_full == "reject", "x-token-estimate" in settings.trusted_hints)
-        self.bundle = compile_bundle(model, parsed.sha256, self.segment, options)
+        self.bundle = compile_bundle(model, parsed.sha256, self.segment, decision_options(settings))
         self.clock = LogClock()
         # what came of the requests
         self.decided = 0
