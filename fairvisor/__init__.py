@@ -32,6 +32,7 @@ Before the first request:
     follow.py       the active bundle of a worker, and how it switches
     leader.py       what one worker does for all: watch the file, save, sweep, tidy
     snapshots.py    what outlives a reboot, written and found again
+    key_sets.py     the key sets that one worker fetched, for all of them and for the next start
     beside.py       the threads beside the requests of a worker
     periodic.py     a thread that takes a step again and again, whatever goes wrong
     reporter.py     the thread that writes the audit log

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from fairvisor.counters.segment import Segment
 from fairvisor.follow import ActiveBundle, Follower
-from fairvisor.identity import Identity, Refresher
+from fairvisor.identity import Identity, KeyFetcher, Refresher, Web
 from fairvisor.leader import Leader
 from fairvisor.processes import identity as process_identity
 from fairvisor.reload import Publisher
@@ -38,7 +38,8 @@ class Beside:
         self._entry = entry = self.publisher.registry.claim(process_identity(os.getpid()))
         if entry is None:
             _log.error("there is no entry left for this worker: reloads will not wait for it")
-        self._refresher = Refresher(who)
+        fetcher = KeyFetcher(who.sets, Web(environ, settings.jwks_ca, settings.jwks_networks))
+        self._refresher = Refresher(who, fetcher, lambda: self.leads)
         self._follower = Follower(settings, segment, self.active, self._refresher, environ, entry)
         self.top_keys = TopKeys(segment.slates, entry)
         self._reporter = Reporter(settings, segment, self.active, also=(self.top_keys.write,))
@@ -47,11 +48,12 @@ class Beside:
         self._leader = Leader(segment, self.publisher, snapshots, lambda: self._follower.shared)
 
     def start(self) -> None:
-        """Load the active bundle, then begin."""
+        """Load the active bundle, then begin; and wait a moment for key sets that were never fetched."""
         self._follower.start()
-        self._refresher.start()
         self._leader.start()
+        self._refresher.start()
         self._reporter.start()
+        self._refresher.wait()
 
     def stop(self) -> None:
         """Another worker leads from now on, and nobody waits for this one any more."""

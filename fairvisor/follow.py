@@ -99,6 +99,7 @@ def decision_options(settings: Settings) -> Options:
     return Options(
         reject_when_full=settings.table_full == "reject",
         trust_token_hint="x-token-estimate" in settings.trusted_hints,
+        key_issuers=frozenset({settings.jwks_issuer} if settings.jwks_url or settings.jwks_file else ()),
     )
 
 
@@ -178,9 +179,10 @@ class Follower:
             compiled = self._drive(steps, paced)
         if compiled is None:
             return
-        identity = self._refresher.identity.with_keys(compiled.head.jwt_keys)
+        head = compiled.head
+        identity = self._refresher.identity.with_keys(head.jwt_keys, head.jwt_issuers)
         self._active.current = Current(compiled.bundle, identity, shared.about, generation)
-        self._refresher.identity = identity
+        self._refresher.use(identity)
         self._compiled, self._generation, self._failed = compiled, generation, ""
         if self._entry is not None:
             self._registry.record(self._entry, generation)

@@ -113,10 +113,26 @@ def edge_url(value: str) -> str:
     return value.rstrip("/")
 
 
-def url(value: str) -> str:
+class Url(str):
+    """A URL whose `repr` is `shown`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(self.shown)
+
+    @property
+    def shown(self) -> str:
+        """The URL without what may be secret in it: user, password and query."""
+        parts = urlsplit(self)
+        query = "?…" if parts.query else ""
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{query}"
+
+
+def url(value: str) -> Url:
     if not _URL.fullmatch(value) or not is_url(value):
         raise ValueError("allowed is an http:// or https:// URL")
-    return value
+    return Url(value)
 
 
 def is_url(value: str) -> bool:

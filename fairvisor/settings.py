@@ -233,6 +233,14 @@ class Settings:
     jwks_audience: tuple[str, ...] | None = _setting(
         "", read.names, "What aud must contain one of in tokens verified with JWKS keys, comma-separated."
     )
+    jwks_ca: Path | None = _setting(
+        "", read.path, "Certificate authorities (PEM) that verify JWKS URLs; unset: the system's."
+    )
+    jwks_networks: tuple[Network, ...] = _setting(
+        "none",
+        read.networks,
+        "Networks beside the public ones where the URLs of `jwt_issuers` in a bundle may be.",
+    )
     jwt_leeway_s: int = _setting(
         "60",
         read.integer(0, 3600),
@@ -339,7 +347,9 @@ def _value(setting: Declared, environ: Mapping[str, str], flags: Mapping[str, st
         where, given = named[0] if named else (setting.variable, setting.default)
     if not given:
         return None
-    shown = "(a secret)" if where == setting.variable and setting.secret else repr(given)
+    # A URL may hold a password or a token.
+    hidden = where == setting.variable if setting.secret else "@" in given or "?" in given
+    shown = "(a secret)" if hidden else repr(given)
     try:
         if setting.secret and where != setting.variable:
             given = read.secret_file(given)

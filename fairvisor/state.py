@@ -30,8 +30,13 @@ class StateDirectory:
 
     def __init__(self, directory: Path, instance: str) -> None:
         self.directory = directory
-        self.bundle = directory / f"{instance}.{_BUNDLE}"
-        self.snapshot = directory / f"{instance}.{_SNAPSHOT}"
+        self._instance = instance
+        self.bundle = self.of(_BUNDLE)
+        self.snapshot = self.of(_SNAPSHOT)
+
+    def of(self, name: str) -> Path:
+        """The path of a file of this instance by its name."""
+        return self.directory / f"{self._instance}.{name}"
 
     def read(self, place: Path) -> bytes:
         """Return the contents of a file. PermissionError: another user could have written it."""

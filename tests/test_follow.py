@@ -22,7 +22,7 @@ from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.errors import BundleInvalid, BundleRefused, SegmentError
 from fairvisor.follow import SLICE_NS, TRY_AGAIN_NS, ActiveBundle, Follower
-from fairvisor.identity import Identity, Refresher
+from fairvisor.identity import Identity, KeyFetcher, Refresher, Web
 from fairvisor.memory import SHM_DIR, InstanceMemory
 from fairvisor.processes import identity, pid_of
 from fairvisor.reload import Publisher, forget
@@ -67,7 +67,8 @@ class Instance:
         self.publisher = Publisher(settings, self.segment, SECRETS, serving=False, clock=self.now)
         self.active = ActiveBundle(self.publisher.notes)
         self.entry = self.publisher.registry.claim(identity(os.getpid()))
-        self.refresher = Refresher(Identity.from_settings(settings, environ=SECRETS))
+        who = Identity.from_settings(settings, environ=SECRETS)
+        self.refresher = Refresher(who, KeyFetcher(who.sets, Web({})), lambda: False)
         self.follower = Follower(
             settings, self.segment, self.active, self.refresher, SECRETS, self.entry, clock=self.now
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import jwt
 import mmdb
@@ -14,9 +16,12 @@ import pytest
 from test_jwks import Issuer, issuer, key_set, publish  # noqa: F401 - a fixture
 from test_tokens import NOW, SECRET, private_key, public_jwk, signed, unsigned
 
-from fairvisor.bundle.model import JwtKey
+from fairvisor.bundle.model import JwtIssuer, JwtKey
 from fairvisor.clock import NS_PER_S, Now
-from fairvisor.identity import Identity, Refresher
+from fairvisor.identity import Identity, KeyFetcher, Refresher, Web
+from fairvisor.identity.refresher import CHECK_EVERY_NS
+from fairvisor.identity.stored import KeySets
+from fairvisor.identity.tokens import TokenState
 from fairvisor.settings import Settings
 
 ENVIRON = {"TOKEN_SECRET": SECRET, "SHORT_SECRET": "short"}
@@ -26,6 +31,14 @@ HS_KEY = JwtKey(secret_env="TOKEN_SECRET", kid="s1")
 def identity(jwt_keys: tuple[JwtKey, ...] = (), **settings: object) -> Identity:
     variables = {f"FAIRVISOR_{name.upper()}": str(value) for name, value in settings.items()}
     return Identity.from_settings(Settings.load(variables, {}), jwt_keys, ENVIRON)
+
+
+def fetch(who: Identity, now: Now) -> None:
+    """What the worker that leads does when it is time, and then every worker."""
+    web = Web({}, networks=[ip_network("127.0.0.0/8")])
+    for thread in KeyFetcher(who.sets, web).step(who.endpoints, lambda: now):
+        thread.join()
+    who.refresh(now)
 
 
 def at(seconds: int) -> Now:
@@ -129,21 +142,23 @@ def test_a_url_is_never_fetched_by_a_request(issuer: Issuer) -> None:  # noqa: F
     token = signed({"sub": "ann"}, "ES256", kid="k1")
     assert who.tokens.claims(token, NOW) is None
     assert "was not fetched yet" in who.problems()[0]
-    assert issuer.requests == []
     who.refresh(at(0))
+    assert issuer.requests == []
+    fetch(who, at(0))
     assert who.problems() == ()
     assert who.tokens.claims(token, NOW) == {"sub": "ann"}
 
 
 def test_a_token_with_an_unknown_key_brings_an_early_refresh(issuer: Issuer) -> None:  # noqa: F811
     who = identity(jwks_url=issuer.url)
-    who.refresh(at(0))
+    fetch(who, at(0))
     issuer.answer = publish(key_set("k1", "k2"))
     token = signed({"sub": "ann"}, "ES256", kid="k2")
     assert who.tokens.claims(token, NOW) is None
-    who.refresh(at(5))
+    who.refresh(at(1))  # tells whoever fetches
+    fetch(who, at(5))
     assert who.tokens.claims(token, NOW) is None  # invented key ids must not make us hammer the issuer
-    who.refresh(at(31))
+    fetch(who, at(31))
     assert who.tokens.claims(token, NOW) == {"sub": "ann"}
     assert len(issuer.requests) == 2
 
@@ -152,7 +167,7 @@ def test_the_keys_of_all_sources_count_together(tmp_path: Path, issuer: Issuer) 
     path = tmp_path / "jwks.json"
     path.write_bytes(orjson.dumps({"keys": [public_jwk("RSA", kid="k2")]}))
     who = identity((HS_KEY,), jwks_url=issuer.url, jwks_file=path)
-    who.refresh(at(0))
+    fetch(who, at(0))
     for algorithm, kid in (("HS256", "s1"), ("RS256", "k2"), ("ES256", "k1")):
         assert who.tokens.claims(signed({"sub": "ann"}, algorithm, kid=kid), NOW) is not None
     who.use_keys(())
@@ -164,7 +179,7 @@ def test_a_token_signed_with_the_public_key_of_the_url_is_refused(issuer: Issuer
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     who = identity((HS_KEY,), jwks_url=issuer.url)
-    who.refresh(at(0))
+    fetch(who, at(0))
     pem = private_key("P-256").public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     with pytest.raises(jwt.InvalidKeyError):
         jwt.encode({"sub": "admin"}, pem, "HS256")  # PyJWT itself will not make such a token
@@ -272,7 +287,79 @@ def test_bots_are_told_by_their_user_agent() -> None:
     assert identity().bot("Mozilla/5.0 (compatible; Googlebot/2.1)") == ("true", "search-engine")
 
 
+# --- issuers of the bundle --------------------------------------------------------------------------------------------
+
+A, B = "https://a.example", "https://b.example"
+
+
+def of(iss: str, kid: str = "k1", **claims: object) -> bytes:
+    return signed({"sub": "ann", "iss": iss, **claims}, "ES256", kid=kid)
+
+
+def with_issuers(*issuers: JwtIssuer, jwt_keys: tuple[JwtKey, ...] = ()) -> Identity:
+    return Identity.from_settings(Settings.load({}, {}), jwt_keys, ENVIRON, issuers)
+
+
+def published_by(server: Issuer, issuer: str, **conditions: Any) -> JwtIssuer:  # noqa: F811
+    """An issuer whose URL is a server of the test: a bundle could name no such URL, which is not https."""
+    made = JwtIssuer.model_validate({"issuer": issuer, "url": "https://127.0.0.1/", **conditions})
+    return made.model_copy(update={"url": server.url})
+
+
+def test_a_token_is_verified_with_the_keys_that_its_issuer_publishes(issuer: Issuer) -> None:  # noqa: F811
+    other = Issuer()
+    try:
+        other.answer = publish(key_set("k2"))
+        who = with_issuers(published_by(issuer, A), published_by(other, B))
+        assert who.verified
+        assert who.tokens.state(of(A), NOW) is TokenState.KEYS_UNAVAILABLE
+        fetch(who, at(0))
+        assert who.tokens.claims(of(A), NOW) is not None
+        assert who.tokens.claims(of(B, "k2"), NOW) is not None
+        for foreign in (of(A, "k2"), of(B, "k1"), of("https://c.example"), signed({}, "ES256", kid="k1")):
+            assert who.tokens.state(foreign, NOW) is TokenState.INVALID
+    finally:
+        other.close()
+
+
+def test_the_conditions_of_an_issuer_hold_for_its_tokens(issuer: Issuer) -> None:  # noqa: F811
+    who = with_issuers(published_by(issuer, A, audience="api", algorithms=["ES256"]))
+    fetch(who, at(0))
+    assert who.tokens.claims(of(A, aud="api"), NOW) is not None
+    assert who.tokens.claims(of(A, aud="web"), NOW) is None
+    narrow = with_issuers(published_by(issuer, A, algorithms=["RS256"]))
+    fetch(narrow, at(0))
+    assert narrow.tokens.claims(of(A), NOW) is None
+
+
+def test_an_issuer_without_keys_leaves_the_edge_ready_and_the_others_served(issuer: Issuer) -> None:  # noqa: F811
+    gone = JwtIssuer(issuer=B, url="https://127.0.0.1:1/jwks.json")
+    who = with_issuers(published_by(issuer, A), gone)
+    fetch(who, at(0))
+    assert who.problems() == ()
+    assert "https://127.0.0.1:1/jwks.json: " in who.warnings()[0]
+    assert who.tokens.claims(of(A), NOW) is not None
+    assert who.tokens.state(of(B), NOW) is TokenState.KEYS_UNAVAILABLE
+
+
+def test_another_bundle_brings_other_issuers_and_keeps_the_keys_of_those_that_stay(issuer: Issuer) -> None:  # noqa: F811
+    who = with_issuers(published_by(issuer, A))
+    fetch(who, at(0))
+    assert who.with_keys((), [published_by(issuer, A)]) is who
+    more = who.with_keys(
+        (HS_KEY,), [published_by(issuer, A), JwtIssuer(issuer=B, url="https://127.0.0.1:1/")]
+    )
+    assert more.tokens.claims(of(A), NOW) is not None, "there is no moment without keys"
+    assert who.with_keys((), []).tokens.claims(of(A), NOW) is not None, (
+        "read unverified, as no keys are configured"
+    )
+
+
 # --- the refreshing thread --------------------------------------------------------------------------------------------
+
+
+def refreshing(who: Identity, clock: Callable[[], Now], leads: bool = False) -> Refresher:
+    return Refresher(who, KeyFetcher(who.sets, Web({})), lambda: leads, clock)
 
 
 def test_a_step_of_the_refresher_reports_what_went_wrong_and_came_right(
@@ -280,7 +367,8 @@ def test_a_step_of_the_refresher_reports_what_went_wrong_and_came_right(
 ) -> None:
     path = tmp_path / "jwks.json"
     who = identity(jwks_file=path)
-    refresher = Refresher(who, lambda: at(0))
+    moments = iter(range(3))
+    refresher = refreshing(who, lambda: at(next(moments) * CHECK_EVERY_NS // NS_PER_S))
     with caplog.at_level(logging.INFO):
         refresher.step()
         refresher.step()
@@ -298,7 +386,7 @@ def test_the_refresher_runs_beside_the_requests_and_stops() -> None:
         ran.set()
         return at(0)
 
-    refresher = Refresher(identity(), clock)
+    refresher = refreshing(identity(), clock)
     refresher.start()
     assert ran.wait(30)
     refresher.stop()
@@ -315,6 +403,32 @@ def test_a_refresh_that_fails_unexpectedly_is_logged_and_does_not_end_the_thread
         refresher.stop()
         raise RuntimeError("no clock")
 
-    refresher = Refresher(who, broken_clock)
+    refresher = refreshing(who, broken_clock)
     refresher._run()
     assert "refresh failed" in caplog.text
+
+
+def test_only_the_worker_that_leads_fetches_and_every_worker_has_what_it_fetched(issuer: Issuer) -> None:  # noqa: F811
+    sets = KeySets()
+    settings = Settings.load({"FAIRVISOR_JWKS_URL": issuer.url}, {})
+    leading, other = (Identity.from_settings(settings, sets=sets) for _ in range(2))
+    refreshing(other, lambda: at(0)).step()
+    assert issuer.requests == []
+    refreshing(leading, lambda: at(0), leads=True).step()
+    while not sets.generation:
+        threading.Event().wait(0.01)
+    refreshing(other, lambda: at(1)).step()
+    assert other.problems() == ()
+    assert other.tokens.claims(signed({"sub": "ann"}, "ES256", kid="k1"), NOW) == {"sub": "ann"}
+    assert len(issuer.requests) == 1
+
+
+def test_a_worker_waits_for_sets_that_were_never_fetched_and_for_no_others(issuer: Issuer) -> None:  # noqa: F811
+    who = identity(jwks_url=issuer.url)
+    refresher = refreshing(who, lambda: at(0))
+    refresher.step()
+    assert not refresher._settled.is_set()
+    issuer.answer = publish(b"", status=500)
+    fetch(who, at(0))
+    refresher.step()
+    assert refresher._settled.is_set(), "a provider that fails is not waited for"

@@ -33,6 +33,7 @@ STAGES = [
         "beside",
         "exposition",
         "follow",
+        "key_sets",
         "leader",
         "linefile",
         "lookup",

@@ -101,6 +101,13 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("client_ip_header", "hops:0", "from 1 to 64"),
         ("client_ip_header", "hops:65", "from 1 to 64"),
         ("client_ip_header", "hops:two", "hops:<n>"),
+        ("jwks_url", "idp.example", "https://"),
+        ("jwks_url", "https://a:port/", "https://"),
+        ("jwks_url", "https://[::1/", "https://"),
+        ("jwks_url", "https:///x", "https://"),
+        ("jwks_url", "http://é/", "https://"),
+        ("jwks_networks", "internal", "networks"),
+        ("jwt_leeway_s", "1m", "0 to 3600"),
         ("log_level", "loud", "debug"),
         ("table_full", "evict", "allow, reject"),
     ],
@@ -128,10 +135,23 @@ def test_a_setting_of_something_that_does_not_exist_yet_stops_the_start(name: st
         load(**{name.lower(): "https://example.com"})
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["https://user:hush@a:port/", "https://a:port/?token=hush", "user:hush@a", "https://user:hu/sh@a/\x01"],
+)
+def test_a_wrong_jwks_url_is_not_shown_as_it_may_hold_a_password(url: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(jwks_url=url)
+    assert (
+        str(caught.value) == "FAIRVISOR_JWKS_URL: (a secret) is wrong: allowed is an http:// or https:// URL"
+    )
+
+
 def test_secrets_are_not_shown() -> None:
-    settings = load(**dict.fromkeys(SECRETS, GOOD))
+    settings = load(**dict.fromkeys(SECRETS, GOOD), jwks_url=f"https://user:{GOOD}@a.example/?token={GOOD}")
     assert settings.decision_token == GOOD
     assert GOOD not in repr(settings)
+    assert "https://a.example/?…" in repr(settings)
 
 
 @pytest.mark.parametrize("name", SECRETS)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 
+from fairvisor.bundle.model import Bundle
 from fairvisor.bundle.reach import unreachable
 from fairvisor.cli.files import read_bundle, read_file
 from fairvisor.cli.screen import format_option, print_json, print_line, print_warnings
@@ -20,7 +21,7 @@ from fairvisor.cli.words import Words
 from fairvisor.clock import read_now
 from fairvisor.context import Context
 from fairvisor.errors import listed
-from fairvisor.identity import Identity
+from fairvisor.identity import Identity, KeyFetcher, Web
 from fairvisor.reading import HOSTS, METHODS, read_fields
 from fairvisor.response import Renderer
 from fairvisor.settings import Settings, environment
@@ -55,7 +56,7 @@ def explain(
     from a gateway on this machine: -H 'X-Forwarded-For: 203.0.113.7' sets the client's address.
     """
     settings, parsed = Settings.load(environment(), {}), read_bundle(file)
-    identity = Identity.from_settings(settings, parsed.model.jwt_keys, environment())
+    identity = _identity(settings, parsed.model)
     data = None if body is None else read_file(body)
     fields, repeated = read_fields(_header_lines(headers))
     context = Context(
@@ -92,6 +93,17 @@ def explain(
         print_json(report)
     else:
         _print_report(report)
+
+
+def _identity(settings: Settings, bundle: Bundle) -> Identity:
+    """The identity of a bundle, with its key sets fetched: an edge has them before it takes a request."""
+    environ = environment()
+    identity = Identity.from_settings(settings, bundle.jwt_keys, environ, bundle.jwt_issuers)
+    fetcher = KeyFetcher(identity.sets, Web(environ, settings.jwks_ca, settings.jwks_networks))
+    for thread in fetcher.step(identity.endpoints, read_now):
+        thread.join()
+    identity.refresh(read_now())
+    return identity
 
 
 def _header_lines(lines: Iterable[str]) -> list[tuple[str, bytes]]:

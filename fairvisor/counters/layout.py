@@ -65,6 +65,8 @@ class Word(enum.IntEnum):
     BUNDLE_GENERATION = 16  # the active bundle, 0: none yet
     DURABLE_GENERATION = 17  # the one whose copy stands in the state directory
     AUDITED_GENERATION = 18  # the last one that the audit log tells of
+    KEYS_GENERATION = 19  # moves when a key set of an identity provider was fetched
+    KEYS_WANTED_NS = 20  # when a token last named a key that is not known (wall clock)
     LEADER_PID = 24
     LEADER_START = 25
     LEADER_LEASE_NS = 26

@@ -16,6 +16,7 @@ from fairvisor.counters.segment import Segment
 from fairvisor.errors import SegmentError
 from fairvisor.http.service import Service
 from fairvisor.identity import Identity
+from fairvisor.key_sets import SharedKeySets
 from fairvisor.memory import InstanceMemory
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import BEARER_REFUSED
@@ -44,7 +45,9 @@ def open_segment(settings: Settings) -> Segment:
 def make_beside(settings: Settings, segment: Segment) -> Beside:
     """What runs beside the requests of this process, not started yet."""
     environ = environment()
-    identity = Identity.from_settings(settings, environ=environ)
+    state = StateDirectory(settings.state_dir, settings.instance)
+    sets = SharedKeySets(segment.table, InstanceMemory.make(settings.instance), state)
+    identity = Identity.from_settings(settings, environ=environ, sets=sets)
     refused = {reason: Counter(segment, BEARER_REFUSED, reason) for reason in identity.refused_tokens}
     identity.refused_tokens.told = lambda reason: refused[reason].add()
     return Beside(settings, segment, identity, environ)

@@ -4,7 +4,10 @@
     networks.py    networks that addresses are in
     tokens.py      bearer tokens: verified, remembered, and their claims as text
     keys.py        what a token is verified with, and with which algorithms only
-    jwks.py        keys outside the bundle: a file or a URL, kept up to date
+    jwks.py        keys outside the bundle: in a file or behind a URL
+    fetch.py       one fetch of a URL
+    fetcher.py     when key sets are fetched, by one process for all
+    stored.py      key sets as they were fetched last
     places.py      country, network and Tor exit of an address; what a gateway says of them
     bots.py        bots by their user agent
     watched.py     files that are followed as they change
@@ -16,7 +19,9 @@ Nothing that a request asks here does I/O, and nothing here knows policies, coun
 """
 
 from fairvisor.identity.addresses import Client
+from fairvisor.identity.fetch import Web
+from fairvisor.identity.fetcher import KeyFetcher
 from fairvisor.identity.refresher import Refresher
 from fairvisor.identity.sources import Identity
 
-__all__ = ["Client", "Identity", "Refresher"]
+__all__ = ["Client", "Identity", "KeyFetcher", "Refresher", "Web"]

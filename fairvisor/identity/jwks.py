@@ -3,36 +3,23 @@
 Both kinds of source answer the same questions: which keys there are now, why there are none, what went wrong lately.
 A source that fails keeps the keys it had: the file's until the file is right again, the URL's for a day, so that an
 outage of the issuer does not take every caller's identity away, and a withdrawn key does not live for ever. A source
-that answers with an empty set has none from that moment. This module knows nothing of tokens.
+that answers with an empty set has none from that moment. Fetching is `fetcher.py`'s business; this module knows nothing
+of tokens.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import random
-import socket
-import ssl
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Final, NamedTuple
 
 from fairvisor.clock import NS_PER_S, Now
-from fairvisor.errors import SettingsError
+from fairvisor.identity.fetch import MAX_JWKS_BYTES
 from fairvisor.identity.keys import TokenKey, keys_from_jwks
+from fairvisor.identity.stored import KeySets, StoredSet
 from fairvisor.identity.watched import Watched, read_bounded
+from fairvisor.setting_values import Url
 
-# Real sets have a few kilobytes.
-MAX_JWKS_BYTES: Final = 256 * 1024
-# One fetch, from connecting to the last byte.
-FETCH_TIMEOUT_S: Final = 10.0
-REFRESH_NS: Final = 300 * NS_PER_S
-# After a failure, doubled each time up to REFRESH_NS.
-FIRST_RETRY_NS: Final = 5 * NS_PER_S
-# How soon after the last fetch an unknown key id may cause another: a client can invent key ids.
-EARLY_REFRESH_NS: Final = 30 * NS_PER_S
 # How long keys outlive the last successful fetch.
 KEEP_NS: Final = 24 * 3600 * NS_PER_S
 
@@ -50,6 +37,11 @@ class JwksFile:
     def keys(self) -> tuple[TokenKey, ...]:
         """The keys of the last usable file."""
         return self._file.content or ()
+
+    @property
+    def was_read(self) -> bool:
+        """Whether there ever was a set in it."""
+        return self._file.content is not None
 
     def problem(self) -> str | None:
         """Why there are no keys; None when there are."""
@@ -70,157 +62,88 @@ class JwksFile:
         return keys
 
 
-class JwksUrl:
-    """Keys behind an http or https URL. Secrets are not accepted: what a URL publishes is no secret.
+class Endpoint(NamedTuple):
+    """A URL that publishes keys, and what tokens verified by them must carry.
 
-    Certificates are verified against the system's authorities. Redirects are not followed: the operator named the
-    place that is trusted.
+    `algorithms` are those that its keys may be used with, empty: those of their types. `guarded`: a bundle names it, so
+    that it is fetched from public addresses only.
     """
 
-    def __init__(self, url: str, issuer: str | None = None, audiences: Sequence[str] = ()) -> None:
-        self._url = url
-        self._fetch = _Fetch(url)
-        self._issuer = issuer
-        self._audiences = tuple(audiences)
+    url: str
+    issuer: str | None = None
+    audiences: tuple[str, ...] = ()
+    algorithms: tuple[str, ...] = ()
+    guarded: bool = False
+
+    def read(self, document: bytes) -> tuple[tuple[TokenKey, ...], tuple[str, ...]]:
+        """Return the usable keys of a set, and why the others are not.
+
+        Secrets are not accepted: what a URL publishes is no secret. ValueError: it is no set, or one of keys none of
+        which can be used, which would take every caller's identity away.
+        """
+        keys, unusable = keys_from_jwks(
+            document, self.issuer, self.audiences, shared=False, algorithms=self.algorithms
+        )
+        if unusable and not keys:
+            raise ValueError(f"none of its keys can be used: {unusable[0]}")
+        return keys, unusable
+
+
+class JwksUrl:
+    """Keys behind an http or https URL, as they were fetched last.
+
+    `awaited`: there is no set in force, as it could never be fetched, or not for too long.
+    """
+
+    def __init__(self, endpoint: Endpoint, sets: KeySets) -> None:
+        self.endpoint = endpoint
         self.keys: tuple[TokenKey, ...] = ()
-        self._unusable: tuple[str, ...] = ()
-        self._failure: str | None = "was not fetched yet"
-        self._failures = 0
-        self._due_ns: int | None = None  # None: at once
-        self._fetched_ns = 0
-        self._tried_ns = 0
+        self.awaited = True
+        self._sets = sets
+        self._generation = -1
+        self._record: StoredSet | None = None
+        self._read: tuple[tuple[TokenKey, ...], tuple[str, ...]] = (), ()
+
+    def refresh(self, now: Now) -> bool:
+        """Take over what was fetched since. True when the keys may have changed."""
+        generation = self._sets.generation
+        if generation != self._generation:
+            self._generation = generation
+            self._take(self._sets.read(self.endpoint.url))
+        before = self.keys, self.awaited
+        self.awaited = not self._in_force(now)
+        self.keys = () if self.awaited else self._read[0]
+        return before != (self.keys, self.awaited)
+
+    def settled(self, now: Now, within_ns: int) -> bool:
+        """Whether a fetch was tried not longer ago than that, so that there is nothing to wait for."""
+        return self._record is not None and now.wall_ns - self._record.tried_ns <= within_ns
 
     def problem(self) -> str | None:
         """Why there are no keys; None when there are."""
-        return None if self.keys else f"{self._url}: {self._failure or 'it publishes no usable key'}"
+        if self.keys:
+            return None
+        failure = "was not fetched yet" if self._record is None else self._record.failure
+        return f"{Url(self.endpoint.url).shown}: {failure or 'it publishes no usable key'}"
 
     def warnings(self) -> tuple[str, ...]:
         """What is wrong although there may be keys."""
-        failed = (
-            (f"{self._url}: {self._failure}; its last keys are still used",)
-            if self._failure and self.keys
-            else ()
+        url, failure = Url(self.endpoint.url).shown, "" if self._record is None else self._record.failure
+        late = (f"{url}: {failure}; its last keys are still used",) if failure and self.keys else ()
+        return late + tuple(f"{url}: {text}" for text in self._read[1])
+
+    def _in_force(self, now: Now) -> bool:
+        record = self._record
+        return (
+            record is not None and record.document is not None and now.wall_ns - record.fetched_ns <= KEEP_NS
         )
-        return failed + tuple(f"{self._url}: {text}" for text in self._unusable)
 
-    def hasten(self) -> None:
-        """A token named a key that is not known: fetch sooner, but not more often than EARLY_REFRESH_NS."""
-        if self._due_ns is not None:
-            self._due_ns = min(self._due_ns, self._tried_ns + EARLY_REFRESH_NS)
-
-    def refresh(self, now: Now) -> bool:
-        """Fetch if it is time. True when the keys may have changed."""
-        if self._due_ns is not None and now.mono_ns < self._due_ns:
-            return False
-        self._tried_ns = now.mono_ns
+    def _take(self, record: StoredSet | None) -> None:
+        before, self._record = self._record, record
+        document = None if record is None else record.document
+        if document is None or (before is not None and document == before.document):
+            return
         try:
-            self._take(self._fetch.get(), now)
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            return self._failed(str(error) or type(error).__name__, now)
-        return True
-
-    def _take(self, document: bytes | None, now: Now) -> None:
-        if document is not None:
-            self.keys, self._unusable = keys_from_jwks(document, self._issuer, self._audiences, shared=False)
-            self._fetch.accepted()
-        self._failure = None
-        self._failures = 0
-        self._fetched_ns = now.mono_ns
-        self._due_ns = now.mono_ns + _jittered(REFRESH_NS)
-
-    def _failed(self, reason: str, now: Now) -> bool:
-        self._failure = reason
-        self._due_ns = now.mono_ns + _jittered(min(REFRESH_NS, FIRST_RETRY_NS << min(self._failures, 16)))
-        self._failures += 1
-        if self.keys and now.mono_ns - self._fetched_ns > KEEP_NS:
-            self.keys = ()
-            self._fetch = _Fetch(self._url)
-            return True
-        return False
-
-
-class _Fetch:
-    """GETs one URL; remembers the `accepted` answer's ETag, so that it is not sent again (RFC 9110 13.1.2)."""
-
-    def __init__(self, url: str) -> None:
-        try:
-            parts = urlsplit(url)
-            self._port = parts.port
-        except ValueError as error:
-            raise SettingsError(f"FAIRVISOR_JWKS_URL: {url!r} is wrong: {error}") from None
-        self._host = parts.hostname or ""
-        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._etag: str | None = None
-        self._offered_etag: str | None = None
-
-    def accepted(self) -> None:
-        """The document that `get` gave last was good: from now on ask only for a newer one."""
-        self._etag = self._offered_etag
-
-    def get(self) -> bytes | None:
-        """The document, or None when it is the accepted one.
-
-        Raises:
-            OSError, http.client.HTTPException: no answer in time.
-            ValueError: not a document: another status, or too large.
-
-        """
-        connection = self._connection()
-        try:
-            connection.connect()
-            return self._in_time(connection)
-        finally:
-            connection.close()
-
-    def _in_time(self, connection: http.client.HTTPConnection) -> bytes | None:
-        """The exchange, ended after FETCH_TIMEOUT_S also when a byte comes now and then."""
-        late = threading.Event()
-        # The socket itself: the connection forgets it as soon as the response owns it.
-        watchdog = threading.Timer(FETCH_TIMEOUT_S, _abort, (connection.sock, late))
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            document = self._exchange(connection)
-        except (OSError, ValueError, http.client.HTTPException):
-            if not late.is_set():
-                raise
-        finally:
-            watchdog.cancel()
-        if late.is_set():  # what was read may be half of it
-            raise TimeoutError(f"no complete answer within {FETCH_TIMEOUT_S:g} s")
-        return document
-
-    def _connection(self) -> http.client.HTTPConnection:
-        if self._tls is not None:
-            return http.client.HTTPSConnection(
-                self._host, self._port, timeout=FETCH_TIMEOUT_S, context=self._tls
-            )
-        return http.client.HTTPConnection(self._host, self._port, timeout=FETCH_TIMEOUT_S)
-
-    def _exchange(self, connection: http.client.HTTPConnection) -> bytes | None:
-        headers = {"Accept": "application/jwk-set+json, application/json", "Accept-Encoding": "identity"}
-        if self._etag is not None:
-            headers["If-None-Match"] = self._etag
-        connection.request("GET", self._target, headers=headers)
-        response = connection.getresponse()
-        if response.status == http.client.NOT_MODIFIED and self._etag is not None:
-            return None
-        if response.status != http.client.OK:
-            raise ValueError(f"answered {response.status}, not 200")
-        document = response.read(MAX_JWKS_BYTES + 1)
-        if len(document) > MAX_JWKS_BYTES:
-            raise ValueError(f"the answer is larger than {MAX_JWKS_BYTES} bytes")
-        self._offered_etag = response.getheader("ETag")
-        return document
-
-
-def _abort(sock: socket.socket, late: threading.Event) -> None:
-    late.set()
-    with contextlib.suppress(OSError):  # it ended by itself meanwhile
-        sock.shutdown(socket.SHUT_RDWR)
-
-
-def _jittered(interval_ns: int) -> int:
-    """The interval give or take a tenth, so that many workers do not fetch in step."""
-    return int(interval_ns * random.uniform(0.9, 1.1))  # noqa: S311 - it spreads load, it hides nothing
+            self._read = self.endpoint.read(document)
+        except ValueError as error:  # it was fetched under other settings
+            self._read = (), (str(error),)

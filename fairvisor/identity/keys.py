@@ -59,9 +59,14 @@ class TokenKey:
 
 
 def key_from_jwk(
-    jwk: Mapping[str, Any], issuer: str | None = None, audiences: Sequence[str] = (), *, shared: bool = False
+    jwk: Mapping[str, Any],
+    issuer: str | None = None,
+    audiences: Sequence[str] = (),
+    *,
+    shared: bool = False,
+    algorithms: Sequence[str] = (),
 ) -> TokenKey:
-    """A key from a JWK. `shared` allows one that is a secret (`kty` "oct").
+    """A key from a JWK. `shared` allows one that is a secret (`kty` "oct"); `algorithms` may narrow what it is for.
 
     Raises:
         UnusableKey: it is malformed, too short, of an unknown type, or not for signatures.
@@ -80,8 +85,12 @@ def key_from_jwk(
         raise UnusableKey("key_ops does not list verify")
     if jwk.get("kty") == "oct" and not shared:
         raise UnusableKey("a shared secret (kty oct) is not accepted here")
-    verifiers = {name: _verifier(jwk, name) for name in _algorithms(jwk)}
-    stamp = hashlib.sha256(json.dumps([jwk, issuer, list(audiences)], sort_keys=True).encode()).digest()
+    wanted = [name for name in _algorithms(jwk) if not algorithms or name in algorithms]
+    if not wanted:
+        raise UnusableKey(f"it is for none of the algorithms {', '.join(algorithms)}")
+    verifiers = {name: _verifier(jwk, name) for name in wanted}
+    conditions = [jwk, issuer, list(audiences), wanted]
+    stamp = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).digest()
     return TokenKey(kid, issuer, tuple(audiences), stamp, verifiers)
 
 
@@ -110,7 +119,12 @@ def key_from_secret(
 
 
 def keys_from_jwks(
-    document: bytes, issuer: str | None, audiences: Sequence[str], *, shared: bool
+    document: bytes,
+    issuer: str | None,
+    audiences: Sequence[str],
+    *,
+    shared: bool,
+    algorithms: Sequence[str] = (),
 ) -> tuple[tuple[TokenKey, ...], tuple[str, ...]]:
     """The usable keys of a JWK Set (RFC 7517 section 5), and why the others are not.
 
@@ -127,7 +141,7 @@ def keys_from_jwks(
         try:
             if not isinstance(jwk, dict):
                 raise UnusableKey("it is not an object")
-            keys.append(key_from_jwk(jwk, issuer, audiences, shared=shared))
+            keys.append(key_from_jwk(jwk, issuer, audiences, shared=shared, algorithms=algorithms))
         except UnusableKey as error:
             unusable.append(f"keys[{position}]: {error}")
     return tuple(keys), tuple(unusable)

@@ -1,7 +1,8 @@
 """The thread that keeps an `Identity` up to date: one in each worker, started after the fork.
 
-It looks for changed files every few seconds, fetches the JWKS URL when that is due, and reports what went wrong or came
-right since it last looked. It knows nothing of requests; they never wait for it.
+Several times a second it takes over key sets that were fetched, every few seconds it looks for changed files, and in
+the worker that leads it has key sets fetched when they are due. It reports what went wrong or came right since it last
+looked. It knows nothing of requests; they never wait for it.
 """
 
 from __future__ import annotations
@@ -11,22 +12,40 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from fairvisor.clock import Now, read_now
+from fairvisor.clock import NS_PER_S, Now, read_now
+from fairvisor.identity.fetcher import REFRESH_NS, KeyFetcher
 from fairvisor.identity.sources import Identity
 
+LOOK_EVERY_S: Final = 0.25
 # Four `stat` calls each time.
-CHECK_EVERY_S: Final = 5.0
+CHECK_EVERY_NS: Final = 5 * NS_PER_S
+# A worker that starts waits so long for key sets that nobody has fetched yet.
+SETTLED_WITHIN_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
 
 class Refresher:
-    """Runs `identity.refresh` in a daemon thread from `start` to `stop`. `identity` is replaced with the bundle."""
+    """Runs `identity.refresh` in a daemon thread from `start` to `stop`. `identity` is replaced with the bundle.
 
-    def __init__(self, identity: Identity, clock: Callable[[], Now] = read_now) -> None:
+    `fetcher` fetches key sets while `leads` says that this process does that for the others.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        fetcher: KeyFetcher,
+        leads: Callable[[], bool],
+        clock: Callable[[], Now] = read_now,
+    ) -> None:
         self.identity = identity
+        self._fetcher = fetcher
+        self._leads = leads
         self._clock = clock
+        self._checked_ns: int | None = None  # when files were looked at (monotonic)
+        self._settled = threading.Event()
         self._stopped = threading.Event()
+        self._wake = threading.Event()
         self._reported: frozenset[str] = frozenset()
         self._thread = threading.Thread(target=self._run, name="identity-refresher", daemon=True)
 
@@ -37,12 +56,33 @@ class Refresher:
     def stop(self) -> None:
         """End without waiting for a fetch that is under way."""
         self._stopped.set()
+        self._wake.set()
+
+    def use(self, identity: Identity) -> None:
+        """Keep this identity up to date from now on, and look at once."""
+        self.identity = identity
+        self._wake.set()
+
+    def wait(self) -> None:
+        """Wait until every key set was taken over or tried, at most SETTLED_WITHIN_S: a token must find its keys."""
+        if not self._settled.wait(SETTLED_WITHIN_S):
+            _log.warning("identity: key sets are not there yet: tokens that need them have no claims")
 
     def step(self) -> None:
-        """One refresh, and a log line for each thing that went wrong or came right."""
-        identity = self.identity
-        identity.refresh(self._clock())
-        wrong = frozenset(identity.problems() + identity.warnings())
+        """One look, and a log line for each thing that went wrong or came right."""
+        identity, now = self.identity, self._clock()
+        if self._leads():
+            self._fetcher.step(identity.endpoints, self._clock)
+        if self._checked_ns is None or now.mono_ns - self._checked_ns >= CHECK_EVERY_NS:
+            self._checked_ns = now.mono_ns
+            identity.refresh(now)
+        else:
+            identity.refresh_keys(now)
+        if identity.settled(now, 2 * REFRESH_NS):
+            self._settled.set()
+        self._report(frozenset(identity.problems() + identity.warnings()))
+
+    def _report(self, wrong: frozenset[str]) -> None:
         for text in sorted(wrong - self._reported):
             _log.warning("identity: %s", text)
         for text in sorted(self._reported - wrong):
@@ -55,4 +95,5 @@ class Refresher:
                 self.step()
             except Exception:  # a thread that died quietly would leave old keys in use for ever
                 _log.exception("identity: refresh failed")
-            self._stopped.wait(CHECK_EVERY_S)
+            self._wake.wait(LOOK_EVERY_S)
+            self._wake.clear()

@@ -1,14 +1,15 @@
 """Everything that says who sent a request, in one object: tokens, addresses, places, bots.
 
-One `Identity` per process. What requests ask of it does no I/O; what changes outside (files, a JWKS URL) is taken over
-by `refresh`, which runs beside the requests (`refresher.py`). The keys of the bundle change with the bundle, by
-`use_keys`. `problems` says why the process should not be ready, `warnings` what is wrong but does not stop it.
+One `Identity` per process. What requests ask of it does no I/O; what changes outside (files, key sets that were
+fetched) is taken over by `refresh`, which runs beside the requests (`refresher.py`). The keys of the bundle and the
+URLs of its issuers change with the bundle, by `use_keys`. `problems` says why the process should not be ready,
+`warnings` what is wrong but does not stop it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, Final
 from fairvisor.clock import Now
 from fairvisor.identity.addresses import Addresses, Client
 from fairvisor.identity.bots import Bots
-from fairvisor.identity.jwks import JwksFile, JwksUrl
+from fairvisor.identity.jwks import Endpoint, JwksFile, JwksUrl
 from fairvisor.identity.keys import TokenKey, UnusableKey, key_from_jwk, key_from_secret
 from fairvisor.identity.places import Hints, Places
+from fairvisor.identity.stored import KeySets
 from fairvisor.identity.tokens import Tokens
 
 if TYPE_CHECKING:
-    from fairvisor.bundle.model import JwtKey
+    from fairvisor.bundle.model import JwtIssuer, JwtKey
     from fairvisor.settings import Settings
 
 _NO_VARIABLES: Final[Mapping[str, str]] = MappingProxyType({})
@@ -50,6 +52,8 @@ class Identity:
         settings: Settings,
         jwt_keys: Sequence[JwtKey] = (),
         environ: Mapping[str, str] = _NO_VARIABLES,
+        jwt_issuers: Sequence[JwtIssuer] = (),
+        sets: KeySets | None = None,
     ) -> None:
         # per process
         self._settings = settings
@@ -58,7 +62,9 @@ class Identity:
         self._places = Places(settings.geoip_db, settings.asn_db, settings.asn_types, settings.tor_exits)
         issuer, audiences = settings.jwks_issuer, settings.jwks_audience or ()
         self._file = JwksFile(settings.jwks_file, issuer, audiences) if settings.jwks_file else None
-        self._url = JwksUrl(settings.jwks_url, issuer, audiences) if settings.jwks_url else None
+        self.sets = KeySets() if sets is None else sets
+        endpoint = Endpoint(settings.jwks_url, issuer, audiences) if settings.jwks_url else None
+        self._url = JwksUrl(endpoint, self.sets) if endpoint is not None else None
         self.tokens = Tokens(self._unknown_key, leeway_s=settings.jwt_leeway_s)
         self._key_wanted = False
 
@@ -67,6 +73,7 @@ class Identity:
         self._jwt_keys: tuple[JwtKey, ...] = ()
         self._bundle_keys: tuple[TokenKey, ...] = ()
         self._bundle_problems: tuple[str, ...] = ()
+        self._issuers: tuple[JwksUrl, ...] = ()
 
         self.addresses = Addresses(
             settings.client_ip_header, settings.trusted_peers, settings.trusted_proxies, settings.ipv6_prefix
@@ -76,37 +83,39 @@ class Identity:
         self.refused_tokens = self.tokens.refused
         if self._file is not None:
             self._file.refresh()
-        self.use_keys(jwt_keys)
+        self.use_keys(jwt_keys, jwt_issuers)
 
     @classmethod
     def from_settings(
-        cls, settings: Settings, jwt_keys: Sequence[JwtKey] = (), environ: Mapping[str, str] = _NO_VARIABLES
+        cls,
+        settings: Settings,
+        jwt_keys: Sequence[JwtKey] = (),
+        environ: Mapping[str, str] = _NO_VARIABLES,
+        jwt_issuers: Sequence[JwtIssuer] = (),
+        sets: KeySets | None = None,
     ) -> Identity:
-        """An identity for these settings and a bundle's keys; `environ` holds the secrets that the keys name.
+        """An identity for these settings and a bundle's keys and issuers; `environ` holds the secrets that keys name.
 
-        Reads the files once; a JWKS URL is fetched by the first `refresh`.
-
-        Raises:
-            SettingsError: the JWKS URL is not one.
-
+        Reads the files once. `sets` are the key sets that were fetched from URLs, taken over by `refresh`.
         """
-        return cls(settings, jwt_keys, environ)
+        return cls(settings, jwt_keys, environ, jwt_issuers, sets)
 
-    def with_keys(self, jwt_keys: Sequence[JwtKey]) -> Identity:
-        """This identity with the keys of another bundle: itself when they are the same.
+    def with_keys(self, jwt_keys: Sequence[JwtKey], jwt_issuers: Sequence[JwtIssuer] = ()) -> Identity:
+        """This identity with the keys and issuers of another bundle: itself when they are the same.
 
         A bundle and its keys change in one step, so a request that is being decided keeps the identity that it began
         with, and what it has read so far. Everything that does not come from the bundle is shared.
         """
-        if tuple(jwt_keys) == self._jwt_keys:
+        endpoints = [_endpoint(each) for each in jwt_issuers]
+        if tuple(jwt_keys) == self._jwt_keys and endpoints == [url.endpoint for url in self._issuers]:
             return self
         other = copy(self)
         other.tokens = Tokens(other._unknown_key, self.refused_tokens, self._settings.jwt_leeway_s)
-        other.use_keys(jwt_keys)
+        other.use_keys(jwt_keys, jwt_issuers)
         return other
 
-    def use_keys(self, jwt_keys: Sequence[JwtKey]) -> None:
-        """Verify with the keys of this bundle from now on. The same keys again change nothing."""
+    def use_keys(self, jwt_keys: Sequence[JwtKey], jwt_issuers: Sequence[JwtIssuer] = ()) -> None:
+        """Verify with the keys and issuers of this bundle from now on. The same ones again change nothing."""
         keys, problems = [], []
         for position, jwt_key in enumerate(jwt_keys):
             try:
@@ -114,22 +123,39 @@ class Identity:
             except UnusableKey as error:
                 problems.append(f"jwt_keys[{position}]: {error}")
         with self._lock:
+            known = {url.endpoint: url for url in self._issuers}
             self._jwt_keys = tuple(jwt_keys)
             self._bundle_keys = tuple(keys)
             self._bundle_problems = tuple(problems)
+            self._issuers = tuple(
+                known.get(endpoint) or JwksUrl(endpoint, self.sets)
+                for endpoint in (_endpoint(each) for each in jwt_issuers)
+            )
             self._apply()
 
     def refresh(self, now: Now) -> None:
-        """Take over what changed outside. Reads files and the network: never on a request's way."""
+        """Take over what changed outside. Reads files: never on a request's way."""
         self._places.refresh()
-        if self._key_wanted and self._url is not None:
+        self.refresh_keys(now, also=self._file is not None and self._file.refresh())
+
+    def refresh_keys(self, now: Now, *, also: bool = False) -> None:
+        """Take over key sets that were fetched; quick when there are none. `also`: other keys changed."""
+        if self._key_wanted:
             self._key_wanted = False
-            self._url.hasten()
-        changed = [source.refresh() for source in (self._file,) if source is not None]
-        changed += [source.refresh(now) for source in (self._url,) if source is not None]
-        if any(changed):
+            self.sets.want(now)
+        changed = [url.refresh(now) for url in self._urls]
+        if also or any(changed):
             with self._lock:
                 self._apply()
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """The URLs that key sets are fetched from, those of the settings first."""
+        return tuple(url.endpoint for url in self._urls)
+
+    def settled(self, now: Now, within_ns: int) -> bool:
+        """Whether every key set was fetched, or at least tried, not longer ago than that."""
+        return all(url.settled(now, within_ns) for url in self._urls)
 
     @property
     def verified(self) -> bool:
@@ -137,14 +163,19 @@ class Identity:
         return self.tokens.verified
 
     def problems(self) -> tuple[str, ...]:
-        """Why the process is not ready: sources of keys that are configured and have none."""
+        """Why the process is not ready: sources of keys that the operator configured and that have none."""
         sources = [source for source in (self._file, self._url) if source is not None]
         return self._bundle_problems + tuple(text for source in sources if (text := source.problem()))
 
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong but leaves the process ready: files and keys that cannot be used, a source that is late."""
-        sources = [source for source in (self._file, self._url) if source is not None]
-        return self._places.warnings() + tuple(text for source in sources for text in source.warnings())
+        """What is wrong but leaves the process ready: files and keys that cannot be used, a source that is late.
+
+        An issuer without keys is among them: a bundle that names one must not take every other caller's edge away.
+        """
+        without = tuple(text for url in self._issuers if (text := url.problem()))
+        sources = [source for source in (self._file, self._url, *self._issuers) if source is not None]
+        late = tuple(text for source in sources for text in source.warnings())
+        return self._places.warnings() + without + late + self.sets.warnings()
 
     def sources(self) -> frozenset[str]:
         """The descriptors `ip:country`, `ip:asn`, `ip:type`, `ip:tor`, `ua:bot` that the settings can fill."""
@@ -182,11 +213,33 @@ class Identity:
     def _unknown_key(self) -> None:
         self._key_wanted = True
 
+    @property
+    def _urls(self) -> tuple[JwksUrl, ...]:
+        return self._issuers if self._url is None else (self._url, *self._issuers)
+
     def _apply(self) -> None:
         """Read tokens with the keys of the moment; the lock is held."""
-        configured = bool(self._jwt_keys) or self._file is not None or self._url is not None
-        outside = (self._file.keys if self._file else ()) + (self._url.keys if self._url else ())
-        self.tokens.use(self._bundle_keys + outside if configured else None)
+        if not (self._jwt_keys or self._file is not None or self._urls):
+            self.tokens.use(None)
+            return
+        outside = self._file.keys if self._file is not None else ()
+        outside += tuple(key for url in self._urls for key in url.keys)
+        apart = [url.endpoint.issuer for url in self._issuers if url.endpoint.issuer is not None]
+        self.tokens.use(self._bundle_keys + outside, apart, self._awaited())
+
+    def _awaited(self) -> Iterator[str | None]:
+        """The issuers some of whose keys there never were; None for keys that name no issuer."""
+        for url in self._urls:
+            if url.awaited:
+                yield url.endpoint.issuer
+        if self._file is not None and not self._file.was_read:
+            yield self._settings.jwks_issuer
+        if self._bundle_problems:
+            yield None
+
+
+def _endpoint(issuer: JwtIssuer) -> Endpoint:
+    return Endpoint(issuer.url, issuer.issuer, tuple(issuer.audience), issuer.algorithms, guarded=True)
 
 
 def _key(jwt_key: JwtKey, environ: Mapping[str, str]) -> TokenKey:

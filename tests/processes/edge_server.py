@@ -243,6 +243,10 @@ class Edge:
         self._clients.append(client)
         return client
 
+    def forget(self, client: Client) -> None:
+        """A connection that was closed need not be closed again."""
+        self._clients.remove(client)
+
     def _connection(self) -> socket.socket:
         if not isinstance(self.bind, str):
             return socket.create_connection(self.bind, timeout=PATIENCE_S)
