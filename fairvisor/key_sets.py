@@ -8,22 +8,16 @@ file to learn that nothing happened. What a record says is `identity/stored.py`'
 from __future__ import annotations
 
 import logging
-import os
-import stat
 import threading
 from collections.abc import Collection
-from pathlib import Path
 from typing import Final, Protocol
 
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.counters._table import Table
 from fairvisor.counters.layout import Word
 from fairvisor.identity.stored import KeySets, StoredSet, set_name
-from fairvisor.memory import check_own
 from fairvisor.state import StateDirectory
 
-# A set has at most 256 KiB, and what is known of it a few hundred bytes.
-MAX_RECORD_BYTES: Final = 1 << 20
 UNUSED_NS: Final = 24 * 3600 * NS_PER_S  # how long the record of a URL that nothing names is kept
 _PREFIX: Final = "keys-"
 
@@ -119,12 +113,4 @@ class SharedKeySets(KeySets):
         return (f"the key sets {self._unkept}",) if self._unkept else ()
 
     def _read_state(self, name: str) -> bytes:
-        return _read_own(self._state.of(name))
-
-
-def _read_own(path: Path) -> bytes:
-    """Return the contents of a file that is ours alone to write. OSError: it is not, or there is none."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(fd, "rb") as file:
-        check_own(os.fstat(fd), path, os.geteuid(), stat.S_IFREG | 0o600)
-        return file.read(MAX_RECORD_BYTES)
+        return self._state.read(self._state.of(name))

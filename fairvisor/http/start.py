@@ -46,7 +46,7 @@ def make_beside(settings: Settings, segment: Segment) -> Beside:
     """What runs beside the requests of this process, not started yet."""
     environ = environment()
     state = StateDirectory(settings.state_dir, settings.instance)
-    sets = SharedKeySets(segment.table, InstanceMemory.make(settings.instance), state)
+    sets = SharedKeySets(segment.table, segment.directory, state)
     identity = Identity.from_settings(settings, environ=environ, sets=sets)
     refused = {reason: Counter(segment, BEARER_REFUSED, reason) for reason in identity.refused_tokens}
     identity.refused_tokens.told = lambda reason: refused[reason].add()
