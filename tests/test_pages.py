@@ -23,8 +23,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # What docs/index.md says that examples leave out.
-LEFT_OUT = frozenset({"date", "connection", "content-length", "content-type", "ratelimit-policy", "ratelimit-limit",
-                      "ratelimit-remaining", "ratelimit-reset"})  # fmt: skip
+LEFT_OUT = frozenset({"cache-control", "connection", "content-length", "content-type", "date", "ratelimit-limit",
+                      "ratelimit-policy", "ratelimit-remaining", "ratelimit-reset"})  # fmt: skip
 
 # 2026-11-02T12:00:00Z: no bundle of the pages has expired by then.
 WALL_NS = 1_793_620_800 * 10**9
