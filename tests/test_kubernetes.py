@@ -97,7 +97,7 @@ def check_edge(container: dict[str, Any], pod: dict[str, Any]) -> None:
     assert mounted["/dev/shm"]["emptyDir"]["medium"] == "Memory"
     assert set(mounted) == {"/dev/shm", "/etc/fairvisor", "/var/lib/fairvisor"}
 
-    environ = {each["name"]: each.get("value", "a secret") for each in container["env"]}
+    environ = {each["name"]: each.get("value", "a secret of sixteen") for each in container["env"]}
     assert set(environ) <= {variable for setting in declared() for variable in setting.variables}
     settings = Settings.load(environ, {})
     assert settings.state_dir.parent == Path("/var/lib/fairvisor"), (
