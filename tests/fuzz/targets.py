@@ -11,12 +11,16 @@ import base64
 import hmac
 import json
 import os
+import random
 import re
+import tempfile
 from collections.abc import Callable, Hashable
+from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
 
+from one_reading import OneReading
 from request_script import Exchange, read_script, request_bytes
 from request_transports import Loop, Wire, World
 from test_head import assert_same
@@ -55,6 +59,9 @@ SECRET = "a secret of the fuzzer, more than sixty-four bytes long so that any HM
 SEGMENT_BYTES = 1 << 20
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 EXPECTED_STATUSES = {100, 200, 204, 400, 401, 403, 404, 405, 408, 410, 413, 417, 429, 431, 501, 503, 505}
+
+
+FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # kept until the process ends
 
 
 class Broken(Exception):
@@ -308,7 +315,23 @@ def _audit(data: bytes) -> Hashable:
     return min(len(lines), 5), data.endswith(b"\n")
 
 
+# ---- identities
+
+
+@cache
+def _one_reading() -> OneReading:
+    folder = tempfile.TemporaryDirectory()
+    FOLDERS.append(folder)
+    return OneReading(Path(folder.name))
+
+
+def _identity(data: bytes) -> Hashable:
+    """Draw requests of one identity; the input is what the draw is made of."""
+    return _one_reading().draw(random.Random(data))
+
+
 TARGETS = (
+    Target("identity", _identity, (b"0", b"1")),
     Target("bundle", _bundle, words.BUNDLE, _bundles),
     Target("connection", _connection, words.HTTP, _requests),
     Target("head", _head, words.HTTP, _requests),
