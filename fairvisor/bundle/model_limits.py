@@ -388,7 +388,7 @@ class LoopDetection(Switched):
     similarity: Literal["exact"] = Field(default="exact", description="What counts as the same request.")
     body: Literal["require", "ignore"] = Field(
         default="require",
-        description="`require` does not count a POST, PUT or PATCH whose body the gateway did not send; `ignore` "
+        description="`require` does not count a request that may have a body which the gateway did not send; `ignore` "
         "compares without the body.",
     )
 

@@ -2,8 +2,8 @@
 
 A fingerprint of method, path, sorted query, body and the policy's descriptor values is counted within a window that
 starts at the first arrival; the N-th identical one triggers. Arrivals are counted, so a later refusal does not take the
-count back. Most gateways send no body; a POST, PUT or PATCH without one is not counted unless the policy says that the
-body does not matter.
+count back. Most gateways send no body. A request that may have had one then cannot be told apart from others like it,
+so it is not counted, unless the policy says that the body does not matter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from fairvisor.metrics import LOOPS, LOOPS_SKIPPED, TABLE_FULL, Tally
 from fairvisor.rules.keys import Keyring, Keys
 from fairvisor.rules.limit import Described, Limit
 
-WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+# Methods of which a body has no meaning (RFC 9110 9.3), so that one without the fields of a body has none. Every other
+# method may have one; QUERY and REPORT live by it.
+WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+_OF_A_BODY: Final = ("content-type", "content-encoding", "transfer-encoding")  # fields that a body has
 THROTTLE_STEP_MS: Final = 100
 MAX_THROTTLE_MS: Final = 30_000
 
@@ -62,7 +65,7 @@ class Loop(Limit):
     def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
         """Count this arrival."""
         body = b"" if self._ignore_body else context.body
-        if not body and not self._ignore_body and context.method in WITH_BODY:
+        if body is None and _may_have_body(context):
             self.tally.add(LOOPS_SKIPPED)
             return None
         key = self._keys.key(self._fingerprint(context, body or b""))
@@ -93,3 +96,11 @@ class Loop(Limit):
 
     def give(self, counters: Counters, verdict: Verdict, now: Now) -> None:
         """Arrivals stay counted."""
+
+
+def _may_have_body(context: Context) -> bool:
+    """Whether the request may have a body that the gateway did not send along."""
+    if context.method not in WITHOUT_BODY:
+        return True
+    headers = context.headers
+    return any(name in headers for name in _OF_A_BODY) or headers.get("content-length", b"0") != b"0"
