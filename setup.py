@@ -19,6 +19,7 @@ if os.environ.get("FAIRVISOR_SANITIZE"):
 DEPENDS = {
     "fairvisor.counters._table": ["fairvisor/counters/_slots.h"],
     "fairvisor.http._head": ["fairvisor/http/_plain.h"],
+    "fairvisor.llm._shape": [],
     "fairvisor.llm._simple_word": [],
     "fairvisor.proxy._heads": ["fairvisor/http/_plain.h"],
 }
@@ -46,6 +47,7 @@ COMPILED = [
     "fairvisor/identity/tokens.py",
     "fairvisor/llm/dialect.py",
     "fairvisor/llm/estimate.py",
+    "fairvisor/llm/facts.py",
     "fairvisor/llm/request.py",
     "fairvisor/llm/reservation.py",
     "fairvisor/llm/usage.py",

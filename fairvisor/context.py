@@ -35,8 +35,9 @@ class Context:
     """The original request. `target` is path and query as sent; `body` is None when the gateway supplied none, and
     `cut_bytes` how much of it is missing at its end.
 
-    `request_id` is the gateway's own id of the request, "" where it is not to be believed. `repeated` are the header
-    fields that came on several lines, None where each came on one.
+    A body that came encoded is there decoded; `unread_bytes` is the size of one that could not be, and is there as it
+    came. `request_id` is the gateway's own id of the request, "" where it is not to be believed. `repeated` are the
+    header fields that came on several lines, None where each came on one.
     """
 
     __slots__ = (
@@ -60,6 +61,7 @@ class Context:
         "repeated",
         "request_id",
         "target",
+        "unread_bytes",
     )
 
     def __init__(
@@ -89,6 +91,7 @@ class Context:
         self.request_id = request_id
         self.cut_bytes = cut_bytes
         self.repeated = repeated
+        self.unread_bytes = 0
         self._client: Client | None = None
         self._claims: Claims | None = None
         self._claim_texts: dict[str, str | None] | None = None
@@ -201,8 +204,13 @@ class Context:
 
     @property
     def llm(self) -> LlmRequest | None:
-        """The LLM request in the body; None when no readable body was supplied."""
+        """The LLM request in the body; None when no body was supplied."""
         llm = self._llm
         if isinstance(llm, _Unread):
-            llm = self._llm = read_request(self.path, self.body, self.cut_bytes)
+            if self.unread_bytes:
+                llm = read_request(self.path, b"", self.unread_bytes)
+            else:
+                kind = self.headers.get("content-type", b"")
+                llm = read_request(self.path, self.body, self.cut_bytes, kind)
+            self._llm = llm
         return llm

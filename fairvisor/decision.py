@@ -44,12 +44,14 @@ class Reason(str, Enum):
     AMBIGUOUS_REQUEST = "ambiguous_request"
     INVALID_TOKEN = "invalid_token"
     KEYS_UNAVAILABLE = "keys_unavailable"
+    UNREADABLE_BODY = "unreadable_body"
     NO_BUNDLE_LOADED = "no_bundle_loaded"
     ENGINE_ERROR = "engine_error"
 
 
 # The status of the answer to a reject, where it is not 429.
 STATUSES: Final = {
+    Reason.UNREADABLE_BODY: 400,
     Reason.AMBIGUOUS_REQUEST: 400,
     Reason.INVALID_TOKEN: 401,
     Reason.KEYS_UNAVAILABLE: 503,

@@ -16,6 +16,7 @@ from fairvisor.errors import AmbiguousValue
 from fairvisor.identity.networks import NetworkIndex, parse_network
 from fairvisor.identity.tokens import claim_values
 from fairvisor.llm.models import canonical_model
+from fairvisor.llm.paths import told_by_path
 from fairvisor.reading import Pairs, Repeated, header_text
 from fairvisor.route import normal_route, read_path
 
@@ -23,7 +24,7 @@ Matcher = Callable[[Context], bool]
 LookUp = Callable[[dict[str, bytes], Context], "str | None"]  # of these headers, in this request
 
 UNREAD_MODEL: Final = "unread"
-"""`llm:model` of a body that was cut before it named its model: it counts, and matches every model."""
+"""`llm:model` of a body that cannot be read, or was cut before it named its model: it counts, and is every model."""
 
 
 FIRST: Final = "first"
@@ -212,6 +213,55 @@ class LookedUp(Descriptor):
         return list(dict.fromkeys(self._look_up(headers, context) for headers in readings))
 
 
+class Model(Descriptor):
+    """The model of an LLM request, in one spelling."""
+
+    __slots__ = ("_aliases",)
+
+    def __init__(self, aliases: Mapping[str, str]) -> None:
+        self._aliases = aliases
+
+    def read(self, context: Context) -> str | None:
+        """Return the model that answers, as limits count it: of the body, else of the path or query.
+
+        Raises AmbiguousValue when the query names several, and nothing before it one.
+        """
+        llm = context.llm
+        if llm is not None:
+            if llm.unread:
+                return UNREAD_MODEL
+            if llm.model:
+                return canonical_model(llm.model, self._aliases)
+        names = [canonical_model(name, self._aliases) for name in self._outside(context)]
+        if len(set(names)) > 1 and not told_by_path(context.path).models:
+            raise AmbiguousValue("llm:model")
+        return names[0] if names else None
+
+    def every(self, context: Context) -> list[str]:
+        """Return every model that the request names anywhere; `unread` among them when it may name any."""
+        llm = context.llm
+        names = self._outside(context) if llm is None else (*llm.names, *self._outside(context))
+        spelled = [canonical_model(name, self._aliases) for name in names if name]
+        if llm is not None and llm.unread:
+            spelled.append(UNREAD_MODEL)
+        return spelled
+
+    def in_json(self, context: Context) -> frozenset[str]:
+        """Return the models that a JSON object names, or may name behind a cut: elsewhere no other body names one."""
+        llm = context.llm
+        if llm is None or not llm.is_json:
+            return frozenset()
+        spelled = [canonical_model(name, self._aliases) for name in llm.names]
+        if llm.unread and llm.is_cut:
+            spelled.append(UNREAD_MODEL)
+        return frozenset(spelled)
+
+    def _outside(self, context: Context) -> tuple[str, ...]:
+        """The names in path and query."""
+        named = told_by_path(context.path).models
+        return named + tuple(context.query.every("model")) if "?" in context.target else named
+
+
 class Told(Descriptor):
     """Whatever a function tells of the request."""
 
@@ -247,7 +297,7 @@ def compile_descriptor(
     if source == "jwt":
         return IssuedClaim(rest) if several_issuers else Claim(rest)
     if name == "llm:model":
-        return Told(lambda context: _model(context, model_aliases))
+        return Model(model_aliases)
     if name in _LOOKED_UP:
         return LookedUp(name, *_LOOKED_UP[name])
     return Address() if name in ("ip:address", "ip:addr") else Told(_FIXED[name])
@@ -257,7 +307,7 @@ def compile_match(name: str, values: Iterable[str], model_aliases: Mapping[str, 
     """Whether the descriptor has one of `values`; a claim that is an array has each of its elements.
 
     A path has every one of its readings, so that no spelling escapes a match on it; what came more than once has every
-    one of its values; the values of an address are addresses and networks.
+    one of its values; the values of an address are addresses and networks; an LLM request has every model it names.
     """
     if name in ("ip:address", "ip:addr"):
         return _address_matcher(values)
@@ -269,9 +319,9 @@ def compile_match(name: str, values: Iterable[str], model_aliases: Mapping[str, 
         )
     if name == "request:path":
         return lambda context: context.path in accepted or not accepted.isdisjoint(read_path(context.target))
-    descriptor = compile_descriptor(name, model_aliases)
     if name == "llm:model":
         accepted |= {UNREAD_MODEL}
+    descriptor = compile_descriptor(name, model_aliases)
     return lambda context: not accepted.isdisjoint(descriptor.every(context))
 
 
@@ -293,15 +343,6 @@ def accepted_values(name: str, values: Iterable[str], model_aliases: Mapping[str
     if name == "request:path":
         return frozenset(normal_route(value) for value in values)
     return frozenset(values)
-
-
-def _model(context: Context, aliases: Mapping[str, str]) -> str | None:
-    llm = context.llm
-    if llm is None:
-        return None
-    if llm.model:
-        return canonical_model(llm.model, aliases)
-    return UNREAD_MODEL if llm.cut_bytes else None
 
 
 def _bot(headers: Mapping[str, bytes], context: Context) -> tuple[str, str | None]:

@@ -33,6 +33,7 @@ class Policy:
     """A compiled policy. `twin` is the same policy on shadow counters, where the bundle needs one."""
 
     __slots__ = (
+        "asks_model",
         "breaker",
         "fallback",
         "guards",
@@ -66,6 +67,7 @@ class Policy:
         # what a proxy must know before it asks
         self.headers: frozenset[str] = frozenset()  # that something is counted or matched by
         self.reads_body = False
+        self.asks_model = False  # whether it takes what it matches for LLM requests
 
     @property
     def in_shadow(self) -> Policy:
@@ -105,6 +107,10 @@ class Bundle:
         self.reserves = reserves
         self.unmatched = unmatched
         self.repeats = repeats
+
+    def reads_model(self, policies: tuple[Policy, ...]) -> bool:
+        """Whether a decision by these policies looks at the model of an LLM request."""
+        return self.kill_switches.reads_body or any(policy.asks_model for policy in policies)
 
 
 def decide(bundle: Bundle, counters: Counters, context: Context, now: Now) -> Decision:
@@ -146,7 +152,8 @@ def _decide(bundle: Bundle, counters: Counters, context: Context, now: Now, nonc
     context.coarse_path = plan.coarse_path
     policies = plan.policies
     if bundle.kill_switches and now.wall_ns >= bundle.override_until_ns:
-        switch = bundle.kill_switches.find(context, plan.readings, now.wall_ns)
+        asks_model = bundle.kill_switches.reads_body and any(policy.asks_model for policy in policies)
+        switch = bundle.kill_switches.find(context, plan.readings, now.wall_ns, asks_model=asks_model)
         if switch is not None:
             return _rejected(switch.take(counters, context, now), policies, [])
     all_shadow = now.wall_ns < bundle.shadow_until_ns

@@ -82,8 +82,14 @@ def test_what_stands_before_the_cut_is_kept(body: bytes, kept: dict[str, object]
 
 
 @pytest.mark.parametrize("body", [b"[1, 2", b"--boundary", b"\x00\x01", b'"text'])
-def test_the_beginning_of_no_object_is_no_request(body: bytes) -> None:
-    assert read_request(CHAT, body, 1000) is None
+def test_the_beginning_of_no_object_may_be_any_request(body: bytes) -> None:
+    request = read(body, 1000)
+    assert (request.unread, request.is_json, request.cut_bytes) == (True, False, 1000 + len(body))
+
+
+def test_a_cut_body_that_is_no_text_in_the_middle_is_not_read() -> None:
+    assert read(b'{"mod\xffel": "x", "messages": [').unread
+    assert read('{"model": "é'.encode()[:-1]).model == ""
 
 
 def test_what_the_beginning_says_counts() -> None:

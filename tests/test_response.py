@@ -209,6 +209,12 @@ REASONS: list[tuple[Reason, Callable[[], Reply], bool, int]] = [
         60,
     ),
     (Reason.INVALID_TOKEN, lambda: _with_token({"sub": "a", "exp": 0}), False, 60),
+    (
+        Reason.UNREADABLE_BODY,
+        lambda: Edge(policy("p", tokens("t")), defaults={"unreadable_body": "reject"}).ask("POST", body=b"{"),
+        False,
+        60,
+    ),
 ]
 
 

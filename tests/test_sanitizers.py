@@ -63,6 +63,7 @@ def test_the_extensions_in_python(tmp_path: Path) -> None:
     names = (
         "test_head.py",
         "test_llm_estimate.py",
+        "test_llm_request.py",
         "test_llm_reservation.py",
         "test_proxy_heads.py",
         "test_table.py",
@@ -72,7 +73,7 @@ def test_the_extensions_in_python(tmp_path: Path) -> None:
     preloaded = run("gcc", "-print-file-name=libasan.so").strip()
     options = ["-q", "-p", "no:cacheprovider", "-o", f"pythonpath={built}", "-k", "not 120000"]
     environ = {"LD_PRELOAD": preloaded, "PYTHONPATH": str(built), "PYTHONDONTWRITEBYTECODE": "1"}
-    for name in ("counters._table", "http._head", "llm._simple_word", "proxy._heads"):
+    for name in ("counters._table", "http._head", "llm._shape", "llm._simple_word", "proxy._heads"):
         module = f"fairvisor.{name}"
         where = f"import {module} as module; print(module.__file__)"
         assert run(sys.executable, "-c", where, cwd=tmp_path, **STRICT, **environ).startswith(str(built))

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from fairvisor.bundle import model
 from fairvisor.clock import NS_PER_S
 from fairvisor.counters.segment import Segment
-from fairvisor.decision import UNIT_U, Action, Quota
+from fairvisor.decision import UNIT_U, Action, Quota, Reason
 from fairvisor.descriptors import Descriptor, accepted_values, compile_descriptor, compile_match
 from fairvisor.engine import Bundle, Policy
 from fairvisor.llm.estimate import load_estimator
@@ -38,6 +38,7 @@ from fairvisor.rules.limit import Limit
 from fairvisor.rules.llm_tokens import Caps, LlmTokens, Streaming
 from fairvisor.rules.loop import Loop
 from fairvisor.rules.token_bucket import TokenBucket
+from fairvisor.rules.unreadable import Unreadable
 from fairvisor.rules.windows import Windows
 
 NO_EXPIRY: Final = 0
@@ -59,17 +60,18 @@ DEFAULT_OPTIONS: Final = Options()
 
 
 class Compiler:
-    """Compiles the parts of one bundle. Holds what all parts need: the segment, the options, the model aliases, and
-    whether there are several issuers of tokens."""
+    """Compiles the parts of one bundle. Holds what all parts need: the segment, the options, the defaults, and whether
+    there are several issuers of tokens."""
 
     def __init__(
-        self, segment: Segment, options: Options, aliases: dict[str, str], several_issuers: bool = False
+        self, segment: Segment, options: Options, defaults: model.Defaults, several_issuers: bool = False
     ) -> None:
         self._segment = segment
         self._seed = segment.table.seed
         self._keyring = Keyring(self._seed)
         self._options = options
-        self._aliases = aliases
+        self._aliases = compile_aliases(defaults.model_aliases)
+        self._rejects_unreadable = defaults.unreadable_body == "reject"
         self._several_issuers = several_issuers
         self._switch_hits: dict[str, Counter] = {}
         self._switch_tally = Tally(segment, "", "kill_switch", ENFORCE)
@@ -104,9 +106,11 @@ class Compiler:
             name.removeprefix("header:").lower() for name in names if name.startswith("header:")
         )
         loop = spec.loop_detection
-        compiled.reads_body = (
-            "llm:model" in names or reserves(policy) or (loop is not None and loop.body != "ignore")
-        )
+        compiled.asks_model = "llm:model" in names or reserves(policy)
+        compiled.reads_body = compiled.asks_model or (loop is not None and loop.body != "ignore")
+        if compiled.asks_model and self._rejects_unreadable:
+            tally = Tally(self._segment, policy.id, Reason.UNREADABLE_BODY.value, mode)
+            compiled.guards = (Unreadable(tally), *compiled.guards)
         return compiled
 
     def _rule(self, policy_id: str, rule: model.AnyRule, mode: str) -> Limit:
@@ -274,8 +278,7 @@ def compile_bundle(
     bundle: model.Bundle, sha256: str, segment: Segment, options: Options = DEFAULT_OPTIONS
 ) -> Bundle:
     """The bundle as the engine evaluates it, its counters in `segment`."""
-    aliases = compile_aliases(bundle.defaults.model_aliases)
-    compiler = Compiler(segment, options, aliases, has_several_issuers(bundle, options))
+    compiler = Compiler(segment, options, bundle.defaults, has_several_issuers(bundle, options))
     with_shadow = wants_shadow(bundle)
     routes = Routes(compiler.policy(policy, with_shadow) for policy in bundle.policies)
     switches = KillSwitches(compiler.kill_switch(switch) for switch in bundle.kill_switches)

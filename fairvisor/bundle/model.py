@@ -57,6 +57,7 @@ __all__ = [
 ]  # fmt: skip
 
 Mode = Literal["enforce", "shadow"]
+UnreadableBody = Literal["unread", "reject"]
 MAX_ISSUERS: Final = 64  # each is fetched every few minutes
 
 
@@ -235,6 +236,11 @@ class Defaults(Strictly):
     )
     circuit_breaker: CircuitBreaker | None = Field(
         default=None, description="For policies without one of their own; theirs may switch it off."
+    )
+    unreadable_body: UnreadableBody = Field(
+        default="unread",
+        description="What becomes of a body that cannot be read where an LLM request is expected: it may be for any "
+        "model and its bytes count, or the request is rejected with 400.",
     )
     model_aliases: Annotated[Mapping[Text, Text], BeforeValidator(without_free_fields)] = Field(
         default_factory=dict, description="Names of models that `llm:model` reads as another one."

@@ -21,7 +21,6 @@ from fairvisor.bundle.shared import SharedBundle
 from fairvisor.counters.segment import Segment
 from fairvisor.descriptors import Descriptor
 from fairvisor.engine import Bundle, Policy
-from fairvisor.llm.models import compile_aliases
 from fairvisor.route import Routes
 from fairvisor.rules.kill_switch import KillSwitch, KillSwitches
 
@@ -63,7 +62,7 @@ def compile_shared(
     compiled = Compiled(head, surroundings)
     if before is not None and before.surroundings != surroundings:
         before = None
-    compiler = Compiler(segment, options, compile_aliases(head.defaults.model_aliases), several_issuers)
+    compiler = Compiler(segment, options, head.defaults, several_issuers)
     routes: Routes[Policy] = Routes(())
     reserving = False
     for part in shared.policies():

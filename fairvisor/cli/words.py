@@ -23,6 +23,7 @@ Report = dict[str, object]
 
 _NOT_ASKED: Final = "not asked: the decision was made before"
 _GUARDS: Final = {
+    "unreadable_body": "the body can be read, or there is none",
     "loop_detection": "not counted, or fewer identical requests than it takes",
     "circuit_breaker": "closed",
 }
@@ -74,6 +75,7 @@ class Words:
     def _guards(self, policy: Policy) -> list[Report]:
         found = []
         for name, control in (
+            ("unreadable_body", self._steps.get((policy.id, "unreadable_body"))),
             ("loop_detection", policy.spec.loop_detection),
             ("circuit_breaker", policy.spec.circuit_breaker),
         ):

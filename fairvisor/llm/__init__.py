@@ -1,6 +1,10 @@
 """What Fairvisor Edge knows about LLM providers: requests, token estimates, usage, error shapes.
 
     request.py      a JSON body -> the facts a limit needs: model, completion asked for, choices
+    _shape.c        how large a JSON object is, before it is parsed
+    forms.py        the fields of a form
+    facts.py        what the fields say; fields.py has their names
+    paths.py        what the path says of the request in it
     models.py       the many spellings of a model's name -> one
     estimate.py     prompt tokens of a request, before the provider has counted them
     _simple_word.c  the tokens of a text, counted in one pass

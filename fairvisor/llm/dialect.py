@@ -52,6 +52,9 @@ MESSAGES: Final[Mapping[Reason, str]] = {
     ),
     Reason.INVALID_TOKEN: "The bearer token does not verify or has expired. Send a valid one.",
     Reason.KEYS_UNAVAILABLE: "The keys that verify bearer tokens are not there yet. Send the request again.",
+    Reason.UNREADABLE_BODY: (
+        "The body cannot be read, or not in one way only. Send one JSON object, each name once, nothing behind it."
+    ),
     Reason.NO_BUNDLE_LOADED: "No policies are loaded yet, so no request can be accepted.",
     Reason.ENGINE_ERROR: "The policies could not be evaluated.",
 }

@@ -14,8 +14,9 @@ simple_word, on UTF-8 (`_simple_word.c` counts the text):
   - white space belongs to what follows; every 4 spaces in a row (indentation) are 1;
   - a letter beyond ASCII in two bytes (accents, Cyrillic, Greek, Arabic...) is a letter and 1/3 more;
   - a character in three bytes (CJK, Hangul, Thai, Devanagari...) is 1, in four (emoji) 2;
-  - of a body that was cut, 4 bytes that nobody has read are 1;
-  - a message is 4, a token id in an array 1, and an image, file or sound 765 (1024 x 1024 pixels at OpenAI's prices).
+  - of a body that was cut or cannot be read, 4 bytes that were not read are 1;
+  - a message is 4, a token id in an array 1, and an image, file or sound 765 (1024 x 1024 pixels at OpenAI's prices),
+    in JSON or as a file of a form.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import orjson
 
 from fairvisor.errors import EstimatorUnavailable
 from fairvisor.llm._simple_word import count_tokens
+from fairvisor.llm.fields import PROMPT_FIELDS, SCHEMA_FIELDS
 from fairvisor.llm.request import LlmRequest
 
 MESSAGE_TOKENS: Final = 4
@@ -42,25 +44,8 @@ TIKTOKEN_ENCODING: Final = "o200k_base"
 _EXACT_CHARS: Final = 32_768
 _PIECE_CHARS: Final = 4_096
 
-_PROMPT_FIELDS: Final = (
-    "messages",
-    "system",
-    "input",
-    "instructions",
-    "prompt",
-    "suffix",
-    "contents",
-    "content",
-    "systemInstruction",
-    "system_instruction",
-    "requests",
-    "instances",
-    "query",
-    "documents",
-)
-_SCHEMA_FIELDS: Final = ("tools", "functions", "response_format", "text")
-_PROMPTS: Final = frozenset(_PROMPT_FIELDS)
-_SCHEMAS: Final = frozenset(_SCHEMA_FIELDS)
+_PROMPTS: Final = frozenset(PROMPT_FIELDS)
+_SCHEMAS: Final = frozenset(SCHEMA_FIELDS)
 # A document of more parts than this is hostile or enormous: the rest is counted as JSON text, in C.
 _MAX_NODES: Final = 20_000
 # Where a picture, sound or file stands instead of text: its bytes or its address are not read as text.
@@ -157,8 +142,8 @@ def _load_encoding() -> Encoding:
 
 
 def _unread_tokens(request: LlmRequest) -> int:
-    """What is reserved for the part of the body that was cut off."""
-    return -(-request.cut_bytes // CUT_BYTES_PER_TOKEN)
+    """What is reserved for what is no text: the part of the body that was not read, and the files of a form."""
+    return -(-request.cut_bytes // CUT_BYTES_PER_TOKEN) + request.media * MEDIA_TOKENS
 
 
 def _counted(document: dict[str, object]) -> tuple[list[object], list[object]]:
@@ -173,9 +158,9 @@ def _counted(document: dict[str, object]) -> tuple[list[object], list[object]]:
         elif name in _SCHEMAS:
             schemas.append(value)
     if len(prompts) > 1:
-        prompts = [document[name] for name in _PROMPT_FIELDS if name in document]
+        prompts = [document[name] for name in PROMPT_FIELDS if name in document]
     if len(schemas) > 1:
-        schemas = [document[name] for name in _SCHEMA_FIELDS if name in document]
+        schemas = [document[name] for name in SCHEMA_FIELDS if name in document]
     return prompts, schemas
 
 

@@ -27,10 +27,12 @@ _MONTH: Final = "(?:0[1-9]|1[0-2])"
 _DAY: Final = "(?:0[1-9]|[12][0-9]|3[01])"
 # The dates as providers write them: -2024-08-06 and -20241022, -05-20 (Gemini previews), -08-2024 (Cohere), -0613
 # (OpenAI's early ones: month, day), -2407 (Mistral: year, month). Bedrock adds its own revision (-20241022-v2:0, or
-# only :0), Vertex writes @20241022, Ollama :latest.
+# only :0), Vertex writes @20241022, Ollama :latest. OpenRouter's words behind a colon say how the same model is to be
+# reached (https://openrouter.ai/docs, "Model variants").
 _DATE: Final = rf"-20[0-9]{{2}}-?{_MONTH}-?{_DAY}"
 _SUFFIX: Final = re.compile(
     rf"(?:@.*|{_DATE}(?:-v[0-9]+:[0-9]+)?|:[0-9]+|[:-]latest"
+    r"|:(?:online|nitro|floor|exacto|free|beta|extended|thinking)"
     rf"|-{_MONTH}-{_DAY}|-{_MONTH}-20[0-9]{{2}}|-{_MONTH}{_DAY}|-2[2-9]{_MONTH})$",
     re.DOTALL,
 )
@@ -41,7 +43,9 @@ def canonical_model(name: str, aliases: Mapping[str, str]) -> str:
 
     `aliases` as `compile_aliases` made them: in a mapping that was not, upper case and chains are not seen.
     """
-    lowered = name[:MAX_NAME].strip().lower()
+    lowered = name.strip().lower()
+    if len(lowered) > MAX_NAME:
+        lowered = lowered.rpartition("/")[2][:MAX_NAME].strip()
     plain = _plain(lowered)
     if not aliases:
         return plain

@@ -16,8 +16,9 @@ from fairvisor.clock import NS_PER_S, Now
 from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.decision import Reason, Refusal, Verdict
-from fairvisor.descriptors import UNREAD_MODEL, Descriptor
+from fairvisor.descriptors import UNREAD_MODEL, Descriptor, Model
 from fairvisor.identity.networks import NetworkIndex, parse_network
+from fairvisor.llm.paths import told_by_path
 from fairvisor.metrics import Counter, Tally
 from fairvisor.rules.limit import Described, Limit
 
@@ -130,26 +131,53 @@ class KillSwitches:
     @property
     def reads_body(self) -> bool:
         """Whether a switch looks into the body."""
-        return "llm:model" in self._readers
+        return MODEL in self._readers
 
-    def find(self, context: Context, readings: tuple[str, ...], wall_ns: int) -> KillSwitch | None:
-        """A switch in force for this request, or None."""
-        for switch in self._candidates(context, readings):
+    def find(
+        self, context: Context, readings: tuple[str, ...], wall_ns: int, *, asks_model: bool = False
+    ) -> KillSwitch | None:
+        """A switch in force for this request, or None. `asks_model`: a policy of it takes it for an LLM request."""
+        for switch in self._candidates(context, readings, asks_model):
             if switch.hits(readings, wall_ns):
                 return switch
         return None
 
-    def _candidates(self, context: Context, readings: tuple[str, ...]) -> Iterator[KillSwitch]:
+    def _candidates(
+        self, context: Context, readings: tuple[str, ...], asks_model: bool
+    ) -> Iterator[KillSwitch]:
         for scope_key, reader in self._readers.items():
+            if isinstance(reader, Model):
+                yield from self._by_model(reader, context, readings, asks_model)
+                continue
             values = reader.every(context)
             if values:
                 by_value = self._values[scope_key]
                 for value in readings if scope_key == PATH else values:
                     yield from by_value.get(value, ())
-                if scope_key == MODEL and UNREAD_MODEL in values:  # it may be any of them
-                    yield from chain.from_iterable(by_value.values())
                 yield from by_value.get(ANY, ())
         if self._networks:
             address = context.client.ip
             if address is not None:  # None: a unix socket that names no client
                 yield from self._networks.find(address)
+
+    def _by_model(
+        self, reader: Model, context: Context, readings: tuple[str, ...], asks_model: bool
+    ) -> Iterator[KillSwitch]:
+        """The switches on the models that the request names; on every model when it cannot be read.
+
+        Where no LLM request is expected, by path, policy or the switch's own route, only a JSON object names one.
+        """
+        named = frozenset(reader.every(context))
+        if not named:
+            return
+        by_value = self._values[MODEL]
+        expected = asks_model or any(told_by_path(path).listed for path in readings)
+        in_json = named if expected else reader.in_json(context)
+        for name in named:
+            if name == UNREAD_MODEL:
+                found = chain.from_iterable(by_value.values())
+            else:
+                found = chain(by_value.get(name, ()), by_value.get(ANY, ()))
+            for switch in found:
+                if name in in_json or switch.route:
+                    yield switch

@@ -66,7 +66,7 @@ def named(keys: Collection[int], names: Collection[str], seed: int, wall_ns: int
     """Which of these names of the campaign's bundle have one of these keys, under the seed of their segment."""
     model = parse(json.dumps(bundle(1)).encode(), wall_ns=wall_ns, environ={}).model
     counters = Segment.private(MIN_BYTES, seed=seed)
-    policy = Compiler(counters, DEFAULT_OPTIONS, {}).policy(model.policies[0], with_shadow=False)
+    policy = Compiler(counters, DEFAULT_OPTIONS, model.defaults).policy(model.policies[0], with_shadow=False)
     rules = {rule.tally.rule: rule for rule in policy.rules}
     now = Now(0, wall_ns)
 
