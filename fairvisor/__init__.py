@@ -46,6 +46,7 @@ Before the first request:
     processes.py    which process is which, and whether it lives
     bounded_cache.py what was worked out for texts that clients choose, bounded
     visible.py      text for people, with what a terminal would act on escaped
+    codings.py      gzip and its kin, taken off a slice at a time
     clock.py        the one place that reads a clock
     errors.py       the exceptions, one small tree
 

@@ -19,8 +19,18 @@ TREES = {source.relative_to(PACKAGE).as_posix(): ast.parse(source.read_text()) f
 # Lowest first: a module may import its own stage and those before it. `bundle` stands after the engine because it
 # builds what the engine reads.
 STAGES = [
-    {"bounded_cache", "clock", "errors", "processes", "reading", "state", "visible"},
-    {"clock", "errors", "memory", "periodic", "processes", "reading", "state"},
+    {
+        "bounded_cache",
+        "clock",
+        "codings",
+        "errors",
+        "memory",
+        "periodic",
+        "processes",
+        "reading",
+        "state",
+        "visible",
+    },
     {"decision", "counters", "setting_values", "settings"},
     {"applog", "llm", "identity", "metrics", "notes"},
     {"context"},

@@ -339,7 +339,9 @@ class Connection(asyncio.Protocol):
         if answer.delay_ms < 0:
             making = cast(Making, answer)
             self._outbox.make(
-                making.advance, lambda: encode(lines[making.status], making, connection, head_only=head_only)
+                making.advance,
+                lambda: encode(lines[making.status], making, connection, head_only=head_only),
+                lambda: making.delay_ms,
             )
         else:
             payload = encode(lines[answer.status], answer, connection, head_only=head_only)

@@ -19,6 +19,7 @@ from fairvisor.http.wire import Sendable, StatusLines
 
 LINGER_S: Final = 1.0  # how long a connection is still read before it is closed
 _TURN_S: Final = 0.001  # with 0, what is due is called before the loop reads
+_SLICES_IN_A_ROW: Final = 16  # of one work: some milliseconds
 _NS_PER_MS = NS_PER_S // 1000
 
 
@@ -73,6 +74,7 @@ class Hub:
         self.tick_ms = 0
         self.waiting = 0
         self._works: deque[tuple[Callable[[], bool], Callable[[], None]]] = deque()
+        self._slices = 0  # of the first of them, in a row
         self.stopping = False
         self.shedding = 0  # connections to be told to come again; their next answers carry Connection: close
         self.ending = False  # stopping or shedding: what the plain path looks at
@@ -138,18 +140,31 @@ class Hub:
         release()
 
     def work(self, advance: Callable[[], bool], done: Callable[[], None]) -> None:
-        """Call `advance` once in each turn of the loop until it is true, then `done`; one such work at a time."""
+        """Call `advance` once in each turn of the loop until it is true, then `done`.
+
+        One such work at a time, and one that takes long lets the others go first now and then.
+        """
         self._works.append((advance, done))
         if len(self._works) == 1:
             self._call_turn()
 
     def _turn(self) -> None:
         advance, done = self._works[0]
-        if advance():
-            self._works.popleft()
-            done()
-        if self._works:
-            self._call_turn()
+        is_over = True
+        try:
+            is_over = advance()
+            if is_over:
+                done()
+        finally:  # a work that fails takes no other with it
+            self._slices += 1
+            if is_over:
+                self._works.popleft()
+                self._slices = 0
+            elif self._slices >= _SLICES_IN_A_ROW:
+                self._works.rotate(-1)
+                self._slices = 0
+            if self._works:
+                self._call_turn()
 
     def _call_turn(self) -> None:
         self.later(0, self._turn)

@@ -12,6 +12,11 @@ from collections.abc import Callable
 from fairvisor.http.hub import Hub
 
 
+def _at_once() -> int:
+    """The delay of an answer that is sent when it is made."""
+    return 0
+
+
 class Queued:
     """An answer in the queue: held until its timer rings or it is made, or only behind one that is."""
 
@@ -45,16 +50,26 @@ class Outbox:
         else:
             self.queue.append(queued)
 
-    def make(self, advance: Callable[[], bool], finish: Callable[[], bytes]) -> None:
-        """The next answer is made a slice at a time, until `advance` is true; `finish` gives its payload."""
+    def make(
+        self, advance: Callable[[], bool], finish: Callable[[], bytes], delay_ms: Callable[[], int] = _at_once
+    ) -> None:
+        """The next answer is made a slice at a time, until `advance` is true; `finish` gives its payload.
+
+        Then it is held for what `delay_ms` gives.
+        """
         queued = Queued(b"")
         queued.held = True
         self.queue.append(queued)
-        self._hub.work(advance, lambda: self._made(queued, finish))
+        self._hub.work(advance, lambda: self._made(queued, finish, delay_ms))
 
-    def _made(self, queued: Queued, finish: Callable[[], bytes]) -> None:
-        if queued in self.queue:  # else the client is gone
-            queued.payload = finish()
+    def _made(self, queued: Queued, finish: Callable[[], bytes], delay_ms: Callable[[], int]) -> None:
+        if queued not in self.queue:  # the client is gone
+            return
+        queued.payload = finish()
+        held_ms = delay_ms()
+        if held_ms > 0:
+            queued.timer = self._hub.hold(held_ms, lambda: self._release(queued))
+        if queued.timer is None:
             self._release(queued)
 
     def take(self) -> bytes:

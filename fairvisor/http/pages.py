@@ -65,6 +65,45 @@ class Sliced:
         return self._answer
 
 
+class Decided:
+    """An answer that cannot be made before something is worked out, a slice at a time: a transport drives it as it
+    drives `Sliced`. What is worked out never raises, and neither does `answer`."""
+
+    __slots__ = ("_advance", "_answer", "_made")
+
+    def __init__(self, advance: Callable[[], bool], answer: Callable[[], Answer | Sliced]) -> None:
+        self._advance = advance
+        self._answer = answer
+        self._made: Answer | Sliced | None = None
+
+    def advance(self) -> bool:
+        """Work out one more slice; is the answer made now?"""
+        if self._made is None and self._advance():
+            self._made = self._answer()
+        return self._made is not None
+
+    @property
+    def delay_ms(self) -> int:
+        return -1 if self._made is None else self._made.delay_ms
+
+    @property
+    def status(self) -> int:
+        return self._whole().status
+
+    @property
+    def head(self) -> str:
+        return self._whole().head
+
+    @property
+    def body(self) -> bytes:
+        return self._whole().body
+
+    def _whole(self) -> Answer | Sliced:
+        while self._made is None:
+            self.advance()
+        return self._made
+
+
 class Page(NamedTuple):
     """A path that does not decide: who answers it, to which methods, and whether only gateways may ask."""
 

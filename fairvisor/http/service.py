@@ -17,6 +17,7 @@ import orjson
 
 from fairvisor.audit import Audit
 from fairvisor.clock import Now
+from fairvisor.codings import AT_ONCE, STEPS, Decoding
 from fairvisor.context import Context
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Reason
@@ -28,7 +29,7 @@ from fairvisor.http.debug import DebugSessions, explanation
 from fairvisor.http.gateways import ENVOY_PREFIXES, PARTIAL_HEADER, Endpoint, decision_endpoints
 from fairvisor.http.health import Health
 from fairvisor.http.hub import BodyRule
-from fairvisor.http.pages import NO_BODY, Page, Sliced, open_page, page_at, path_of
+from fairvisor.http.pages import NO_BODY, Decided, Page, Sliced, open_page, page_at, path_of
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.undecided import Undecided
 from fairvisor.identity import Identity
@@ -100,13 +101,20 @@ class Service:
             "/v1/debug/logout": Page(self._debug.close, ("POST",), _CONTROL_BODY),
         }
 
-    def answer(self, request: Request, now: Now) -> Answer | Sliced:
+    def answer(self, request: Request, now: Now) -> Answer | Sliced | Decided:
         """Answer one request. Never raises."""
         endpoint = self._endpoints.get(request.target) or self._find(request.target)
+        if endpoint is not None and request.body and "content-encoding" in request.headers:
+            return self._answer_encoded(endpoint, request, now)
+        return self._answer(endpoint, request, now)
+
+    def _answer(
+        self, endpoint: Endpoint | None, request: Request, now: Now, decoding: Decoding | None = None
+    ) -> Answer | Sliced:
         try:
             if endpoint is None:
                 return self._other(request, now)
-            answer = self._decide(endpoint, request, now)
+            answer = self._decide(endpoint, request, now, decoding)
             if self._is_timed():
                 self._took(self._read_now().mono_ns - now.mono_ns)
             return answer
@@ -118,6 +126,30 @@ class Service:
         except Exception as error:  # a fault of ours must stop neither the worker nor the gateway
             self._complaints.failure(error, now)
             return self._failed(endpoint)
+
+    def _answer_encoded(self, endpoint: Endpoint, request: Request, now: Now) -> Answer | Sliced | Decided:
+        """Decode the body first where the decision looks at what it says: at once, or in slices."""
+        try:
+            decoding = self._decoding(endpoint, request)
+        except RequestError:
+            decoding = None  # the decision says so
+        if decoding is None or decoding.runs_out(AT_ONCE):
+            return self._answer(endpoint, request, now, decoding)
+        return Decided(
+            lambda: decoding.runs_out(STEPS),
+            lambda: self._answer(endpoint, request, self._read_now(), decoding),
+        )
+
+    def _decoding(self, endpoint: Endpoint, request: Request) -> Decoding | None:
+        """How the body is decoded; None: it is not encoded, or nothing looks at what it says. Raises RequestError."""
+        coding = request.headers["content-encoding"]
+        active = self._active.current
+        if coding.lower() in (b"", b"identity") or active is None or request.body is None:
+            return None
+        method, target, host = endpoint.source.describe(request)
+        if not active.bundle.reads_model(active.bundle.routes.plan(method, host, target).policies):
+            return None
+        return Decoding(coding, request.body, self._max_body.limit_bytes, _cut_bytes(request))
 
     def refusal(self, error: RequestError) -> Answer:
         """The answer to what is not a request that could be asked of the service."""
@@ -147,7 +179,9 @@ class Service:
                     return self._endpoints[prefix]
         return endpoint
 
-    def _decide(self, endpoint: Endpoint, request: Request, now: Now) -> Answer:
+    def _decide(
+        self, endpoint: Endpoint, request: Request, now: Now, decoding: Decoding | None = None
+    ) -> Answer:
         peer, headers = request.peer, request.headers
         if not peer.trusted or self._token:
             self._check_peer(request, now)
@@ -168,11 +202,13 @@ class Service:
             peer.address,
             active.identity,
             now,
-            request.body,
+            request.body or None,  # an empty one may be what the gateway left of it
             endpoint.request_id(headers) if endpoint.reads_id else "",
-            request.cut_bytes or (1 if headers.get(PARTIAL_HEADER) == b"true" else 0),
+            _cut_bytes(request),
             endpoint.with_joined(request.repeated) if endpoint.joins else request.repeated,
         )
+        if decoding is not None:
+            _use(decoding, context)
         decision = decide(bundle, self._counters, context, now)
         if decision.remarked:
             if self._audit is not None:
@@ -234,6 +270,19 @@ class Service:
         result = "charged_only" if not gives_back else "failed_upstream" if failed else "settled"
         self._settlements[result].add()
         return Answer(HTTPStatus.NO_CONTENT)
+
+
+def _cut_bytes(request: Request) -> int:
+    """How much of the body is missing, by what was read and by what the gateway says."""
+    return request.cut_bytes or (1 if request.headers.get(PARTIAL_HEADER) == b"true" else 0)
+
+
+def _use(decoding: Decoding, context: Context) -> None:
+    """Let the policies see what was decoded."""
+    if decoding.body is None:
+        context.unread_bytes = decoding.unread_bytes
+    else:
+        context.body = decoding.body
 
 
 def _read_json(body: bytes | None) -> dict[str, object]:

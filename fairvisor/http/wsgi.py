@@ -137,6 +137,7 @@ def _count_rest(source: Any) -> int:
 
 
 def _send(answer: Sendable, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    status = answer.status  # makes the answer, if it is not made yet: only then it says how long to hold it
     headers = [
         (name, value)
         for line in (NO_STORE + answer.head).splitlines()
@@ -144,9 +145,9 @@ def _send(answer: Sendable, environ: Environ, start_response: StartResponse) -> 
     ]
     if answer.delay_ms > 0:
         headers.append(("X-Fairvisor-Throttle-Ms", str(answer.delay_ms)))
-    if answer.status != HTTPStatus.NO_CONTENT:
+    if status != HTTPStatus.NO_CONTENT:
         headers.append(("Content-Length", str(len(answer.body))))
-    start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
-    if answer.status == HTTPStatus.NO_CONTENT or environ["REQUEST_METHOD"] == "HEAD":
+    start_response(f"{status} {HTTPStatus(status).phrase}", headers)
+    if status == HTTPStatus.NO_CONTENT or environ["REQUEST_METHOD"] == "HEAD":
         return []
     return [answer.body]

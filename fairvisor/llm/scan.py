@@ -57,8 +57,10 @@ class UsageScanner:
                 end = position + 1
             elif self._string is not None:
                 end = self._inside(data, position)
-            else:
+            elif self._object is not None:
                 end = self._outside(data, position)
+            else:
+                end = self._to_string(data, position)
             if self._object is not None:
                 self._keep(data, position, end)
             position = end
@@ -77,6 +79,31 @@ class UsageScanner:
                 self._key, self._string = bytes(self._string), None
         return end
 
+    def _to_string(self, data: bytes, position: int) -> int:
+        """Between strings, with no usage open: go behind the next quote, or the bracket that opens a usage.
+
+        Below the outermost brackets, where no usage stands, the depth is all that changes.
+        """
+        for match in _OUTSIDE.finditer(data, position):
+            sign = match[0]
+            if sign == b'"':
+                self._string = bytearray()
+                return match.end()
+            if self._depth > _MAX_BRACKETS:
+                self._depth += 1 if sign in b"{[" else -1
+            elif sign in b"{[":
+                self._open(sign)
+                if self._object is not None:
+                    return match.end()
+            else:
+                self._close()
+        return len(data)
+
+    def _close(self) -> None:
+        self._depth -= 1
+        del self._brackets[max(0, self._depth) :]
+        self._key = b""
+
     def _outside(self, data: bytes, position: int) -> int:
         """Between strings: go behind the next quote or bracket."""
         match = _OUTSIDE.search(data, position)
@@ -88,9 +115,7 @@ class UsageScanner:
         elif sign in b"{[":
             self._open(sign)
         else:
-            self._depth -= 1
-            del self._brackets[max(0, self._depth) :]
-            self._key = b""
+            self._close()
         return match.end()
 
     def _open(self, sign: bytes) -> None:

@@ -22,6 +22,7 @@ from fairvisor.llm.usage import Usage, find_usage, usage_of
 MAX_DOCUMENT_BYTES: Final = 262_144
 """A JSON document (a response, or the data of one event) up to this size is parsed whole, a larger one is scanned."""
 
+_SCANNED_MORE: Final = 1024  # bytes at once, beyond those that came: a hostile document takes 1 us for each
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 _BLANK_LINES: Final = (b"\n\n", b"\r\n\r\n")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -44,6 +45,15 @@ class UsageReader:
     def feed(self, data: bytes) -> None:
         """The next bytes of the body, decompressed."""
         self._body.feed(data)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something that came was not looked at yet: `read_on` does, and `finish` in any case."""
+        return self._body.waiting
+
+    def read_on(self) -> None:
+        """Look at one more slice of what waits."""
+        self._body.read_on(_SCANNED_MORE)
 
     def finish(self) -> Usage | None:
         """The body has ended, or broken off: the usage it told, None when there was none to be believed."""
@@ -106,28 +116,33 @@ class _Document:
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the document."""
-        if self._scanner is not None:
-            self._scanner.feed(data)
-            return
         self._text += data
-        if len(self._text) > MAX_DOCUMENT_BYTES:
-            self._scanner = self._scan()
-            self._text.clear()
+        if self._scanner is not None:
+            self.read_on(len(data) + _SCANNED_MORE)
+        elif len(self._text) > MAX_DOCUMENT_BYTES:
+            self._scanner = UsageScanner(self._latest.see_found)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a part of a document that is scanned was not looked at yet."""
+        return self._scanner is not None and bool(self._text)
+
+    def read_on(self, size_bytes: int) -> None:
+        """Scan so many more bytes of what waits."""
+        if self._scanner is not None:
+            self._scanner.feed(bytes(self._text[:size_bytes]))
+            del self._text[:size_bytes]
 
     def finish(self) -> None:
         """The document is over; this object is as new and can read the next one."""
-        if b"usage" in self._text:
+        if self._scanner is None and b"usage" in self._text:
             try:
                 self._latest.see(orjson.loads(self._text))
             except orjson.JSONDecodeError:
-                self._scan()
+                self._scanner = UsageScanner(self._latest.see_found)
+        self.read_on(len(self._text))
         self._text.clear()
         self._scanner = None
-
-    def _scan(self) -> UsageScanner:
-        scanner = UsageScanner(self._latest.see_found)
-        scanner.feed(bytes(self._text))
-        return scanner
 
 
 class _Events:
@@ -154,6 +169,15 @@ class _Events:
             self._part_of_line(line)
             self._end_line()
         self._part_of_line(rest)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a part of an event's data was not looked at yet."""
+        return self._data.waiting
+
+    def read_on(self, size_bytes: int) -> None:
+        """Look at so many more bytes of it."""
+        self._data.read_on(size_bytes)
 
     def finish(self) -> None:
         """The stream has ended; an event that its blank line did not close counts all the same."""

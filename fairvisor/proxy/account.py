@@ -11,20 +11,20 @@ knows no connections and no framing.
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
 from fairvisor.clock import Now
+from fairvisor.codings import Decoder, decoder_of
 from fairvisor.counters import Counters
 from fairvisor.errors import RequestError
 from fairvisor.llm.dialect import Dialect, dialect_of
 from fairvisor.llm.estimate import simple_word
 from fairvisor.llm.reservation import unseal
 from fairvisor.llm.stream import UsageReader
-from fairvisor.llm.usage import Usage
+from fairvisor.llm.usage import Usage, weigh
 from fairvisor.metrics import Counter, TokenMeter
 from fairvisor.proxy.events import Ending, Events
 from fairvisor.proxy.rewrite import content_type
@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from fairvisor.llm.request import LlmRequest
     from fairvisor.proxy.heads import ResponseHead
 
-_PIECE: Final = 1 << 20  # decompressed at once
-_GZIP: Final = 16 + zlib.MAX_WBITS
+# An answer that decodes to more than this is not read on: of any size up to the first, then by how much came for it.
+_ANY_RATIO_BYTES: Final = 4 << 20
+_MOST_RATIO: Final = 64  # JSON and events shrink to a tenth, the most monotonous ones to a thirtieth
+_MOST_BYTES: Final = 128 << 20
 _ASK_USAGE: Final = b'{"stream_options":{"include_usage":true},'
 _SPACE: Final = b" \t\r\n"
 
@@ -87,6 +89,16 @@ class Ledger:
             self._meter.settled(*each)
         self._settlements["failed_upstream" if usage is None else "settled"].add()
 
+    def settle_larger(self, token: str, usage: Usage) -> None:
+        """Settle by `usage` where that is more than was reserved; elsewhere the reservation stands."""
+        try:
+            reservation = unseal(self._key, token, self._read_now().wall_ns)
+        except RequestError as error:  # an hour has passed
+            _log.debug("a reservation could not be settled: %s", error)
+            return
+        if any(weigh(usage, take.weights) > take.amount_u for take in reservation.takes):
+            self.settle(token, usage)
+
     def stands(self, reason: str) -> None:
         """No usage can be found, so what was reserved stays taken."""
         self._missing[reason].add()
@@ -97,10 +109,11 @@ class Account:
 
     `body` is what to send in place of the client's body, None to send that; `coding` what to ask for in
     Accept-Encoding; `stopped` becomes true when the stream has reached its limit and nothing more of it is wanted.
+    While it is `behind`, `read_on` is to be called before anything else, with others served in between.
     """
 
-    __slots__ = ("_ending", "_events", "_failed", "_inflate", "_ledger", "_llm", "_path", "_reader", "_strips",
-                 "_token", "body", "coding", "stopped")  # fmt: skip
+    __slots__ = ("_decoder", "_edits", "_ending", "_events", "_failed", "_ledger", "_llm", "_path", "_reader",
+                 "_strips", "_token", "body", "coding", "stopped")  # fmt: skip
 
     def __init__(
         self, ledger: Ledger, token: str, context: Context, ending: Ending | None, *, whole: bool
@@ -112,6 +125,7 @@ class Account:
         self._ending = ending
         self.body: bytes | None = None
         streams = self._llm is not None and self._llm.stream
+        whole = whole and self._llm is not None and not self._llm.unread
         if ledger.asks_usage and whole and streams and context.body is not None and self._llm is not None:
             self.body = asking_for_usage(self._path, self._llm, context.body)
         self._strips = self.body is not None
@@ -120,8 +134,9 @@ class Account:
         self.stopped = False
         # per response
         self._reader: UsageReader | None = None
-        self._inflate: zlib._Decompress | None = None
+        self._decoder: Decoder | None = None
         self._events: Events | None = None
+        self._edits = False
         self._failed = False
 
     def begun(self, head: ResponseHead) -> bool:
@@ -130,43 +145,72 @@ class Account:
             self._failed = True
             return False
         coding = head.special.get("content-encoding", b"").lower()
-        if coding in (b"gzip", b"x-gzip"):
-            self._inflate = zlib.decompressobj(_GZIP)
-        elif coding not in (b"", b"identity"):
-            return False
+        if coding not in (b"", b"identity"):
+            self._decoder = decoder_of(coding, _ANY_RATIO_BYTES, _MOST_RATIO)
+            if self._decoder is None:
+                return False
         kind = content_type(head)
         self._reader = UsageReader(kind)
         if kind.partition(";")[0].strip().lower() != "text/event-stream":
             return False
         asked = self._llm is not None and _asks_for_usage(self._llm)
         self._events = Events(dialect_of(self._path), self._ending, strips=self._strips, asked=asked)
-        return self._strips or self._ending is not None
+        self._edits = self._strips or self._ending is not None
+        return self._edits
+
+    @property
+    def behind(self) -> bool:
+        """Whether a part of what came was not read yet."""
+        decoder, reader = self._decoder, self._reader
+        return (decoder is not None and decoder.waiting) or (reader is not None and reader.waiting)
 
     def content(self, data: bytes) -> bytes:
         """A piece of the response: what of it passes to the client."""
-        reader, events = self._reader, self._events
+        reader, decoder = self._reader, self._decoder
         if reader is None:
             return data
-        plain = data if self._inflate is None else self._inflated(data)
+        if decoder is None:
+            passed = self._take_in(data, reader)
+        else:
+            decoder.feed(data)
+            passed = self._decode(decoder, reader)
+        return passed if self._edits else data
+
+    def read_on(self) -> bytes:
+        """Read one more slice of what came: what of it passes to the client, where that is edited."""
+        reader, decoder = self._reader, self._decoder
+        if reader is None:
+            return b""
+        if decoder is not None and decoder.waiting and not reader.waiting:
+            return self._decode(decoder, reader)
+        reader.read_on()
+        return b""
+
+    def _decode(self, decoder: Decoder, reader: UsageReader) -> bytes:
+        """One slice as it was before it was encoded. One that is damaged or swells too much is not read on."""
+        plain = decoder.step()
+        if decoder.size_bytes > _MOST_BYTES:
+            decoder.fail()
+        if not decoder.failed or decoder.has_ended:
+            return self._take_in(plain, reader)
+        if (
+            self._edits and self._events is not None
+        ):  # what is edited cannot pass as it is: the stream ends here
+            self._stop(self._events)
+        else:
+            self._reader = None
+        return b""
+
+    def _take_in(self, plain: bytes, reader: UsageReader) -> bytes:
+        """Read a part of the response; gives what of it passes."""
         reader.feed(plain)
+        events = self._events
         if events is None:
-            return data
+            return plain
         passed = events.feed(plain, reader.usage)
         if events.stopped:
             self._stop(events)
-        return passed if self._strips or self._ending is not None else data
-
-    def _inflated(self, data: bytes) -> bytes:
-        """The content as it was before compression; nothing more when it is damaged, and the response passes on."""
-        assert self._inflate is not None, "only what is compressed is decompressed"
-        pieces = []
-        try:
-            while data:
-                pieces.append(self._inflate.decompress(data, _PIECE))
-                data = self._inflate.unconsumed_tail
-        except zlib.error:
-            self._reader = None
-        return b"".join(pieces)
+        return passed
 
     def _settle(self, usage: Usage | None) -> None:
         """Close the account: settle its reservation, if that was not done."""
@@ -175,11 +219,11 @@ class Account:
             self._ledger.settle(token, usage)
 
     def _stop(self, events: Events) -> None:
-        """The stream has passed its limit: what was used so far is all there will be."""
-        assert self._ending is not None and self._reader is not None, "only a limit stops a stream"
+        """The stream ends here: what was used so far is all there will be."""
         self.stopped = True
-        self._ledger.ended["graceful_close" if self._ending.graceful else "error_chunk"].add()
-        self._pay_streamed(events)
+        if self._ending is not None and events.stopped:
+            self._ledger.ended["graceful_close" if self._ending.graceful else "error_chunk"].add()
+        self._settle(self._streamed(events))
 
     def ended(self) -> bytes:
         """The response is whole: what is still to be sent of it."""
@@ -194,8 +238,12 @@ class Account:
         if usage is not None:
             self._settle(usage)
         else:
-            self._ledger.stands("no_usage")
-        return rest if self._strips or self._ending is not None else b""
+            is_damaged = self._decoder is not None and not self._decoder.has_ended
+            self._ledger.stands("encoding" if is_damaged else "no_usage")
+            if self._events is not None and self._token:
+                self._ledger.settle_larger(self._token, self._streamed(self._events))
+            self._token = ""
+        return rest if self._edits else b""
 
     def failed(self) -> None:
         """The upstream failed, or was not asked: everything is given back."""
@@ -209,9 +257,10 @@ class Account:
         elif self._events is None:
             self._ledger.stands("client_gone")
         else:
-            self._pay_streamed(self._events)
+            self._settle(self._streamed(self._events))
 
-    def _pay_streamed(self, events: Events) -> None:
+    def _streamed(self, events: Events) -> Usage:
+        """What a stream has used: what the provider told, and at least what came."""
         assert self._reader is not None, "a stream is read"
         told = self._reader.usage or Usage()
         generated = told.output + told.reasoning
@@ -220,7 +269,7 @@ class Account:
             told = told._replace(input=simple_word(self._llm))
         if events.tokens > generated:
             told = told._replace(output=told.output + events.tokens - generated)
-        self._settle(told)
+        return told
 
 
 def _ending(context: Context, decision: Decision) -> Ending | None:

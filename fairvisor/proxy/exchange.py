@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from fairvisor.codings import AT_ONCE, STEPS, Decoding
 from fairvisor.errors import BadGateway, GatewayTimeout, RequestError
 from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE
 from fairvisor.proxy.account import Account
@@ -18,6 +19,7 @@ from fairvisor.proxy.backends import Backend
 from fairvisor.proxy.bodies import chunk, last_chunk
 from fairvisor.proxy.gate import Passage
 from fairvisor.proxy.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
+from fairvisor.proxy.lag import Lag
 from fairvisor.proxy.link import Link
 from fairvisor.proxy.rewrite import request_head, response_head
 from fairvisor.proxy.tunnel import Tunnel
@@ -35,7 +37,7 @@ class Exchange:
     """One request on `front`."""
 
     __slots__ = ("_account", "_backend", "_begun", "_chunked", "_close", "_collected", "_complete",
-                 "_continues", "_dead", "_extra", "_front", "_last_ms", "_length", "_link",
+                 "_continues", "_dead", "_extra", "_front", "_lag", "_last_ms", "_length", "_link",
                  "_out", "_pending", "_pending_bytes", "_replay", "_sent_ms", "_size", "_task", "_timer", "_tried",
                  "head", "sent_all", "to_head", "tunnel", "upgrades")  # fmt: skip
 
@@ -66,6 +68,7 @@ class Exchange:
         self._last_ms = front.hub.tick_ms
         # the response
         self._account: Account | None = None
+        self._lag: Lag | None = None
         self._extra = ""
         self._begun = False
         self._chunked = False
@@ -113,11 +116,27 @@ class Exchange:
             self.sent_all = True
 
     def _decide(self, collected: list[bytes] | None) -> None:
-        """Ask the gate; `collected` is what there is of the body, if it was to be read."""
+        """Ask the gate; `collected` is what there is of the body, if it was to be read.
+
+        One that is encoded is decoded first: at once, or in slices between which others are served.
+        """
         self._collected = None
         front = self._front
         body = b"".join(collected) if collected is not None else None
-        outcome = front.gate.decide(self.head, front.peer, body, whole=self._complete)
+        decoding = None
+        if body and "content-encoding" in self.head.headers:
+            decoding = front.gate.decoding(self.head, body, whole=self._complete)
+        if decoding is None or decoding.runs_out(AT_ONCE):
+            self._pass(body, decoding)
+        else:
+            front.hub.work(lambda: decoding.runs_out(STEPS), lambda: self._pass(body, decoding))
+
+    def _pass(self, body: bytes | None, decoding: Decoding | None) -> None:
+        """Let the gate decide, and send the request on or answer it."""
+        if self._dead:
+            return
+        front = self._front
+        outcome = front.gate.decide(self.head, front.peer, body, whole=self._complete, decoding=decoding)
         if not isinstance(outcome, Passage):
             self._dead = True
             front.reply(outcome, close=not self._complete)
@@ -244,7 +263,10 @@ class Exchange:
     def client_gone(self) -> None:
         """Nobody waits for the response any more."""
         account, self._account = self._account, None
-        if account is not None:
+        if self._lag is not None:
+            self._lag.client_gone()
+            self._lag = None
+        elif account is not None:
             if self._begun or self.sent_all:
                 account.client_gone()
             else:
@@ -254,6 +276,8 @@ class Exchange:
     def _over(self) -> None:
         """Nothing more happens: give back what is held."""
         self._dead = True
+        if self._lag is not None:
+            self._lag.drop()
         if self._timer is not None:
             self._front.hub.leave(self._timer)
             self._timer = None
@@ -273,7 +297,7 @@ class Exchange:
     def check(self, now_ms: int) -> None:
         """Act on a time limit that passed."""
         link, front, limits = self._link, self._front, self._front.timeouts
-        if link is None or front.is_blocked():
+        if link is None or front.is_blocked() or self._lag is not None:
             return
         begun, tunnel = self._begun, self.tunnel
         silent_ms = now_ms - (self._last_ms if tunnel is None else tunnel.moved_ms)
@@ -318,15 +342,41 @@ class Exchange:
         """A piece of the response's body."""
         self._last_ms = self._front.hub.tick_ms
         account = self._account
-        if account is not None:
-            data = account.content(data)
+        if account is None:
+            self._out.append(chunk(data) if self._chunked else data)
+            return
+        data = account.content(data)
         if data:
             self._out.append(chunk(data) if self._chunked else data)
-        if account is not None and account.stopped:
+        if account.stopped:
             self._finish(b"", False)
+        elif self._lag is None and account.behind:
+            assert self._link is not None, "a response comes on a link"
+            self._link.transport.pause_reading()
+            self._lag = Lag(self, account, self._front.hub)
+
+    def pass_on(self, data: bytes) -> None:
+        """Send on what the account has read of the response by and by."""
+        self._last_ms = self._front.hub.tick_ms
+        self._out.append(chunk(data) if self._chunked else data)
+        self.flush()
+
+    def caught_up(self, trailers: bytes | None) -> None:
+        """All that has come of the response was read; with trailers it is whole."""
+        self._lag = None
+        assert self._account is not None and self._link is not None, "a response is read while it comes"
+        if self._account.stopped:
+            self._finish(b"", False)
+        elif trailers is not None:
+            self.ended(trailers, False)
+        elif not self._front.is_blocked():
+            self._link.transport.resume_reading()
 
     def ended(self, trailers: bytes, reusable: bool) -> None:
         """The response is whole."""
+        if self._lag is not None:
+            self._lag.end(trailers)
+            return
         account = self._account
         if account is not None:
             rest = account.ended()
@@ -375,7 +425,7 @@ class Exchange:
             return
         if full:
             link.transport.pause_reading()
-        else:
+        elif self._lag is None:
             self._last_ms = self._front.hub.tick_ms
             link.transport.resume_reading()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from fairvisor.clock import Now
+from fairvisor.codings import Decoding
 from fairvisor.context import Context
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Decision, Reason, Remarked
@@ -113,18 +114,49 @@ class Gate:
             return False  # the decision says so
         return active.bundle.kill_switches.reads_body or any(policy.reads_body for policy in plan.policies)
 
-    def decide(self, head: RequestHead, peer: Peer, body: bytes | None, *, whole: bool) -> Answer | Passage:
-        """Decide a request; `body` is what was read of it, `whole` says whether that is all. Never raises."""
+    def decoding(self, head: RequestHead, body: bytes, *, whole: bool) -> Decoding | None:
+        """Return how the body is decoded, before `decide`; None: it is not encoded, or nothing looks at it."""
+        coding = head.headers.get("content-encoding", b"")
+        active = self._active.current
+        if not coding or coding.lower() == b"identity" or active is None:
+            return None
+        try:
+            plan = _plan(active.bundle, head)
+        except RequestError:
+            return None  # the decision says so
+        if not active.bundle.reads_model(plan.policies):
+            return None
+        cut_bytes = 0 if whole else max(head.length - len(body), 1)
+        return Decoding(coding, body, self.max_body, cut_bytes)
+
+    def decide(
+        self,
+        head: RequestHead,
+        peer: Peer,
+        body: bytes | None,
+        *,
+        whole: bool,
+        decoding: Decoding | None = None,
+    ) -> Answer | Passage:
+        """Decide a request; `body` is what was read of it, `whole` says whether that is all. Never raises.
+
+        A `decoding` is done.
+        """
         now = self._read_now()
-        cut_bytes = 0
-        if body is not None and (not whole or len(body) > self.max_body):
+        cut_bytes = unread_bytes = 0
+        if decoding is not None:
+            whole, unread_bytes = False, decoding.unread_bytes if decoding.body is None else 0
+            body = body if decoding.body is None else decoding.body
+        elif body is None and head.length == 0:
+            body = b""  # there is none, which is more than not having read it
+        elif body is not None and (not whole or len(body) > self.max_body):
             size = max(head.length, len(body) + (not whole))
             body, whole = body[: self.max_body], False
             cut_bytes = size - len(body)
         try:
             if self._debug_on and head.target.startswith(_DEBUG_PREFIX):
                 return self._debug_page(head, peer, now)
-            outcome = self._decide(head, peer, body, cut_bytes, whole, now)
+            outcome = self._decide(head, peer, body, cut_bytes, unread_bytes, whole, now)
             if self._is_timed():
                 self._took(self._read_now().mono_ns - now.mono_ns)
             return outcome
@@ -137,7 +169,14 @@ class Gate:
             return self._undecided.refuse(Reason.ENGINE_ERROR, head.target.partition("?")[0])
 
     def _decide(
-        self, head: RequestHead, peer: Peer, body: bytes | None, cut_bytes: int, whole: bool, now: Now
+        self,
+        head: RequestHead,
+        peer: Peer,
+        body: bytes | None,
+        cut_bytes: int,
+        unread_bytes: int,
+        whole: bool,
+        now: Now,
     ) -> Answer | Passage:
         active = self._active.current
         if active is None:
@@ -158,6 +197,7 @@ class Gate:
             cut_bytes=cut_bytes,
             repeated=head.repeated,
         )
+        context.unread_bytes = unread_bytes
         decision = decide(bundle, self._counters, context, now)
         if decision.remarked:
             for note in self._noted_by:

@@ -8,12 +8,14 @@ from the other tests. How inputs are made is in `loop.py`.
 from __future__ import annotations
 
 import base64
+import gzip
 import hmac
 import json
 import os
 import random
 import re
 import tempfile
+import zlib
 from collections.abc import Callable, Hashable
 from functools import cache
 from ipaddress import ip_network
@@ -28,6 +30,7 @@ from test_head import assert_same
 from fairvisor.bundle.compile import compile_bundle
 from fairvisor.bundle.load import parse, verify_signature
 from fairvisor.cli.logs import FollowedLog
+from fairvisor.codings import SLICE_BYTES, decoder_of
 from fairvisor.counters.segment import Segment
 from fairvisor.errors import BundleInvalid, FairvisorError, RequestError
 from fairvisor.follow import decision_options
@@ -37,7 +40,7 @@ from fairvisor.http.hub import Hub, Limits
 from fairvisor.identity.addresses import Addresses, parse_address
 from fairvisor.identity.keys import key_from_secret
 from fairvisor.identity.tokens import Tokens, claim_text, claim_values
-from fairvisor.llm.request import read_request
+from fairvisor.llm.request import MAX_NAMES, read_request
 from fairvisor.llm.stream import UsageReader
 from fairvisor.proxy.bodies import BadBody, body_of
 from fairvisor.proxy.heads import (
@@ -57,6 +60,7 @@ CORPUS = Path(__file__).parent / "corpus"
 WALL_NS = 1_800_000_000 * 10**9
 SECRET = "a secret of the fuzzer, more than sixty-four bytes long so that any HMAC may use it"
 SEGMENT_BYTES = 1 << 20
+MOST_DECODED = 1 << 20
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 EXPECTED_STATUSES = {100, 200, 204, 400, 401, 403, 404, 405, 408, 410, 413, 417, 429, 431, 501, 503, 505}
 
@@ -262,19 +266,56 @@ def _usage(data: bytes) -> Hashable:
 
 
 def _llm_request(data: bytes) -> Hashable:
+    """As JSON and as forms; a body that is not read counts with all its bytes, and names are few."""
     found = []
-    for path, cut_bytes in (
-        ("/v1/chat/completions", 0),
-        ("/v1beta/models/g:generateContent", 0),
-        ("/v1/messages", 9),
+    for path, cut_bytes, kind in (
+        ("/v1/chat/completions", 0, b"application/json"),
+        ("/v1beta/models/g:generateContent", 0, b""),
+        ("/v1/messages", 9, b""),
+        ("/v1/audio/transcriptions", 0, b"multipart/form-data; boundary=b"),
+        ("/v1/audio/transcriptions", 9, b"multipart/form-data; boundary=b"),
+        ("/v1/images/edits", 0, b"application/x-www-form-urlencoded"),
     ):
-        request = read_request(path, data, cut_bytes)
+        request = read_request(path, data, cut_bytes, kind)
         if request is not None:
             cap, choices = request.completion_cap or 0, request.choices
             if min(cap, choices) < 0:
                 raise Broken(f"it asks for {choices} times {cap} tokens")
-            found.append((bool(request.model), request.stream, cap.bit_length(), choices.bit_length()))
+            counts = request.cut_bytes == len(data) or cut_bytes or len(request.names) > MAX_NAMES
+            if request.unread and not counts:
+                raise Broken(f"{request.cut_bytes} bytes are unread of {len(data)}")
+            found.append(
+                (bool(request.model), request.unread, request.stream, cap.bit_length(), len(request.names))
+            )
     return tuple(found)
+
+
+def _coding(data: bytes) -> Hashable:
+    """Steps are bounded, whatever is decoded, and a body that is read is what zlib makes of it."""
+    found = []
+    for coding in (b"gzip", b"deflate", b"br", b"zstd"):
+        decoder = decoder_of(coding, MOST_DECODED, 16)
+        if decoder is None:
+            continue
+        steps = 0
+        for piece in (data[: len(data) // 2], data[len(data) // 2 :]):
+            decoder.feed(piece)
+            while decoder.waiting:
+                steps += 1
+                if len(decoder.step()) > 16 * SLICE_BYTES or steps > 10_000:
+                    raise Broken(f"{coding!r}: a step gives too much, or there is no end of them")
+        found.append((decoder.failed, decoder.is_whole, steps.bit_length()))
+    return tuple(found)
+
+
+def _encoded_bodies() -> list[bytes]:
+    plain = b'{"model": "gpt-4o", "messages": []}'
+    return [
+        gzip.compress(plain),
+        zlib.compress(plain),
+        gzip.compress(bytes(100_000)),
+        zlib.compress(plain)[2:],
+    ]
 
 
 # ---- logs
@@ -340,6 +381,7 @@ TARGETS = (
     Target("forwarded", _forwarded, words.FORWARDED),
     Target("usage", _usage, words.USAGE),
     Target("llm-request", _llm_request, words.LLM_REQUEST),
+    Target("coding", _coding, words.CODING, _encoded_bodies),
     Target("replay", _replay, words.LOG),
     Target("audit", _audit, words.AUDIT),
 )

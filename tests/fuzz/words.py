@@ -101,6 +101,22 @@ LLM_REQUEST = JSON + _words(r"""
 "n":
 "content":
 "stream":true
+"MODEL":
+"models":[
+"fallbacks":[
+\r\n--b\r\n
+--b--
+Content-Disposition: form-data; name="model"
+; filename="a"
+&model=
+%6d
+""")
+CODING = _words(r"""
+\x1f\x8b\x08
+\x78\x9c
+\x28\xb5\x2f\xfd
+\x03\x00
+\x00\x00\xff\xff
 """)
 LOG = JSON + _words(r"""
 \n
