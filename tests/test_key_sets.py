@@ -137,13 +137,13 @@ def test_a_damaged_record_is_not_used_and_the_other_copy_is(
     assert instance.worker().read(URL) is None
 
 
-@pytest.mark.parametrize("kind", ["link", "fifo", "readable by others", "directory"])
+@pytest.mark.parametrize("kind", ["link", "fifo", "writable by others", "directory"])
 def test_a_file_that_is_not_ours_alone_is_not_used(instance: Instance, tmp_path: Path, kind: str) -> None:
     instance.worker().write(URL, SET)
     instance.reboot()
     path = instance.state.of(f"keys-{set_name(URL)}")
-    if kind == "readable by others":
-        path.chmod(0o644)
+    if kind == "writable by others":
+        path.chmod(0o666)
     else:
         kept = path.rename(tmp_path / "elsewhere")
         {"link": lambda: path.symlink_to(kept), "fifo": lambda: os.mkfifo(path), "directory": path.mkdir}[
