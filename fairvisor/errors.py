@@ -31,6 +31,7 @@ class RequestError(FairvisorError):
     """A request that cannot be answered as asked; `status` is the HTTP status, the message is for the client."""
 
     status = 400
+    head = ""  # header lines that the answer carries
 
 
 class AmbiguousValue(RequestError):
@@ -57,6 +58,12 @@ class MethodNotAllowed(RequestError):
     """The path exists, for another method."""
 
     status = 405
+
+
+class MethodNotProxied(MethodNotAllowed):
+    """The proxy passes this method on to no upstream (RFC 9110 15.5.6: the answer lists those that it does)."""
+
+    head = "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"
 
 
 class RequestTimeout(RequestError):
@@ -90,7 +97,7 @@ class TooManyGuesses(RequestError):
 
 
 class HeadTooLarge(RequestError):
-    """The request head exceeds 16 KiB."""
+    """The request head exceeds FAIRVISOR_MAX_HEAD."""
 
     status = 431
 
@@ -105,12 +112,19 @@ class Busy(RequestError):
     """There is no room for it now."""
 
     status = 503
+    head = "Retry-After: 1\r\n"
 
 
 class GatewayTimeout(RequestError):
     """The upstream did not answer in time."""
 
     status = 504
+
+
+class LoopDetected(RequestError):
+    """The request has passed this proxy before (RFC 5842 7.2)."""
+
+    status = 508
 
 
 class SettingsError(FairvisorError):

@@ -32,7 +32,6 @@ from fairvisor.errors import BundleInvalid, SegmentError, SettingsError
 from fairvisor.http.accept import Board
 from fairvisor.http.admin import Admin
 from fairvisor.http.admin_listener import AdminServer, AdminSocket
-from fairvisor.http.connection import MAX_HEAD_BYTES
 from fairvisor.http.listeners import Handed, Listeners, from_systemd, handed_over, names_of, open_listeners
 from fairvisor.http.operators import Operators, open_or_tell
 from fairvisor.http.service import Service
@@ -59,8 +58,8 @@ _BOOT_AGAIN_S: Final = 1.0
 _BACKLOG: Final = 2048
 _SOCKET_UMASK: Final = 0o117  # whoever can connect to a unix socket is trusted: owner and group
 
-# What gunicorn's own parser accepts. Its defaults are smaller than a gateway's: a long token or path would not pass.
-WSGI_LIMITS: Final = {"limit_request_line": 8190, "limit_request_field_size": MAX_HEAD_BYTES}
+# The longest request line that gunicorn's own parser can be asked to accept.
+_MAX_REQUEST_LINE: Final = 8190
 
 _GREEN: Final = ("gunicorn.workers.ggevent", "gunicorn.workers.geventlet")
 
@@ -137,7 +136,7 @@ class Master(BaseApplication):  # type: ignore[misc]
             "loglevel": settings.log_level,
             "logger_class": Log,
             "control_socket_disable": True,
-            **WSGI_LIMITS,
+            **wsgi_limits(settings),
             "on_starting": _on_starting,
             "pre_exec": _pre_exec,
             "child_exit": _child_exit,
@@ -214,6 +213,12 @@ def warn_again(publisher: Publisher, environ: Mapping[str, str]) -> None:
         return
     for warning in warnings:
         _log.warning("bundle %s: %s", version, warning)
+
+
+def wsgi_limits(settings: Settings) -> Mapping[str, int]:
+    """Return what gunicorn's own parser accepts. Its defaults are smaller than a gateway's: a long token or path would
+    not pass."""
+    return {"limit_request_line": _MAX_REQUEST_LINE, "limit_request_field_size": settings.max_head}
 
 
 def check_side(settings: Settings, served_by: type[Worker], handed: Sequence[Handed] = ()) -> None:

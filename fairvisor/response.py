@@ -58,7 +58,7 @@ def error_answer(error: RequestError, head: str = "") -> Answer:
     document = {
         "error": {"message": message, "type": "invalid_request_error", "param": None, "code": error.status}
     }
-    return json_answer(error.status, document, head)
+    return json_answer(error.status, document, head or error.head)
 
 
 def carried(answer: Answer) -> Answer:

@@ -146,6 +146,23 @@ class Settings:
         "Throttled requests held per worker; the rest go at once, counted.",
     )
     max_body: int = _setting("1m", read.size(0, 64 << 20), "How much of a request's body counts, in bytes.")
+    max_head: int = _setting(
+        "64k",
+        read.size(16 << 10, 1 << 20),
+        "How large a request's head may be, in bytes; a larger one is answered with 431.",
+    )
+    max_kept_bytes: int = _setting(
+        "24m",
+        read.size(1 << 20, 1 << 40),
+        "How many bytes of unfinished requests (heads and bodies that are not whole, requests that wait for others or "
+        "for an upstream) a worker keeps; beyond it those that keep most for longest are answered with 503.",
+    )
+    body_min_rate: int = _setting(
+        "500",
+        read.integer(0, 1_000_000_000),
+        "How many bytes a second of a body must reach the proxy, beside the time limit of a head; 0: as few as they "
+        "are. A slower one is answered with 408.",
+    )
     header_timeout_ms: int = _setting(
         "10000", read.integer(10, 600_000), "How long a request head may take to arrive, in milliseconds."
     )
@@ -275,6 +292,11 @@ class Settings:
         read.one_of("debug", "info", "warning", "error"),
         "How much is logged; allowed requests never are.",
     )
+
+    @property
+    def unix_trusted(self) -> bool:
+        """Whether peers on unix sockets may describe requests: in proxy mode only if peers are trusted at all."""
+        return self.mode != PROXY or bool(self.trusted_peers)
 
     @property
     def admin_address(self) -> Bind | None:

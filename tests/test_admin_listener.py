@@ -304,3 +304,17 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
         AdminSocket(Bind(path=str(file)))
     assert file.read_text() == "data"
     assert os.listdir(tmp_path) == ["precious"]
+
+
+def test_empty_lines_are_no_request(unix: AdminServer, place: Path) -> None:
+    connection = socket.socket(socket.AF_UNIX)
+    with short_path(place) as short, connection:
+        connection.connect(short)
+        connection.settimeout(10)
+        connection.sendall(b"\r\n")
+        assert connection.recv(1) == b""
+
+
+def test_a_connection_is_for_one_request(unix: AdminServer, place: Path) -> None:
+    """So nobody can ask for more than one answer without reading it."""
+    assert send(place, b"GET /1 HTTP/1.1\r\nHost: e\r\n\r\n" * 1000) == (200, b"GET /1 0")

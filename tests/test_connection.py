@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 
 from fairvisor.clock import Now
 from fairvisor.errors import RequestError
-from fairvisor.http.connection import BODY_WAIT_S, MAX_HEAD_BYTES, MAX_QUEUED, Connection
-from fairvisor.http.hub import LINGER_S, BodyRule, Hub, Limits
+from fairvisor.http.connection import BODY_WAIT_S, MAX_AT_ONCE, MAX_QUEUED, Connection
+from fairvisor.http.hub import HIGH_WATER_BYTES, LINGER_S, BodyRule, Hub, Limits
+from fairvisor.http.pages import Sliced
 from fairvisor.http.request import Peer, Request
 from fairvisor.response import Answer, error_answer
 
 HEADER_TIMEOUT_MS = 10_000
 IDLE_TIMEOUT_MS = 60_000
 BODY_LIMIT = 100
+MAX_HEAD_BYTES = Limits(1, 1, 1).max_head_bytes
 
 ASK = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -62,15 +64,32 @@ class Loop:
 class Transport:
     def __init__(self, peername: object = ("192.0.2.1", 4711)) -> None:
         self.peername = peername
+        self.high_water = 1 << 40  # unread bytes from which on the protocol is told to pause
+        self.protocol: Connection | None = None
+        self.unread = 0
+        self.write_paused = False
         self.writes: list[bytes] = []
         self.closed = self.aborted = self.half_closed = self.paused = False
 
     def get_extra_info(self, name: str) -> object:
         return self.peername
 
+    def set_write_buffer_limits(self, high: int) -> None: ...
+
     def write(self, data: bytes) -> None:
         assert not self.closed, "nothing is written after the end"
         self.writes.append(data)
+        self.unread += len(data)
+        if self.unread > self.high_water and not self.write_paused and self.protocol is not None:
+            self.write_paused = True
+            self.protocol.pause_writing()
+
+    def read_all(self) -> None:
+        """The client reads what there is."""
+        self.unread = 0
+        if self.write_paused and self.protocol is not None:
+            self.write_paused = False
+            self.protocol.resume_writing()
 
     def close(self) -> None:
         self.closed = True
@@ -101,13 +120,21 @@ class Transport:
 
 
 class Service:
-    """Answers with the target; `/wait/<ms>` waits, `/reject` has a body, `/strict` and `/none` set the body rule."""
+    """Answers with the target; `/wait/<ms>` waits, `/reject` has a body, `/page` is made later and is large, `/strict`
+    and `/none` set the body rule."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.pages_begun = 0
 
-    def answer(self, request: Request, now: Now) -> Answer:
+    def _page(self) -> Iterator[bytes]:
+        self.pages_begun += 1
+        yield b"x" * 70_000
+
+    def answer(self, request: Request, now: Now) -> Answer | Sliced:
         self.requests.append(request)
+        if request.target == "/page":
+            return Sliced("", self._page(), lambda error: None)
         head = f"X-Target: {request.target}\r\n"
         if request.target.startswith("/wait/"):
             return Answer(204, head, b"", int(request.target.rpartition("/")[2]))
@@ -130,10 +157,10 @@ class Service:
 class Setup:
     """A worker with one client."""
 
-    def __init__(self, max_waiting: int = 100) -> None:
+    def __init__(self, max_waiting: int = 100, limits: Limits | None = None) -> None:
         self.loop = Loop()
         self.service = Service()
-        limits = Limits(HEADER_TIMEOUT_MS, IDLE_TIMEOUT_MS, max_waiting)
+        limits = limits or Limits(HEADER_TIMEOUT_MS, IDLE_TIMEOUT_MS, max_waiting)
         self.hub = Hub(self.service, limits, self.loop.now)
         self.hub.loop = self.loop  # type: ignore[assignment]
         self.connection, self.transport = self.connect()
@@ -147,11 +174,18 @@ class Setup:
         """What the client gets for it."""
         before = len(self.transport.text)
         self.connection.data_received(data)
+        self.turns()
         return self.transport.text[before:]
+
+    def turns(self) -> None:
+        """The loop does what it has to do at once."""
+        while any(timer.at <= self.loop.seconds and not timer.cancelled for timer in self.loop.timers):
+            self.loop.advance(0)
 
     def later(self, seconds: float) -> bytes:
         before = len(self.transport.text)
         self.loop.advance(seconds)
+        self.turns()
         self.hub.tick()
         return self.transport.text[before:]
 
@@ -382,7 +416,7 @@ def test_too_many_queued_answers_stop_reading(client: Setup) -> None:
 # limits
 
 
-def test_a_head_of_16_kib_passes_and_one_more_header_does_not() -> None:
+def test_a_head_of_64_kib_passes_and_one_more_header_does_not() -> None:
     filler = b"X-Filler: " + b"a" * (MAX_HEAD_BYTES - 200) + b"\r\n"
     fits = b"GET / HTTP/1.1\r\n" + filler + b"\r\n"
     assert b"204" in Setup().send(fits)
@@ -405,8 +439,8 @@ def test_a_head_that_never_ends_is_refused_before_it_is_stored(client: Setup, pi
 
 
 def test_a_large_head_in_two_pieces_is_measured_whole(client: Setup) -> None:
-    client.send(b"GET / HTTP/1.1\r\nA: " + b"a" * 10_000)
-    assert b"431" in client.send(b"b" * 10_000 + b"\r\n\r\n")
+    client.send(b"GET / HTTP/1.1\r\nA: " + b"a" * 40_000)
+    assert b"431" in client.send(b"b" * 40_000 + b"\r\n\r\n")
 
 
 def test_a_long_pipeline_is_no_large_head(client: Setup) -> None:
@@ -426,6 +460,49 @@ def test_a_head_that_comes_too_slowly_is_given_up(client: Setup) -> None:
     assert b"HTTP/1.1 408 " in client.transport.text
     assert seconds <= HEADER_TIMEOUT_MS / 1000 + 6
     assert client.transport.half_closed
+
+
+@pytest.mark.parametrize("drop", [b"\r\n", b"\r\n\r\n", b"\n", b"G"])
+def test_no_drop_before_a_request_line_keeps_a_connection(client: Setup, drop: bytes) -> None:
+    seconds = 0.0
+    while not client.transport.half_closed:
+        client.send(drop)
+        client.later(0.4)
+        seconds += 0.4
+        assert seconds <= HEADER_TIMEOUT_MS / 1000 + 2
+
+
+def test_an_empty_line_before_a_request_is_ignored(client: Setup) -> None:
+    client.send(b"\r\n")
+    client.send(ASK % 1)
+    client.later(HEADER_TIMEOUT_MS / 1000 + 5)
+    assert client.targets == ["/1"]
+    assert not client.transport.half_closed
+
+
+def test_bodies_and_heads_that_are_not_whole_have_a_bound_together() -> None:
+    setup = Setup(limits=Limits(HEADER_TIMEOUT_MS, IDLE_TIMEOUT_MS, 100, max_kept_bytes=10_000))
+    clients = [setup.connect() for _ in range(300)]
+    for number, (connection, _) in enumerate(clients):
+        start = b"POST / HTTP/1.1\r\nContent-Length: 101\r\n\r\n" if number % 2 else b"GET / HTTP/1.1\r\nX: "
+        connection.data_received(start + b"x" * 80)
+        assert setup.hub.kept.total_bytes <= 10_000
+    ended = [transport for _, transport in clients if b"HTTP/1.1 503 " in transport.text]
+    assert len(ended) > 100
+    assert b"Retry-After: 1\r\n" in ended[0].text
+    for connection, _ in clients:
+        connection.connection_lost(None)
+    assert setup.hub.kept.total_bytes == 0
+
+
+def test_a_trailer_without_end_is_refused(client: Setup) -> None:
+    client.send(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nA: ")
+    sent = 0
+    while not client.transport.writes:
+        client.send(b"b" * 1000)
+        sent += 1000
+        assert sent <= MAX_HEAD_BYTES + 1000
+    assert b"HTTP/1.1 431 " in client.transport.text
 
 
 def test_an_unused_connection_is_closed(client: Setup) -> None:
@@ -448,6 +525,59 @@ def test_a_client_that_does_not_read_is_not_read_from_and_then_dropped(client: S
     assert client.transport.paused
     client.later(HEADER_TIMEOUT_MS / 1000 + 1)
     assert client.transport.aborted
+
+
+def test_nothing_is_answered_while_a_client_does_not_read(client: Setup) -> None:
+    """A pipeline of 256 KB, as much as a loop reads at once: after 64 KB of answers it stays where it is."""
+    client.transport.high_water = HIGH_WATER_BYTES
+    client.transport.protocol = client.connection
+    client.send(ASK % 1 * 9000)
+    assert client.transport.paused
+    assert len(client.service.requests) < 2000
+    answered_before = len(client.service.requests)
+    assert client.hub.kept.total_bytes > 200_000
+    client.later(1)
+    assert len(client.service.requests) == answered_before
+    while client.transport.paused:
+        client.transport.read_all()
+        client.turns()
+    assert client.targets == ["/1"] * 9000
+    assert client.hub.kept.total_bytes == 0
+
+
+def test_a_long_pipeline_lets_others_be_answered_in_between(client: Setup) -> None:
+    client.connection.data_received(ASK % 1 * 1000)
+    first = len(client.service.requests)
+    assert first <= MAX_AT_ONCE + 20  # with those of the piece that the parser has
+    other, transport = client.connect()
+    other.data_received(ASK % 2)
+    assert transport.text
+    assert len(client.service.requests) == first + 1
+    client.turns()
+    assert client.targets == ["/1"] * 1000
+
+
+def test_a_pipeline_that_waits_for_a_client_to_read_is_no_slow_head(client: Setup) -> None:
+    client.transport.high_water = HIGH_WATER_BYTES
+    client.transport.protocol = client.connection
+    client.send(ASK % 1 * 2000 + b"GET /last HTTP/1.1\r\nHo")
+    while client.transport.paused:
+        client.later(HEADER_TIMEOUT_MS / 1000 - 1)
+        client.transport.read_all()
+        client.turns()
+    client.later(HEADER_TIMEOUT_MS / 1000 - 1)
+    client.send(b"st: a\r\n\r\n")
+    assert client.targets[-1] == "/last"
+
+
+def test_pages_are_made_one_at_a_time_and_only_for_a_client_that_reads(client: Setup) -> None:
+    client.transport.high_water = HIGH_WATER_BYTES
+    client.transport.protocol = client.connection
+    client.send(b"GET /page HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+    for pages in (1, 2, 3):  # of 70,000 bytes: the client has not read the last one
+        assert client.service.pages_begun == pages
+        client.transport.read_all()
+        client.turns()
 
 
 def test_a_client_that_does_not_read_the_end_is_dropped(client: Setup) -> None:

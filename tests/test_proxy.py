@@ -27,7 +27,7 @@ def test_a_request_passes_and_its_answer_comes_back() -> None:
             assert b"Host: a.example" in received
             assert b"X-Forwarded-For: 127.0.0.1" in received
             assert b"X-Forwarded-Proto: http" in received
-            assert b"Via: 1.1 fairvisor" in received
+            assert b"Via: 1.1 " + proxy.gate.pseudonym in received
 
     run(test())
 
@@ -380,7 +380,7 @@ def test_the_bytes_of_a_target_are_forwarded_unchanged(request_: bytes, line: by
 def test_a_head_that_is_too_large() -> None:
     async def test() -> None:
         async with bench(OPEN) as proxy:
-            answer = await proxy.ask(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 20_000 + b"\r\n\r\n")
+            answer = await proxy.ask(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 70_000 + b"\r\n\r\n")
             assert answer.status == 431
 
     run(test())

@@ -14,9 +14,16 @@ from typing import Final, NamedTuple, Protocol
 
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.errors import RequestError
+from fairvisor.http.kept import Kept
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.wire import Sendable, StatusLines
 
+# What is read at once and is as large waits for its turn: of five hundred such reads one is looked into in each turn of
+# the loop, and those who send a request or two are answered in between.
+TURN_BYTES: Final = 16 * 1024
+# Above so much that a client has not taken, nothing more is begun for it. The kernel's buffer comes before it, so fast
+# clients do not notice: it is what each slow one costs.
+HIGH_WATER_BYTES: Final = 16 * 1024
 LINGER_S: Final = 1.0  # how long a connection is still read before it is closed
 _TURN_S: Final = 0.001  # with 0, what is due is called before the loop reads
 _SLICES_IN_A_ROW: Final = 16  # of one work: some milliseconds
@@ -48,11 +55,17 @@ class Checked(Protocol):
 
 
 class Limits(NamedTuple):
-    """What one worker bears. Times in milliseconds."""
+    """What one worker bears. Times in milliseconds.
+
+    `body_min_rate` is in bytes a second, 0 for none: how fast a body must come that a proxy forwards.
+    """
 
     header_timeout_ms: int
     idle_timeout_ms: int
     max_waiting: int
+    max_head_bytes: int = 64 * 1024
+    max_kept_bytes: int = 24 * 1024 * 1024
+    body_min_rate: int = 500
 
 
 class Hub:
@@ -64,6 +77,7 @@ class Hub:
         self.limits = limits
         self.read_now = read_now
         self.lines = StatusLines()
+        self.kept = Kept(limits.max_kept_bytes)
         self.loop: asyncio.AbstractEventLoop | None = None
         self.on_close: Callable[[], None] = _nobody_cares
         self.on_no_seat: Callable[[], None] = _nobody_cares
@@ -148,6 +162,10 @@ class Hub:
         if len(self._works) == 1:
             self._call_turn()
 
+    def next_turn(self, go_on: Callable[[], None]) -> None:
+        """Call `go_on` in a later turn of the loop, in which no other such work is done."""
+        self.work(_is_ready, go_on)
+
     def _turn(self) -> None:
         advance, done = self._works[0]
         is_over = True
@@ -173,6 +191,11 @@ class Hub:
         """Give the seat of a wait back that nobody waits for any more."""
         timer.cancel()
         self.waiting -= 1
+
+
+def _is_ready() -> bool:
+    """What waits for its turn only needs no work before it."""
+    return True
 
 
 def _nobody_cares() -> None:

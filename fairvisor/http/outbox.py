@@ -18,24 +18,33 @@ def _at_once() -> int:
 
 
 class Queued:
-    """An answer in the queue: held until its timer rings or it is made, or only behind one that is."""
+    """An answer in the queue: held until its timer rings or it is made, or only behind one that is.
 
-    __slots__ = ("held", "payload", "timer")
+    `make` begins to make it, None for one that is made or being made.
+    """
+
+    __slots__ = ("held", "make", "payload", "timer")
 
     def __init__(self, payload: bytes) -> None:
         self.payload = payload
         self.held = False
+        self.make: Callable[[], None] | None = None
         self.timer: asyncio.TimerHandle | None = None
 
 
 class Outbox:
-    """`ready` is what can be written now, `queue` what must wait; `on_ready` is called when a wait is over."""
+    """`ready` is what can be written now, `queue` what must wait; `on_ready` is called when a wait is over.
 
-    __slots__ = ("_hub", "_on_ready", "queue", "ready")
+    While it is `blocked`, because the client does not read, no answer is made; `unmade` is how many are still to be.
+    """
+
+    __slots__ = ("_hub", "_on_ready", "blocked", "queue", "ready", "unmade")
 
     def __init__(self, hub: Hub, on_ready: Callable[[], None]) -> None:
         self._hub = hub
         self._on_ready = on_ready
+        self.blocked = False
+        self.unmade = 0
         self.ready: list[bytes] = []
         self.queue: deque[Queued] = deque()
 
@@ -55,16 +64,31 @@ class Outbox:
     ) -> None:
         """The next answer is made a slice at a time, until `advance` is true; `finish` gives its payload.
 
-        Then it is held for what `delay_ms` gives.
+        Then it is held for what `delay_ms` gives. It is begun when those before it are on their way: a client is owed
+        one such answer at a time.
         """
         queued = Queued(b"")
         queued.held = True
+        queued.make = lambda: self._hub.work(advance, lambda: self._made(queued, finish, delay_ms))
         self.queue.append(queued)
-        self._hub.work(advance, lambda: self._made(queued, finish, delay_ms))
+        self.unmade += 1
+        self._make_next()
+
+    def unblock(self) -> None:
+        """The client reads again."""
+        self.blocked = False
+        self._make_next()
+
+    def _make_next(self) -> None:
+        first = self.queue[0] if self.queue else None
+        if first is not None and first.make is not None and not self.blocked:
+            make, first.make = first.make, None
+            make()
 
     def _made(self, queued: Queued, finish: Callable[[], bytes], delay_ms: Callable[[], int]) -> None:
         if queued not in self.queue:  # the client is gone
             return
+        self.unmade -= 1
         queued.payload = finish()
         held_ms = delay_ms()
         if held_ms > 0:
@@ -95,3 +119,4 @@ class Outbox:
         while queue and not queue[0].held:
             self.ready.append(queue.popleft().payload)
         self._on_ready()
+        self._make_next()

@@ -26,7 +26,7 @@ from fairvisor.http.connection import Connection
 from fairvisor.http.hub import Hub, Limits
 from fairvisor.http.side import SideListener
 from fairvisor.metrics import Counter
-from fairvisor.metrics.families import THROTTLES_NOT_HELD
+from fairvisor.metrics.families import GIVEN_UP, THROTTLES_NOT_HELD
 from fairvisor.proxy.start import Proxy
 from fairvisor.settings import Settings
 
@@ -52,7 +52,14 @@ def _heed_no_other_stop() -> None:
 
 def limits_of(settings: Settings) -> Limits:
     """What the settings say a worker bears."""
-    return Limits(settings.header_timeout_ms, settings.idle_timeout_ms, settings.max_waiting)
+    return Limits(
+        settings.header_timeout_ms,
+        settings.idle_timeout_ms,
+        settings.max_waiting,
+        settings.max_head,
+        settings.max_kept_bytes,
+        settings.body_min_rate,
+    )
 
 
 class EdgeWorker(Worker):  # type: ignore[misc]
@@ -111,6 +118,7 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         )
         hub.on_close = acceptor.closed
         hub.on_no_seat = Counter(self.app.segment, THROTTLES_NOT_HELD).add
+        hub.kept.on_given_up = Counter(self.app.segment, GIVEN_UP).add
         for number in STOPS:
             self.loop.add_signal_handler(number, self._asked_to_stop, number)
         self.loop.add_signal_handler(signal.SIGUSR1, self.log.reopen_files)

@@ -73,7 +73,7 @@ class Addresses:
     """Finds the client of a request; see the module's text for the rule.
 
     `form` says which header is read and how, as FAIRVISOR_CLIENT_IP_HEADER writes it in lower case. A peer on a unix
-    socket, whose address is "", is trusted: the permissions of the socket decide who that is.
+    socket, whose address is "", is trusted if `unix_trusted`: the permissions of the socket decide who that is.
     """
 
     def __init__(
@@ -82,11 +82,14 @@ class Addresses:
         trusted_peers: Sequence[Network],
         trusted_proxies: Sequence[Network],
         ipv6_prefix: int,
+        *,
+        unix_trusted: bool = True,
     ) -> None:
         self._header, self._entries = client_header(form)
         self._trusted_peers = tuple(trusted_peers)
         self._trusted_proxies = tuple(trusted_proxies)
         self._ipv6_prefix = ipv6_prefix
+        self._unix_trusted = unix_trusted
         self._clients: Recent[tuple[str, bytes | None], Client] = Recent(_REMEMBERED_CLIENTS)
         self._trust: Recent[str, bool] = Recent(_REMEMBERED_PEERS)
 
@@ -100,7 +103,11 @@ class Addresses:
         trusted = self._trust.get(peer)
         if trusted is None:
             address = parse_address(peer)
-            trusted = peer == "" or (address is not None and in_any(address, self._trusted_peers))
+            trusted = (
+                self._unix_trusted
+                if peer == ""
+                else address is not None and in_any(address, self._trusted_peers)
+            )
             self._trust.put(peer, trusted)
         return trusted
 

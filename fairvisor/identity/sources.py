@@ -76,7 +76,11 @@ class Identity:
         self._issuers: tuple[JwksUrl, ...] = ()
 
         self.addresses = Addresses(
-            settings.client_ip_header, settings.trusted_peers, settings.trusted_proxies, settings.ipv6_prefix
+            settings.client_ip_header,
+            settings.trusted_peers,
+            settings.trusted_proxies,
+            settings.ipv6_prefix,
+            unix_trusted=settings.unix_trusted,
         )
         self.trusted_peer = self.addresses.trusted_peer
         self.bot = Bots().bot

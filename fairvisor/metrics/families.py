@@ -247,6 +247,10 @@ THROTTLES_WAITING: Final = Family(
 THROTTLES_NOT_HELD: Final = Family(
     "fairvisor_throttles_not_held_total", "Throttled answers that went at once because every seat was taken."
 )
+GIVEN_UP: Final = Family(
+    "fairvisor_requests_given_up_total",
+    "Unfinished requests ended because their worker kept too many bytes (FAIRVISOR_MAX_KEPT_BYTES).",
+)
 WORKER_RESTARTS: Final = Family(
     "fairvisor_worker_restarts_total", "Workers that ended without being asked to and were replaced."
 )
@@ -320,6 +324,7 @@ FAMILIES: Final = (
     CONNECTIONS,
     THROTTLES_WAITING,
     THROTTLES_NOT_HELD,
+    GIVEN_UP,
     WORKER_RESTARTS,
     THREAD_FAILURES,
     AUDIT_EVENTS,

@@ -15,7 +15,8 @@ from fairvisor.proxy.heads import CHUNKED, FIELDS, UNTIL_CLOSE
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,12})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _MAX_SIZE_LINE: Final = 1024
 _MAX_EXTENSIONS: Final = 16 * 1024  # of one body: they are thrown away, so many of them are an attack
-_MAX_TRAILERS: Final = 8 * 1024
+_MAX_TRAILERS: Final = 64
+_MAX_TRAILER_BYTES: Final = 8 * 1024
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 # Fields that mean something before the body only (RFC 9110 6.5.1).
 _NO_TRAILERS: Final = frozenset({
@@ -82,7 +83,7 @@ class OpenBody(Body):
 class ChunkedBody(Body):
     """A body in chunks."""
 
-    __slots__ = ("_extensions", "_held", "_in_trailers", "_left")
+    __slots__ = ("_extensions", "_held", "_in_trailers", "_left", "_trailer_count")
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,6 +91,7 @@ class ChunkedBody(Body):
         self._left = 0  # of the chunk that is open, its CRLF included
         self._in_trailers = False
         self._extensions = 0
+        self._trailer_count = 0
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Content, and what comes after the last chunk and its trailers."""
@@ -162,8 +164,15 @@ class ChunkedBody(Body):
         if not flags and text not in _NO_TRAILERS:
             self.trailers += line + b"\r\n"
         self._extensions += len(line)
-        if self._extensions > _MAX_EXTENSIONS or len(self.trailers) > _MAX_TRAILERS:
-            raise BadBody("too many trailers")
+        self._trailer_count += 1
+        if (
+            self._trailer_count > _MAX_TRAILERS
+            or self._extensions > _MAX_EXTENSIONS
+            or len(self.trailers) > _MAX_TRAILER_BYTES
+        ):
+            raise BadBody(
+                f"more than {_MAX_TRAILERS} trailers, or more than {_MAX_TRAILER_BYTES} bytes of them"
+            )
 
 
 def chunk(content: bytes) -> bytes:

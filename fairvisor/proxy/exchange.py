@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from fairvisor.codings import AT_ONCE, STEPS, Decoding
 from fairvisor.errors import BadGateway, GatewayTimeout, RequestError
+from fairvisor.http.kept import Gathered, gathered
 from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE
 from fairvisor.proxy.account import Account
 from fairvisor.proxy.backends import Backend
@@ -27,19 +28,19 @@ from fairvisor.proxy.tunnel import Tunnel
 if TYPE_CHECKING:
     from fairvisor.proxy.front import Front
 
-MAX_PENDING: Final = 256 * 1024  # of a body, before there is a connection to write it to
-MAX_REPLAY: Final = 256 * 1024  # a request that is kept to be sent again
-_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})  # RFC 9110 9.2.2
+MAX_PENDING: Final = 64 * 1024  # of a body, before there is a connection to write it to
+MAX_REPLAY: Final = 64 * 1024  # of a body that is kept to be sent again
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})  # RFC 9110 9.2.2
 _CONTINUE_STATUS: Final = 100
 
 
 class Exchange:
     """One request on `front`."""
 
-    __slots__ = ("_account", "_backend", "_begun", "_chunked", "_close", "_collected", "_complete",
-                 "_continues", "_dead", "_extra", "_front", "_lag", "_last_ms", "_length", "_link",
-                 "_out", "_pending", "_pending_bytes", "_replay", "_sent_ms", "_size", "_task", "_timer", "_tried",
-                 "head", "sent_all", "to_head", "tunnel", "upgrades")  # fmt: skip
+    __slots__ = ("_account", "_backend", "_begun", "_chunked", "_close", "_complete", "_continues", "_dead", "_extra",
+                 "_front", "_kept", "_lag", "_last_ms", "_length", "_link", "_out", "_replay", "_sent_ms", "_size",
+                 "_task", "_timer", "_tried", "deciding", "head", "sent_all", "to_head", "tunnel", "undecided",
+                 "upgrades")  # fmt: skip
 
     def __init__(self, front: Front, head: RequestHead) -> None:
         self._front = front
@@ -49,14 +50,14 @@ class Exchange:
         self.tunnel: Tunnel | None = None
         self._dead = False
         # the request
-        self._collected: list[bytes] | None = None  # its body, while it is read before the decision
-        self._size = 0
+        self.undecided = False  # its body is read before the decision
+        self.deciding = False  # in slices: nothing more is read
+        self._kept: Gathered | None = None  # of its body, before the decision and then until there is a link
+        self._size = 0  # of its body, as far as it was read before the decision
         self._complete = head.length == 0
         self._continues = False  # the client waits for the upstream's 100 (Continue)
         self.sent_all = False
         self._length = head.length
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
         self._replay: bytes | None = None
         self._timer: asyncio.TimerHandle | None = None
         # the upstream
@@ -80,26 +81,31 @@ class Exchange:
         """Whether the client has a part of the response."""
         return self._begun
 
+    @property
+    def kept_bytes(self) -> int:
+        """How many bytes of the request are kept because it cannot go on yet."""
+        return 0 if self._kept is None else self._kept.size_bytes
+
     # the request comes
 
     def begin(self) -> None:
         """The head is here."""
         if self.head.length and self._front.gate.reads_body(self.head):
-            self._collected = []
+            self.undecided = True
             if self.head.continues:
                 self._front.write(CONTINUE)
         else:
-            self._decide(None)
+            self._decide()
 
     def request_content(self, data: bytes) -> None:
         """A piece of the body is here."""
         if self._dead:
             return
-        if self._collected is not None:
-            self._collected.append(data)
+        if self.undecided:
+            self._kept = gathered(self._kept, data)
             self._size += len(data)
             if self._size >= self._front.gate.max_body:
-                self._decide(self._collected)
+                self._decide()
             return
         self._send(chunk(data) if self._length == CHUNKED else data)
 
@@ -108,34 +114,44 @@ class Exchange:
         self._complete = True
         if self._dead:
             return
-        if self._collected is not None:
-            self._decide(self._collected)
+        if self.undecided:
+            self._decide()
         elif self._length == CHUNKED:
             self._send(last_chunk(trailers))
         if self._link is not None:
             self.sent_all = True
 
-    def _decide(self, collected: list[bytes] | None) -> None:
-        """Ask the gate; `collected` is what there is of the body, if it was to be read.
+    def _decide(self) -> None:
+        """Ask the gate, with what there is of the body if it was to be read.
 
-        One that is encoded is decoded first: at once, or in slices between which others are served.
+        One that is encoded is decoded first: at once, or in slices between which others are served and nothing more of
+        this request is read.
         """
-        self._collected = None
-        front = self._front
-        body = b"".join(collected) if collected is not None else None
+        front, body = self._front, None
+        if self.undecided:
+            self.undecided = False
+            body = b"" if self._kept is None else self._kept.joined()
         decoding = None
         if body and "content-encoding" in self.head.headers:
             decoding = front.gate.decoding(self.head, body, whole=self._complete)
         if decoding is None or decoding.runs_out(AT_ONCE):
             self._pass(body, decoding)
-        else:
-            front.hub.work(lambda: decoding.runs_out(STEPS), lambda: self._pass(body, decoding))
+            return
+        self.deciding = True
+        front.hold_reading()
+        front.hub.work(lambda: decoding.runs_out(STEPS), lambda: self._decoded(body, decoding))
+
+    def _decoded(self, body: bytes | None, decoding: Decoding) -> None:
+        """The body is decoded: decide, and read on."""
+        if not self._dead:
+            self.deciding = False
+            self._pass(body, decoding)
+            self._front.read_on(self)
 
     def _pass(self, body: bytes | None, decoding: Decoding | None) -> None:
         """Let the gate decide, and send the request on or answer it."""
-        if self._dead:
-            return
         front = self._front
+        self._kept = None
         outcome = front.gate.decide(self.head, front.peer, body, whole=self._complete, decoding=decoding)
         if not isinstance(outcome, Passage):
             self._dead = True
@@ -149,7 +165,7 @@ class Exchange:
             self._length = len(body)
         self._continues = not self._complete and self._size == 0
         if body:
-            self._pending.append(body if self._length != CHUNKED else chunk(body))
+            self._kept = gathered(None, body if self._length != CHUNKED else chunk(body))
         if outcome.delay_ms:
             self._timer = front.hub.hold(outcome.delay_ms, self._forward)
         if self._timer is None:
@@ -160,7 +176,7 @@ class Exchange:
         self._timer = None
         self._sent_ms = self._front.hub.tick_ms
         if self._complete and self.head.method in _IDEMPOTENT and self._size <= MAX_REPLAY:
-            self._replay = b"".join(self._pending)
+            self._replay = b"" if self._kept is None else self._kept.joined()
         self._reach()
 
     def _reach(self, *, fresh: bool = False) -> None:
@@ -189,8 +205,7 @@ class Exchange:
         link.attach(self)
         address = link.backend.address
         host = address.authority if address.tls or not self.head.host else self.head.host
-        pending, self._pending = self._pending, []
-        self._pending_bytes = 0
+        kept, self._kept = self._kept, None
         front, account = self._front, self._account
         self._last_ms = front.hub.tick_ms
         self.sent_all = self._complete
@@ -198,7 +213,7 @@ class Exchange:
         head = request_head(
             self.head, host, front.hop, length=self._length, continues=self._continues, coding=coding
         )
-        link.write(b"".join((head, *pending)) if pending else head)
+        link.write(head if kept is None else head + kept.joined())
         front.let_read()
 
     def _send(self, data: bytes) -> None:
@@ -206,9 +221,8 @@ class Exchange:
         if self._link is not None:
             self._link.write(data)
             return
-        self._pending.append(data)
-        self._pending_bytes += len(data)
-        if self._pending_bytes > MAX_PENDING:
+        self._kept = gathered(self._kept, data)
+        if self.kept_bytes > MAX_PENDING:
             self._front.hold_reading()
 
     # what goes wrong
@@ -242,7 +256,8 @@ class Exchange:
             return
         if link.used and not link.heard and kind == "closed":  # it was closed while it was idle
             if self._replay is not None:
-                self._pending, self._replay = [self._replay], None
+                self._kept = Gathered(self._replay) if self._replay else None
+                self._replay = None
                 self._reach(fresh=True)
                 return
         else:
@@ -276,6 +291,7 @@ class Exchange:
     def _over(self) -> None:
         """Nothing more happens: give back what is held."""
         self._dead = True
+        self._kept = self._replay = None
         if self._lag is not None:
             self._lag.drop()
         if self._timer is not None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-from fairvisor.errors import HeadTooLarge, RequestError, RequestTimeout
-from fairvisor.http.hub import LINGER_S, Hub
+from fairvisor.errors import Busy, HeadTooLarge, LoopDetected, RequestError, RequestTimeout
+from fairvisor.http.hub import HIGH_WATER_BYTES, LINGER_S, TURN_BYTES, Hub
 from fairvisor.http.request import Peer
 from fairvisor.http.wire import CLOSE, KEEP_ALIVE, Sendable, encode
 from fairvisor.proxy.bodies import BadBody, Body, SizedBody, body_of
 from fairvisor.proxy.exchange import Exchange
-from fairvisor.proxy.heads import RequestHead, plain_request_head, read_request_head
+from fairvisor.proxy.heads import VIA, RequestHead, plain_request_head, read_request_head
+from fairvisor.proxy.pace import Pace
 from fairvisor.proxy.rewrite import Hop
 from fairvisor.response import json_answer
 
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from fairvisor.proxy.backends import Backends
     from fairvisor.proxy.gate import Gate
 
-MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_BUFFERED: Final = 64 * 1024  # of requests that come before the one before them is answered
+MAX_AT_ONCE: Final = 16  # requests begun in one turn of the loop, so that others are answered in between
 
 _NO_BODY: Final[Body] = SizedBody(0)
-_TOO_LARGE: Final = HeadTooLarge(f"the request head exceeds {MAX_HEAD_BYTES} bytes")
+_HEAD_END: Final = b"\r\n\r\n"
 
 
 class Timeouts(NamedTuple):
@@ -42,7 +43,8 @@ class Timeouts(NamedTuple):
 class Front(asyncio.Protocol):
     """A connection of a worker's hub."""
 
-    __slots__ = ("_body", "_buffer", "_closing", "_consuming", "_exchange", "_seen_ms", "_started_ms", "_transport",
+    __slots__ = ("_blocked_ms", "_body", "_buffer", "_closing", "_consuming", "_exchange",
+                 "_kept_bytes", "_pace", "_seen_ms", "_started_ms", "_transport", "_turn_asked", "_upstream_full",
                  "_write_blocked", "backends", "gate", "hop", "hub", "peer", "reading_held", "timeouts")  # fmt: skip
 
     _transport: asyncio.Transport
@@ -60,20 +62,26 @@ class Front(asyncio.Protocol):
         self._closing = False
         self._consuming = False
         self._write_blocked = False
+        self._blocked_ms = 0  # since when
+        self._turn_asked = False  # to look into what is in the buffer
+        self._kept_bytes = 0  # as the hub knows it
+        self._upstream_full = False  # the exchange wants no more to be read
         self.reading_held = False
         self._seen_ms = hub.tick_ms
         # per request
         self._started_ms = 0
         self._exchange: Exchange | None = None
         self._body: Body = _NO_BODY
+        self._pace: Pace | None = None  # of the latest body
 
     # asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class: one by its methods only
+        self._transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         name = transport.get_extra_info("peername")
         self.peer = self.gate.peer(name[0] if isinstance(name, tuple) else "")
-        self.hop = Hop(self.peer)
+        self.hop = Hop(self.peer, self.gate.pseudonym)
         self.hub.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -81,6 +89,7 @@ class Front(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_gone()
+        self._drop_rest()
         self.hub.closed(self)
 
     def data_received(self, data: bytes) -> None:
@@ -91,7 +100,12 @@ class Front(asyncio.Protocol):
         if exchange is not None and exchange.tunnel is not None:
             exchange.tunnel.from_client(data)
             return
-        self._consume(self._buffer + data if self._buffer else data)
+        if len(data) >= TURN_BYTES and (exchange is None or exchange.undecided):
+            self._buffer += data
+            self._ask_turn()
+            self.settle()
+        else:
+            self._consume(self._buffer + data if self._buffer else data)
 
     def eof_received(self) -> bool:
         """A client that says no more before it has its response is gone, as for nginx; a tunnel has two directions."""
@@ -100,7 +114,7 @@ class Front(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._write_blocked = True
-        self._seen_ms = self.hub.tick_ms
+        self._blocked_ms = self.hub.tick_ms
         if self._exchange is not None:
             self._exchange.client_full(True)
 
@@ -109,27 +123,33 @@ class Front(asyncio.Protocol):
         self._seen_ms = self.hub.tick_ms
         if self._exchange is not None:
             self._exchange.client_full(False)
+        elif not self._closing:
+            self._go_on()
 
     # reading
 
     def _consume(self, data: bytes) -> None:
         """Read as far as it goes: heads, bodies, and what belongs to later requests is kept."""
         self._consuming = True
+        begun = 0
         try:
             while data and not self._closing:
                 if self._exchange is None:
+                    if self._write_blocked or begun == MAX_AT_ONCE:
+                        break  # what is begun would be answered into memory, or keep others waiting
                     rest = self._next_head(data)
                     if rest is None:
                         break
                     data = rest
-                elif not self._body.done:
-                    content, data = self._body.feed(data)
-                    self._pass_body(self._exchange, content)
+                    begun += 1
                 elif self._exchange.tunnel is not None:
                     self._exchange.tunnel.from_client(data)
                     data = b""
-                else:
+                elif self._body.done or self._exchange.deciding:
                     break
+                else:
+                    content, data = self._body.feed(data)
+                    self._pass_body(self._exchange, content)
         except RequestError as error:
             self._refuse(error)
         except BadBody as error:
@@ -137,22 +157,26 @@ class Front(asyncio.Protocol):
         finally:
             self._consuming = False
         self._buffer = b"" if self._closing else data
-        if len(self._buffer) > MAX_BUFFERED and self._exchange is not None:
-            self.hold_reading()
+        if begun == MAX_AT_ONCE and self._buffer and self._exchange is None:
+            self._ask_turn()
+        if data or self._kept_bytes or self.reading_held or self._keeps():
+            self.settle()
+
+    def _keeps(self) -> bool:
+        return self._exchange is not None and self._exchange.kept_bytes > 0
 
     def _next_head(self, data: bytes) -> bytes | None:
         """Begin the next request, if its head is whole: what comes after it, else None."""
-        head = plain_request_head(data)
+        # A head that comes in many pieces is not read anew with each of them.
+        head = plain_request_head(data) if not self._started_ms or _HEAD_END in data else None
         if head is not None:
             self._started_ms = 0
             self._begin(head)
             return data[head.size_bytes :]
-        end = data.find(b"\r\n\r\n")
-        if end < 0 or end > MAX_HEAD_BYTES:
-            if len(data) > MAX_HEAD_BYTES:
-                raise _TOO_LARGE
-            if data == b"\r\n":
-                return b""
+        end, limit = data.find(_HEAD_END), self.hub.limits.max_head_bytes
+        if end < 0 or end > limit:
+            if len(data) > limit:
+                raise HeadTooLarge(f"the request head exceeds {limit} bytes (FAIRVISOR_MAX_HEAD)")
             self._started_ms = self._started_ms or self.hub.tick_ms
             return None
         self._started_ms = 0
@@ -163,27 +187,76 @@ class Front(asyncio.Protocol):
         return data[end + 4 :]
 
     def _begin(self, head: RequestHead) -> None:
-        self._body = body_of(head.length) if head.length else _NO_BODY
+        if head.flags & VIA and self.hop.has_passed(head):
+            raise LoopDetected("the request has passed this proxy before (Via): an upstream leads back to it")
+        if head.length:
+            self._body = body_of(head.length)
+            self._pace = Pace(self.hub.tick_ms)
+        else:
+            self._body = _NO_BODY
         exchange = self._exchange = Exchange(self, head)
         exchange.begin()
 
     def _pass_body(self, exchange: Exchange, content: bytes) -> None:
         if content:
+            if self._pace is not None:
+                self._pace.size_bytes += len(content)
             exchange.request_content(content)
-        if self._body.done and self._exchange is exchange:
+        if self._body.done and self._exchange is exchange and not exchange.deciding:
             exchange.request_end(self._body.trailers)
 
     def hold_reading(self) -> None:
-        """Read no more from the client for now."""
-        if not self.reading_held and not self._transport.is_closing():
-            self.reading_held = True
-            self._transport.pause_reading()
+        """Read no more from the client until the exchange has ended or lets it."""
+        self._upstream_full = True
+        if not self._consuming:
+            self.settle()
 
     def let_read(self) -> None:
-        """Read on."""
-        if self.reading_held and not self._transport.is_closing():
-            self.reading_held = False
+        """Read on, as far as the exchange is concerned."""
+        self._upstream_full = False
+        if (self._kept_bytes or self.reading_held) and not self._consuming:
+            self.settle()
+
+    def read_on(self, exchange: Exchange) -> None:
+        """Go on with what came while the exchange was being decided."""
+        if self._exchange is not exchange:
+            return  # it is answered
+        if self._body.done:
+            exchange.request_end(self._body.trailers)
+        if not self._closing:
+            self._upstream_full = False
+            self._go_on()
+
+    def settle(self) -> None:
+        """Tell the hub what is kept, and read on from the client or hold."""
+        exchange = self._exchange
+        kept_bytes = len(self._buffer) + (0 if exchange is None else exchange.kept_bytes)
+        if kept_bytes != self._kept_bytes:
+            self._kept_bytes = kept_bytes
+            self.hub.kept.note(self, kept_bytes, self.hub.tick_ms)  # may end this connection
+        waits = self._write_blocked if self._exchange is None else len(self._buffer) > MAX_BUFFERED
+        hold = not self._closing and (self._turn_asked or self._upstream_full or waits)
+        if hold == self.reading_held or self._transport.is_closing():
+            return
+        self.reading_held = hold
+        now_ms, pace = self.hub.tick_ms, self._pace
+        if hold:
+            self._transport.pause_reading()
+        else:
+            self._seen_ms = now_ms
             self._transport.resume_reading()
+        if pace is not None:
+            pace.hold(now_ms) if hold else pace.go_on(now_ms)
+
+    def give_up(self) -> None:
+        """End: the worker keeps too much, and this connection most for longest."""
+        error = Busy("too many unfinished requests are kept (FAIRVISOR_MAX_KEPT_BYTES)")
+        if self._write_blocked:
+            self.abort()
+        elif self._exchange is not None:
+            self._bad_body(error)
+        else:
+            self._refuse(error)
 
     def is_blocked(self) -> bool:
         """Whether the client does not take what is written."""
@@ -233,18 +306,37 @@ class Front(asyncio.Protocol):
         if close:
             self._shut(unread=not self._body.done)
             return
-        self.let_read()
         self._body = _NO_BODY
-        if self._buffer and not self._consuming:
-            data, self._buffer = self._buffer, b""
-            self._consume(data)
+        self._upstream_full = False
+        self._go_on()
         if self.hub.stopping and self._exchange is None:
             self._shut(unread=False)
+
+    def _ask_turn(self) -> None:
+        """Read no more before others had their turn."""
+        if not self._turn_asked and not self._closing:
+            self._turn_asked = True
+            self.hub.next_turn(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._turn_asked = False
+        if not self._closing:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Begin what waits, unless the client does not read."""
+        if self._consuming or self._turn_asked:
+            return
+        if self._buffer and not (self._write_blocked and self._exchange is None):
+            data, self._buffer = self._buffer, b""
+            self._consume(data)
+        elif self._kept_bytes or self.reading_held or self._write_blocked:
+            self.settle()
 
     def cut(self, rest: bytes) -> None:
         """The response cannot be completed: end so that the client knows."""
         self._exchange = None
-        self._closing = True
+        self._drop_rest()
         if rest:
             self.write(rest)
         self._transport.close()
@@ -252,7 +344,7 @@ class Front(asyncio.Protocol):
     def close(self) -> None:
         """A tunnel has ended."""
         self._exchange = None
-        self._closing = True
+        self._drop_rest()
         self._transport.close()
 
     def _refuse(self, error: RequestError) -> None:
@@ -277,15 +369,20 @@ class Front(asyncio.Protocol):
 
     def _shut(self, *, unread: bool) -> None:
         """Close; a client that may still be sending gets a moment, or a reset could destroy the answer on its way."""
-        self._closing = True
+        self._drop_rest()
         transport = self._transport
         if unread and transport.can_write_eof() and not transport.is_closing():
-            if self.reading_held:
-                transport.resume_reading()
             transport.write_eof()
             self.hub.later(LINGER_S, transport.close)
         else:
             transport.close()
+
+    def _drop_rest(self) -> None:
+        """Nothing more is taken from the client."""
+        self._closing = True
+        self._buffer = b""
+        if self._kept_bytes or self.reading_held:
+            self.settle()
 
     # the hub calls these
 
@@ -293,15 +390,14 @@ class Front(asyncio.Protocol):
         """Act on a time limit that passed."""
         now_ms, limits = self.hub.tick_ms, self.hub.limits
         if self._closing or self._write_blocked:
-            if now_ms - self._seen_ms > max(limits.header_timeout_ms, self.timeouts.idle_ms):
+            since_ms = self._seen_ms if self._closing else self._blocked_ms
+            if now_ms - since_ms > max(limits.header_timeout_ms, self.timeouts.idle_ms):
                 self._transport.abort()
         elif self._exchange is not None:
-            if (
-                not self._body.done
-                and not self.reading_held
-                and now_ms - self._seen_ms > limits.header_timeout_ms
-            ):
-                self._bad_body(RequestTimeout("the request body stopped coming"))
+            pace = None if self._body.done or self.reading_held else self._pace
+            late = "" if pace is None else pace.lateness(limits, self._seen_ms, now_ms)
+            if late:
+                self._bad_body(RequestTimeout(late))
             else:
                 self._exchange.check(now_ms)
         elif self._started_ms:

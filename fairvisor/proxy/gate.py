@@ -7,6 +7,7 @@ says what is to be told and settled; it does no I/O.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from itertools import cycle
 from typing import TYPE_CHECKING, Final
@@ -27,6 +28,8 @@ from fairvisor.http.undecided import Undecided
 from fairvisor.metrics import Cells, Counter, Family, Latency, TokenMeter
 from fairvisor.metrics.families import SETTLEMENTS, STREAMS_ENDED, USAGE_MISSING
 from fairvisor.proxy.account import Account, Ledger
+from fairvisor.proxy.heads import UNDERSCORED
+from fairvisor.proxy.rewrite import without
 from fairvisor.reading import HOSTS, METHODS
 from fairvisor.response import Answer, Renderer, error_answer
 from fairvisor.route import Plan
@@ -71,6 +74,7 @@ class Gate:
         top_keys: TopKeys | None = None,
     ) -> None:
         # per process
+        self.pseudonym = _pseudonym(segment.reservation_key)
         self.max_body = settings.max_body
         self._identity = identity
         self._active = active
@@ -97,7 +101,7 @@ class Gate:
 
     def peer(self, address: str) -> Peer:
         """The other end of a new connection; `address` is "" on a unix socket."""
-        return Peer(address, bool(address) and self._identity.trusted_peer(address))
+        return Peer(address, self._identity.trusted_peer(address))
 
     def refusal(self, error: RequestError) -> Answer:
         """The answer to what is no request."""
@@ -156,6 +160,8 @@ class Gate:
         try:
             if self._debug_on and head.target.startswith(_DEBUG_PREFIX):
                 return self._debug_page(head, peer, now)
+            if head.flags & UNDERSCORED:
+                self._drop_posing(head)
             outcome = self._decide(head, peer, body, cut_bytes, unread_bytes, whole, now)
             if self._is_timed():
                 self._took(self._read_now().mono_ns - now.mono_ns)
@@ -213,6 +219,21 @@ class Gate:
             account = self._ledger.open(reservation, context, decision, whole=whole)
         return Passage(answer.head, answer.delay_ms, account)
 
+    def _drop_posing(self, head: RequestHead) -> None:
+        """Drop the headers that differ from one that something is counted or matched by in `_` and `-` only.
+
+        Servers that make variables of names (CGI, WSGI) read X_Api_Key as X-Api-Key: a client could show the upstream
+        a key that no rule has seen.
+        """
+        active = self._active.current
+        if active is None:
+            return
+        watched = {name.replace("_", "-"): name for name in _watched(active.bundle, head)}
+        posing = [name for name in head.headers if watched.get(name.replace("_", "-"), name) != name]
+        for name in posing:
+            del head.headers[name]
+        head.lines = without(head.lines, *[name.encode("ascii") + b":" for name in posing])
+
     def _debug_page(self, head: RequestHead, peer: Peer, now: Now) -> Answer:
         path = head.target.partition("?")[0]
         if path not in ("/v1/debug/session", "/v1/debug/logout"):
@@ -248,6 +269,16 @@ def _method_and_host(head: RequestHead) -> tuple[str, str]:
 def _target(head: RequestHead) -> str:
     """The target as policies see it: a request about the server as a whole (`OPTIONS *`) is one to its root."""
     return "/" if head.target == "*" else head.target
+
+
+def _watched(bundle: Bundle, head: RequestHead) -> frozenset[str]:
+    """The headers that something is counted or matched by where this request goes."""
+    return bundle.kill_switches.headers.union(*[policy.headers for policy in _plan(bundle, head).policies])
+
+
+def _pseudonym(secret: bytes) -> bytes:
+    """Return this instance's name in Via: the same in all its workers, and no other instance's (RFC 9110 7.6.3)."""
+    return b"fairvisor-" + hashlib.blake2b(secret, digest_size=6, person=b"via").hexdigest().encode("ascii")
 
 
 def _take_reservation(decision: Decision) -> str:

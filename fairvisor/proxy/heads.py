@@ -13,7 +13,7 @@ import re
 from typing import Final
 
 from fairvisor.bounded_cache import BoundedCache
-from fairvisor.errors import FairvisorError, MethodNotAllowed, RequestError
+from fairvisor.errors import FairvisorError, MethodNotProxied, RequestError
 from fairvisor.proxy import _heads
 from fairvisor.reading import Repeated
 
@@ -35,6 +35,7 @@ CONTENT_CODING: Final = 1024
 OURS: Final = 2048  # what our answer says itself
 VIA: Final = 4096
 TE: Final = 8192
+UNDERSCORED: Final = 16384  # servers that make variables of names take `x_api_key` for `x-api-key`
 
 _FLAGS: Final = {
     "host": HOST,
@@ -76,6 +77,8 @@ _KEPT: Final = frozenset({
 })  # fmt: skip
 
 
+# CONNECT is for forward proxies; TRACE would send back what was meant for the upstream (RFC 9110 9.3.8).
+_NOT_PROXIED: Final = frozenset({b"CONNECT", b"TRACE"})
 _BODYLESS: Final = frozenset({204, 304})  # statuses of responses without a body (RFC 9112 6.3)
 
 
@@ -88,7 +91,7 @@ def _field(name: bytes) -> tuple[str, int]:
     if not _TOKEN.fullmatch(name):
         raise ValueError
     text = name.decode("ascii").lower()
-    # Servers that make variables of names cannot tell X_Forwarded_For from X-Forwarded-For.
+    # Servers that make variables of names cannot distinguish X_Forwarded_For from X-Forwarded-For.
     same = text.replace("_", "-")
     flags = _FLAGS.get(same, 0)
     if same.startswith("x-forwarded-"):
@@ -97,8 +100,8 @@ def _field(name: bytes) -> tuple[str, int]:
         flags = OURS
     if same != text and flags & (LENGTH | CODING | HOST):
         raise ValueError
-    if same != text and flags:
-        flags = FORWARDED  # never what it poses as, and dropped
+    if same != text:  # never what it poses as: dropped, or left to those who know which names count
+        flags = FORWARDED if flags else UNDERSCORED
     return text, flags
 
 
@@ -216,6 +219,8 @@ def read_request_head(raw: bytes) -> RequestHead:
     parts = first.split(b" ")
     if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]) or parts[2] not in (b"HTTP/1.1", b"HTTP/1.0"):
         raise RequestError("malformed HTTP: the request line is not `METHOD target HTTP/1.1`")
+    if parts[0].upper() in _NOT_PROXIED:
+        raise MethodNotProxied(f"{parts[0].decode('ascii').upper()} is not passed on")
     lines: list[bytes] = []
     headers: dict[str, bytes] = {}
     repeated: dict[str, list[bytes]] = {}
@@ -302,8 +307,6 @@ def _target_and_host(
     if not _HOST.fullmatch(host):
         raise RequestError("Host is not a host")
     if target[:1] != b"/" and (target != b"*" or method != b"OPTIONS"):
-        if method == b"CONNECT":
-            raise MethodNotAllowed("CONNECT is for forward proxies")
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is None or absolute[1].lower() != host.lower():
             raise RequestError("the request target is neither a path nor a URL on the host that Host names")

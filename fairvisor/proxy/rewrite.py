@@ -26,10 +26,8 @@ from fairvisor.proxy.heads import (
     joined,
 )
 
-PSEUDONYM: Final = b"fairvisor"  # who we are in Via
-_BODYLESS: Final = frozenset(
-    {"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"}
-)  # say no length when they have no body
+UNKNOWN: Final = b"unknown"  # the client's address, on a unix socket (RFC 7239 6.2 has the same word)
+_BODYLESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})  # say no length when they have no body
 
 __all__ = ["Hop", "content_type", "request_head", "response_head"]
 
@@ -37,14 +35,22 @@ __all__ = ["Hop", "content_type", "request_head", "response_head"]
 class Hop:
     """What this hop says of one client's requests: where they come from, and which way they came."""
 
-    __slots__ = ("_address", "_host", "_lines", "_told")
+    __slots__ = ("_address", "_host", "_lines", "_pseudonym", "_told")
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, pseudonym: bytes) -> None:
+        """`pseudonym` is this instance's own name in Via (RFC 9110 7.6.3)."""
         self._address = peer.address.encode("ascii", "replace")
+        self._pseudonym = pseudonym
         self._told = VIA | FORWARDED if peer.trusted else VIA  # what the client may say of hops before it
         # of the latest request, when the next one's are the same
         self._host = b""
         self._lines = b""
+
+    def has_passed(self, head: RequestHead) -> bool:
+        """Whether this instance has forwarded the request before, as its Via says."""
+        return any(
+            entry.split()[1:2] == [self._pseudonym] for entry in head.headers.get("via", b"").split(b",")
+        )
 
     def lines(self, head: RequestHead) -> bytes:
         """X-Forwarded-* and Via, each line with its CRLF."""
@@ -58,7 +64,7 @@ class Hop:
         headers, flags = head.headers, head.flags
         lines = _forwarded(headers, head.host, self._address, flags & self._told & FORWARDED)
         via = headers["via"] + b", " if flags & VIA else b""
-        lines.append(b"Via: %b%b %b" % (via, head.version, PSEUDONYM))
+        lines.append(b"Via: %b%b %b" % (via, head.version, self._pseudonym))
         return joined(lines)
 
 
@@ -99,17 +105,16 @@ def request_head(
 def _forwarded(headers: dict[str, bytes], host: bytes, peer: bytes, believed: int) -> list[bytes]:
     """Who the client is: a trusted peer's word with the peer added, otherwise the peer alone."""
     if not believed:
-        lines = [b"X-Forwarded-Proto: http"]
-        if peer:
-            lines.append(b"X-Forwarded-For: " + peer)
+        lines = [b"X-Forwarded-Proto: http", b"X-Forwarded-For: " + (peer or UNKNOWN)]
         if host:
             lines.append(b"X-Forwarded-Host: " + host)
         return lines
     before = headers.get("x-forwarded-for")
     chain = b", ".join([part for part in (before, peer) if part])
-    lines = [b"X-Forwarded-Proto: " + headers.get("x-forwarded-proto", b"http")]
-    if chain:
-        lines.append(b"X-Forwarded-For: " + chain)
+    lines = [
+        b"X-Forwarded-Proto: " + headers.get("x-forwarded-proto", b"http"),
+        b"X-Forwarded-For: " + (chain or UNKNOWN),
+    ]
     named = headers.get("x-forwarded-host", host)
     if named:
         lines.append(b"X-Forwarded-Host: " + named)

@@ -18,12 +18,12 @@ from request_checks import Received
 from request_script import Script
 from test_requests import FOLDER, SCRIPTS, Run
 
-from fairvisor.master import WSGI_LIMITS
+from fairvisor.master import wsgi_limits
+from fairvisor.settings import Settings
 
 SERVERS = {"gthread": ["gthread", "--threads", "2"], "meinheld": ["meinheld.gmeinheld.MeinheldWorker"]}
 LIMITS = [  # spelled as gunicorn spells them
-    f"--limit-request-line={WSGI_LIMITS['limit_request_line']}",
-    f"--limit-request-field_size={WSGI_LIMITS['limit_request_field_size']}",
+    f"--{name.replace('_', '-', 2)}={value}" for name, value in wsgi_limits(Settings.load({}, {})).items()
 ]
 
 # What docs/gateways/transports.md says is different. A difference that goes away must leave the page.

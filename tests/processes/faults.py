@@ -27,7 +27,7 @@ from fairvisor.cli.edge import Refused, Unreachable
 from fairvisor.counters.layout import Word
 from fairvisor.counters.registry import Registry
 from fairvisor.errors import SegmentError
-from fairvisor.http.connection import MAX_HEAD_BYTES
+from fairvisor.http.hub import Limits
 from fairvisor.memory import SHM_DIR
 from fairvisor.rules.windows import FIXED_SECONDS
 
@@ -173,7 +173,7 @@ class Faults:
         for _ in range(BURDENS):
             with suppress(OSError):
                 clients.append(self._edge.connect())
-                clients[-1].send(b"GET / HTTP/1.1\r\nX: " + b"x" * (MAX_HEAD_BYTES - 100))
+                clients[-1].send(b"GET / HTTP/1.1\r\nX: " + b"x" * (Limits(1, 1, 1).max_head_bytes - 100))
         self._pause.wait(self._random.uniform(0, MOST_STOPPED_S))
         for client in clients:
             client.close()

@@ -172,7 +172,7 @@ def test_malformed_input_is_answered_and_closed(edge: Edge, data: bytes) -> None
 def test_an_oversized_head_is_refused(edge: Edge) -> None:
     with Others(edge) as others:
         client = edge.connect()
-        client.send(ask("/", "GET", "X-Filler: " + "a" * 20_000))
+        client.send(ask("/", "GET", "X-Filler: " + "a" * 70_000))
         assert client.answer()[0] == 431
         others.served_on()
 
