@@ -15,14 +15,14 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import uvloop
 from edge import SEGMENT_BYTES, bundle, identity_of
 
 from fairvisor.bundle.compile import Options, compile_bundle
 from fairvisor.bundle.load import parse
-from fairvisor.clock import read_now
+from fairvisor.clock import Now, read_now
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import UNIT_U
 from fairvisor.http.hub import Hub, Limits
@@ -232,6 +232,35 @@ class Bench:
             await asyncio.sleep(0.005)
 
 
+class Decides(NamedTuple):
+    """What decides in a proxy, and what it counts in."""
+
+    gate: Gate
+    segment: Segment
+    lookup: Lookup
+
+
+def decides(
+    *policies: Any,
+    environ: dict[str, str] | None = None,
+    more: dict[str, Any] | None = None,
+    clock: Callable[[], Now] = read_now,
+) -> Decides:
+    """A gate with these policies; nobody is trusted unless `environ` says so."""
+    environ = environ or {"FAIRVISOR_TRUSTED_PEERS": "none"}
+    mode = {"FAIRVISOR_MODE": "reverse_proxy", "FAIRVISOR_BACKEND_URL": "http://x"}
+    settings = Settings.load(mode | environ, {})
+    segment = Segment.private(SEGMENT_BYTES)
+    parsed = parse(
+        json.dumps(bundle(*policies, **(more or {}))).encode(), wall_ns=clock().wall_ns, environ={}
+    )
+    compiled = compile_bundle(parsed.model, parsed.sha256, segment, Options())
+    identity = identity_of(tuple((mode | environ).items()))
+    active = SimpleNamespace(current=SimpleNamespace(bundle=compiled, identity=identity, about=None))
+    gate = Gate(settings, segment, identity, cast(Any, active), clock)
+    return Decides(gate, segment, Lookup(compiled, identity, segment.table))
+
+
 @asynccontextmanager
 async def bench(
     *policies: Any,
@@ -246,17 +275,7 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     """A proxy with these policies and an upstream served by `handler`."""
     loop = asyncio.get_running_loop()
-    settings = Settings.load(
-        {"FAIRVISOR_MODE": "reverse_proxy", "FAIRVISOR_BACKEND_URL": "http://x", **(environ or {})}, {}
-    )
-    segment = Segment.private(SEGMENT_BYTES)
-    parsed = parse(
-        json.dumps(bundle(*policies, **(more or {}))).encode(), wall_ns=read_now().wall_ns, environ={}
-    )
-    compiled = compile_bundle(parsed.model, parsed.sha256, segment, Options())
-    identity = identity_of(tuple((environ or {"FAIRVISOR_TRUSTED_PEERS": "none"}).items()))
-    active = SimpleNamespace(current=SimpleNamespace(bundle=compiled, identity=identity, about=None))
-    gate = Gate(settings, segment, identity, cast(Any, active), read_now)
+    gate, segment, lookup = decides(*policies, environ=environ, more=more)
     hub = Hub(cast(Any, gate), Limits(2_000, 5_000, 100), read_now)
     hub.loop = loop
     upstream = await Upstream(handler).start()
@@ -264,7 +283,6 @@ async def bench(
     backends = Backends(tuple(map(Address.parse, where)), segment, tls, connect_ms, keep_ms)
     wait = timeouts or Timeouts(5_000, 5_000)
     server = await loop.create_server(lambda: Front(hub, gate, backends, wait), "127.0.0.1", 0)
-    lookup = Lookup(compiled, identity, segment.table)
     made = Bench(segment, hub, server.sockets[0].getsockname()[1], backends, gate, lookup)
     made.upstream = upstream
 

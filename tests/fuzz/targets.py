@@ -11,6 +11,7 @@ import base64
 import gzip
 import hmac
 import json
+import logging
 import os
 import random
 import re
@@ -22,7 +23,9 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
 
+from edge import bucket, policy, tokens
 from one_reading import OneReading
+from proxy_wires import LIMITS, Wired
 from request_script import Exchange, read_script, request_bytes
 from request_transports import Loop, Wire, World
 from test_head import assert_same
@@ -36,7 +39,7 @@ from fairvisor.errors import BundleInvalid, FairvisorError, RequestError
 from fairvisor.follow import decision_options
 from fairvisor.http._head import parse as parse_plain_head
 from fairvisor.http.connection import Connection
-from fairvisor.http.hub import Hub, Limits
+from fairvisor.http.hub import HIGH_WATER_BYTES, Hub, Limits
 from fairvisor.identity.addresses import Addresses, parse_address
 from fairvisor.identity.keys import key_from_secret
 from fairvisor.identity.tokens import Tokens, claim_text, claim_values
@@ -54,6 +57,7 @@ from fairvisor.replay.fields import Maker
 from fairvisor.replay.reading import LogError, RequestLog
 from fairvisor.settings import Settings
 from fuzz import words
+from fuzz.one_request import NotOneRequest, read_requests
 
 TESTS = Path(__file__).parents[1]
 CORPUS = Path(__file__).parent / "corpus"
@@ -62,6 +66,7 @@ SECRET = "a secret of the fuzzer, more than sixty-four bytes long so that any HM
 SEGMENT_BYTES = 1 << 20
 MOST_DECODED = 1 << 20
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 EXPECTED_STATUSES = {100, 200, 204, 400, 401, 403, 404, 405, 408, 410, 413, 417, 429, 431, 501, 503, 505}
 
 
@@ -195,6 +200,87 @@ def _proxy_head(data: bytes) -> Hashable:
             raise Broken("the two readers differ")
         found.append((quick is not None, _framed(rest, head.length)))
     return (bool(mark), *found)
+
+
+# ---- the proxy, from end to end
+
+UPSTREAM_SAYS = b"\xff\xfe"  # what follows in an input is the upstream's answer to the next request
+KEPT_BYTES = 10_000
+_PROXY: list[Wired] = []
+
+
+def _proxy() -> Wired:
+    logging.getLogger("fairvisor.proxy").setLevel(logging.ERROR)  # of an upstream that fails again and again
+    policies = (
+        policy("llm", tokens("t", tpm=1e9), path="/v1"),
+        policy("few", bucket("r", "header:x-api-key", burst=2, rate=1e-6), path="/few"),
+        policy("all", bucket("r", "ip:address", burst=1e6, rate=1e6)),
+    )
+    switch = {"scope_key": "header:x-key", "scope_value": "bad", "reason": "leaked"}
+    limits = LIMITS._replace(max_head_bytes=4096, max_kept_bytes=KEPT_BYTES)
+    return Wired(*policies, limits=limits, environ={"FAIRVISOR_MAX_BODY": "2000"}, kill_switches=[switch])
+
+
+def _proxied(data: bytes) -> Hashable:
+    """Whatever clients and upstreams send, what is forwarded is one request at a time, and little is kept."""
+    if not _PROXY:
+        _PROXY.append(_proxy())
+    proxy = _PROXY[0]
+    proxy.forget_links()
+    sent, *answers = data.split(UPSTREAM_SAYS)
+    client = proxy.connect(reads=len(data) % 3 > 0)
+    third = len(sent) // 3 + 1
+    forwarded = 0
+    for start in range(0, len(sent), third):
+        client.send(sent[start : start + third], 1000)
+        forwarded += _answered(proxy, answers)
+    if (
+        proxy.hub.kept.total_bytes > KEPT_BYTES
+        or client.wire.most_unread > HIGH_WATER_BYTES + len(data) + 4096
+    ):
+        raise Broken(f"{proxy.hub.kept.total_bytes} bytes are kept, {client.wire.most_unread} are unread")
+    for link, _ in proxy.busy:
+        if link.heard:
+            link.connection_lost(None)
+    proxy.later(LIMITS.header_timeout_ms / 1000 + 1)
+    client.leave()
+    if proxy.hub.kept.total_bytes:
+        raise Broken(f"{proxy.hub.kept.total_bytes} bytes are kept of a client that is gone")
+    written = client.received
+    if (written and not STATUS.match(written)) or b"engine_error" in written:
+        raise Broken(f"no answer: {written[:200]!r}")
+    message = re.search(rb'"message":"([^"]*)', written)
+    chunked = b"chunked" in proxy.requests, b"chunked" in written
+    why = _shape(message[1]) if message else ""
+    return min(forwarded, 4), tuple(client.statuses[:4]), client.wire.closed, len(proxy.links), chunked, why
+
+
+def _answered(proxy: Wired, answers: list[bytes]) -> int:
+    """Let the upstream answer what came, one answer for each request; gives how many it had."""
+    answered = 0
+    while True:
+        waiting = [(link, wire) for link, wire in proxy.busy if not link.heard and not wire.held]
+        for link, wire in proxy.links:
+            whole, _ = ([], b"") if wire.switched else read_requests(bytes(wire.written))
+            if len(whole) > wire.answers + 1:
+                raise NotOneRequest(f"{len(whole)} requests where one was forwarded: {bytes(wire.written)!r}")
+            if (link, wire) in waiting:
+                wire.answers += 1
+                proxy.offer_link()
+                answer = answers.pop(0) if answers else OK
+                wire.switched = b"HTTP/1.1 101 " in answer  # then bytes pass as they are
+                link.data_received(answer)
+                proxy.clock.turns()
+                answered += 1
+        if not waiting:
+            return answered
+
+
+def _proxy_requests() -> list[bytes]:
+    return [
+        request.replace(b"\r\n", b"\r\nHost: a\r\n", 1) if b"\r\nHost:" not in request else request
+        for request in _requests()
+    ]
 
 
 def _framed(rest: bytes, length: int) -> Hashable:
@@ -377,6 +463,7 @@ TARGETS = (
     Target("connection", _connection, words.HTTP, _requests),
     Target("head", _head, words.HTTP, _requests),
     Target("proxy-head", _proxy_head, words.RESPONSE, _requests),
+    Target("proxy", _proxied, (*words.RESPONSE, *words.PROXY), _proxy_requests),
     Target("jwt", _jwt, words.TOKEN),
     Target("forwarded", _forwarded, words.FORWARDED),
     Target("usage", _usage, words.USAGE),

@@ -54,6 +54,23 @@ RESPONSE = HTTP + _words(r"""
 HTTP/1.1 200 OK\r\n
 Set-Cookie: a\r\n
 """)
+PROXY = _words(r"""
+\xff\xfe
+Via: 1.1 a\r\n
+X-Api-Key: a\r\n
+X_Api_Key: a\r\n
+X-Key: bad\r\n
+GET /few HTTP/1.1\r\nHost: a\r\n\r\n
+POST /v1 HTTP/1.1\r\nHost: a\r\n
+Content-Length: 2100\r\n
+Transfer-Encoding: chunked\r\n\r\n
+1;a=b\r\na\r\n
+0\r\nA: b\r\n\r\n
+HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n
+HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n
+HTTP/1.1 100 Continue\r\n\r\n
+Connection: Upgrade\r\nUpgrade: websocket\r\n
+""")
 BUNDLE = JSON + _words(r"""
 limit_keys
 jwt:sub
