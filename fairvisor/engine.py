@@ -207,7 +207,10 @@ def _run(
 ) -> Verdict | None:
     """Ask limits in order, up to the first refusal."""
     for limit in limits:
-        verdict = ask(limit, counters, context, now)
+        try:
+            verdict = limit.take(counters, context, now)
+        except AmbiguousValue as error:
+            verdict = ambiguous(limit, error)
         if verdict is not None:
             tally = limit.tally
             if verdict.reason is not None:
@@ -222,12 +225,9 @@ def _run(
     return None
 
 
-def ask(limit: Limit, counters: Counters, context: Context, now: Now) -> Verdict | None:
-    """Ask one limit; it rejects a request that carries several values of what it counts by."""
-    try:
-        return limit.take(counters, context, now)
-    except AmbiguousValue as error:
-        return Unmet(limit, Reason.AMBIGUOUS_REQUEST, error.name)
+def ambiguous(limit: Limit, error: AmbiguousValue) -> Verdict:
+    """Return the reject of a limit that counts by what a request carries several values of."""
+    return Unmet(limit, Reason.AMBIGUOUS_REQUEST, error.name)
 
 
 def _give_back(counters: Counters, taken: list[Verdict], kept: int, now: Now) -> None:

@@ -16,7 +16,8 @@ from fairvisor.context import Context
 from fairvisor.counters import Counters
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Decision, Verdict
-from fairvisor.engine import Bundle, Policy, ask, decide
+from fairvisor.engine import Bundle, Policy, ambiguous, decide
+from fairvisor.errors import AmbiguousValue
 from fairvisor.follow import decision_options
 from fairvisor.rules.limit import Described, Limit
 from fairvisor.settings import Settings
@@ -41,7 +42,10 @@ class Traced(Limit):
 
     def take(self, counters: Counters, context: Context, now: Now) -> Verdict | None:
         """The limit's answer, noted."""
-        verdict = ask(self._limit, counters, context, now)
+        try:
+            verdict = self._limit.take(counters, context, now)
+        except AmbiguousValue as error:
+            verdict = ambiguous(self._limit, error)
         self._steps.append(Step(self._limit, verdict))
         return verdict
 
