@@ -67,6 +67,9 @@ class Client(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.answer = bytes(data)
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Do nothing: nothing waits here."""
+
     def is_closing(self) -> bool:
         return False
 

@@ -397,9 +397,9 @@ def _coding(data: bytes) -> Hashable:
 def _encoded_bodies() -> list[bytes]:
     plain = b'{"model": "gpt-4o", "messages": []}'
     return [
-        gzip.compress(plain),
+        gzip.compress(plain, mtime=0),
         zlib.compress(plain),
-        gzip.compress(bytes(100_000)),
+        gzip.compress(bytes(100_000), mtime=0),
         zlib.compress(plain)[2:],
     ]
 
