@@ -24,7 +24,7 @@ from fairvisor.rules.limit import Described, Limit
 # Methods of which a body has no meaning (RFC 9110 9.3), so that one without the fields of a body has none. Every other
 # method may have one; QUERY and REPORT live by it.
 WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
-_OF_A_BODY: Final = ("content-type", "content-encoding", "transfer-encoding")  # fields that a body has
+_NO_LENGTH: Final = b"0"
 THROTTLE_STEP_MS: Final = 100
 MAX_THROTTLE_MS: Final = 30_000
 
@@ -103,4 +103,9 @@ def _may_have_body(context: Context) -> bool:
     if context.method not in WITHOUT_BODY:
         return True
     headers = context.headers
-    return any(name in headers for name in _OF_A_BODY) or headers.get("content-length", b"0") != b"0"
+    return (
+        "content-type" in headers
+        or headers.get("content-length", _NO_LENGTH) != _NO_LENGTH
+        or "content-encoding" in headers
+        or "transfer-encoding" in headers
+    )
