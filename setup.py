@@ -26,6 +26,7 @@ DEPENDS = {
 
 COMPILED = [
     "fairvisor/audit.py",
+    "fairvisor/bounded_cache.py",
     "fairvisor/bundle/compile.py",
     "fairvisor/cli/trace.py",  # its limits are limits: a compiled class has compiled subclasses only
     "fairvisor/clock.py",
@@ -50,6 +51,8 @@ COMPILED = [
     "fairvisor/llm/dialect.py",
     "fairvisor/llm/estimate.py",
     "fairvisor/llm/facts.py",
+    "fairvisor/llm/fields.py",
+    "fairvisor/llm/paths.py",
     "fairvisor/llm/request.py",
     "fairvisor/llm/reservation.py",
     "fairvisor/llm/usage.py",

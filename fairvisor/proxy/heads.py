@@ -199,7 +199,7 @@ _RARE_RESPONSE: Final = UPGRADE | OURS
 
 def plain_request_head(data: bytes) -> RequestHead | None:
     """The head that `data` begins with; None when it is not whole, or must be read by `read_request_head`."""
-    read = _heads.request(data, FIELDS, _DROPPED_REQUEST, _RARE_REQUEST)
+    read = _heads.request(data, FIELDS.known, _DROPPED_REQUEST, _RARE_REQUEST)
     if read is None:
         return None
     method, target, start, host, lines, headers, flags, length, size_bytes = read
@@ -336,7 +336,7 @@ def _request_length(
 
 def plain_response_head(data: bytes, *, to_head: bool) -> ResponseHead | None:
     """The head that `data` begins with; None when it is not whole, or must be read by `read_response_head`."""
-    read = _heads.response(data, FIELDS, _DROPPED_RESPONSE, _RARE_RESPONSE)
+    read = _heads.response(data, FIELDS.known, _DROPPED_RESPONSE, _RARE_RESPONSE)
     if read is None:
         return None
     status, start, lines, special, flags, length, size_bytes = read
