@@ -414,4 +414,5 @@ def test_what_operators_do_is_in_the_audit_log(start_edge: StartEdge, tmp_path: 
     exhaust(edge)
     run(edge, "limits", "reset", "api", "r", "ip:address=127.0.0.1")
     log = tmp_path / "state" / "audit.log"
-    wait_until(lambda: b'"action":"limit_reset","policy":"api","rule":"r"' in log.read_bytes())
+    line = b'"action":"limit_reset","policy":"api","rule":"r"'
+    wait_until(lambda: log.is_file() and line in log.read_bytes())
