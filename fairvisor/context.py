@@ -51,6 +51,7 @@ class Context:
         "body",
         "coarse_path",
         "cut_bytes",
+        "has_claims",
         "headers",
         "host",
         "identity",
@@ -92,6 +93,7 @@ class Context:
         self.cut_bytes = cut_bytes
         self.repeated = repeated
         self.unread_bytes = 0
+        self.has_claims = False  # whether `claims` has found some
         self._client: Client | None = None
         self._claims: Claims | None = None
         self._claim_texts: dict[str, str | None] | None = None
@@ -136,6 +138,7 @@ class Context:
             credential = self._credential()
             self._claims_asked = True
             self._claims = self.identity.tokens.claims(credential, self.now.wall_ns)
+            self.has_claims = self._claims is not None
         return self._claims
 
     @property

@@ -141,7 +141,7 @@ class Scope:
 
     def values(self, context: Context) -> Values | None:
         """A request's values; nothing: the rule does not run, and `absent` says why."""
-        if self._on_invalid and self._token_fault(context) is not None:
+        if self._on_invalid and not context.has_claims and self._token_fault(context) is not None:
             return None
         if self._matchers and not self.applies(context):
             return None
