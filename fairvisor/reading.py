@@ -26,8 +26,14 @@ _METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # a token, RF
 _HOST: Final = re.compile(r"[a-z0-9._~!$&'()*+;=%-]{1,255}|\[[0-9a-f:.]{2,45}\]")
 
 MAX_CREDENTIALS: Final = 4  # different ones of a request that are looked at; each may cost a signature check
-_CREDENTIAL: Final = re.compile(rb"([^ \t,]+)[ \t]+(.*)", re.DOTALL)
-_BEARER: Final = re.compile(rb"bearer[ \t]", re.IGNORECASE)
+# What servers split a credential at, where RFC 9110 11.4 has spaces only: also tabs, and the white space of Latin-1.
+CREDENTIAL_SPACE: Final = rb"(?:[ \t\x85\xa0]|\xc2[\x85\xa0])"
+_CREDENTIAL: Final = re.compile(rb"([!-+.-~-]+)%b+(.*)" % CREDENTIAL_SPACE, re.DOTALL)
+_BEARER: Final = re.compile(rb"bearer%b" % CREDENTIAL_SPACE, re.IGNORECASE)
+
+_QUOTED: Final = re.compile(
+    r"\\(?:([0-3][0-7]{2})|.)", re.DOTALL
+)  # as Python's http.cookies reads a quoted cookie
 
 # Fields whose value is a list (RFC 9110, RFC 9111), and those that gateways append to: several lines are one list.
 LIST_FIELDS: Final = frozenset({

@@ -209,9 +209,10 @@ def _token(value: str) -> str:
 
 def _claim(chance: random.Random, kind: Kind, value: str, junk: str) -> Written:
     values = _several(chance, value, junk)
-    return _plain(
-        kind, [("Authorization", _bearer(chance, _token(each))) for each in values] + _noise(chance), values
-    )
+    lines = [("Authorization", _bearer(chance, _token(each))) for each in values]
+    if len(lines) == 1 and chance.random() < 0.3:
+        lines = [("Authorization", lines[0][1] + chance.choice((" x", "\t x y", "\xa0", "!", "=x")))]
+    return _plain(kind, lines + _noise(chance), values)
 
 
 def _credential(chance: random.Random, kind: Kind, value: str, junk: str) -> Written:

@@ -18,7 +18,7 @@ import enum
 import math
 import re
 import secrets
-from base64 import urlsafe_b64decode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
@@ -30,6 +30,7 @@ from xxhash import xxh3_64_intdigest
 from fairvisor.clock import NS_PER_S
 from fairvisor.identity.keys import TokenKey
 from fairvisor.identity.recent import Recent
+from fairvisor.reading import CREDENTIAL_SPACE
 
 JsonObject = Mapping[str, object]
 
@@ -52,10 +53,13 @@ _MEMBER_BYTES: Final = 120
 
 _FOREVER_NS: Final = 1 << 80
 
-# RFC 9110 section 11.4, read as widely as servers do: any case, several spaces, tabs.
-_BEARER: Final = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr][ \t]+(?P<token>.+)", re.DOTALL)
-# RFC 7515 section 7.1. Many libraries accept a signature with the padding that the RFC leaves out.
-_COMPACT: Final = re.compile(rb"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)=*")
+# RFC 9110 section 11.4, read as widely as servers do: any case, any white space, and the first word after it.
+_BEARER: Final = re.compile(
+    rb"%b*[Bb][Ee][Aa][Rr][Ee][Rr]%b+(?P<token>[!-~]+|[^ \t])" % (CREDENTIAL_SPACE, CREDENTIAL_SPACE)
+)
+# RFC 7515 section 7.1.
+_COMPACT: Final = re.compile(rb"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
+_NO_BASE64: Final = re.compile(rb"[^A-Za-z0-9_+/-]+")
 
 # Why a token has no claims: the values of the metric's label.
 MALFORMED: Final = "malformed"
@@ -286,10 +290,10 @@ class Tokens:
 
     def _look(self, keys: _Keys, authorization: bytes, stamp: int, wall_ns: int) -> Claims | None:
         """The claims of a token, however it is spelled; None for another scheme. Raises _Refused."""
-        found = _BEARER.fullmatch(authorization)
+        found = _BEARER.match(authorization)
         if found is None:
             return None  # another scheme: not a token, so not a bad one
-        plain = b"Bearer " + found["token"].rstrip(b"=")
+        plain = b"Bearer " + _plain(found["token"])
         if plain != authorization:
             stamp = xxh3_64_intdigest(plain, self._seed)
         read = keys.read.get(stamp)
@@ -347,6 +351,22 @@ class Tokens:
         if refused.reason is UNKNOWN_KEY or (refused.reason is SIGNATURE and "kid" not in header):
             self._on_unknown_key()
         raise refused
+
+
+def _plain(token: bytes) -> bytes:
+    """Return the one spelling of a token.
+
+    Many libraries accept a signature with the padding that RFC 7515 leaves out, and those that decode base64 leniently,
+    as Python and Node.js do, with characters that are none of base64url's.
+    """
+    signed, dot, signature = token.rpartition(b".")
+    letters = _NO_BASE64.sub(b"", signature)
+    for text in (signature, letters):
+        try:
+            return signed + dot + urlsafe_b64encode(_decoded(text)).rstrip(b"=")
+        except _Refused:
+            continue
+    return signed + dot + letters
 
 
 def _verified(token: str, key: TokenKey, algorithm: str) -> JsonObject:
