@@ -31,9 +31,8 @@ CREDENTIAL_SPACE: Final = rb"(?:[ \t\x85\xa0]|\xc2[\x85\xa0])"
 _CREDENTIAL: Final = re.compile(rb"([!-+.-~-]+)%b+(.*)" % CREDENTIAL_SPACE, re.DOTALL)
 _BEARER: Final = re.compile(rb"bearer%b" % CREDENTIAL_SPACE, re.IGNORECASE)
 
-_QUOTED: Final = re.compile(
-    r"\\(?:([0-3][0-7]{2})|.)", re.DOTALL
-)  # as Python's http.cookies reads a quoted cookie
+# An escape in a quoted cookie, as Python's http.cookies and what is made of it read them.
+_QUOTED: Final = re.compile(r"\\(?:([0-3][0-7]{2})|.)", re.DOTALL)
 
 # Fields whose value is a list (RFC 9110, RFC 9111), and those that gateways append to: several lines are one list.
 LIST_FIELDS: Final = frozenset({
@@ -216,11 +215,17 @@ def parse_query(target: str) -> Pairs:
     return Pairs(pairs)
 
 
+def _unquoted(match: re.Match[str]) -> str:
+    """Return the character that is escaped in a quoted value: `\\162` is r, `\\r` too."""
+    return chr(int(match[1], 8)) if match[1] else match[0][1:]
+
+
 def parse_cookies(header: bytes, joined: bool) -> Pairs:
     """Read the pairs of a Cookie field (RFC 6265 4.2.1), percent-decoded once.
 
-    Names and values lose the spaces around them, as servers read them; quotes around a value are not part of it. A
-    comma and a space end a pair too, `joined` lines are also parted at a bare comma.
+    Names and values lose the spaces around them, as servers read them; quotes around a value are not part of it, and
+    escapes between them are what they escape. A comma and a space end a pair too, `joined` lines are also parted at a
+    bare comma.
     """
     text = header_text(header).replace(",", ";") if joined else header_text(header).replace(", ", "; ")
     pairs: list[tuple[str, str]] = []
@@ -228,7 +233,7 @@ def parse_cookies(header: bytes, joined: bool) -> Pairs:
         name, mark, value = pair.partition("=")
         if mark:
             value = value.strip()
-            if len(value) >= 2 and value[0] == value[-1] == '"':
-                value = value[1:-1].strip()
+            if value[:1] == '"':  # servers cut the last character too, some whatever it is
+                value = _QUOTED.sub(_unquoted, value[1:-1]).strip()
             pairs.append((name.strip(), unquote_plus(value.replace("+", "%2B"))))
     return Pairs(pairs)

@@ -161,6 +161,15 @@ def _encode(chance: random.Random, text: str) -> str:
     return "".join(f"%{ord(char):02x}" if chance.random() < 0.2 else char for char in text)
 
 
+def _escape(chance: random.Random, text: str) -> str:
+    return "".join(
+        chance.choice((f"\\{ord(char):03o}", f"\\{char}" if not char.isdigit() else char))
+        if chance.random() < 0.2
+        else char
+        for char in text
+    )
+
+
 def _several(chance: random.Random, value: str, junk: str) -> list[str]:
     """Return the values of one request: mostly one, or it again and again, sometimes another one among them."""
     values = [value] * chance.choice((1, 1, 1, 2, 3))
@@ -226,7 +235,7 @@ def _cookie(chance: random.Random, kind: Kind, value: str, junk: str) -> Written
     pairs = []
     for each in values:
         text = _encode(chance, each)
-        text = f'"{text}"' if chance.random() < 0.3 else text
+        text = f'"{_escape(chance, text)}"' if chance.random() < 0.3 else text
         space = chance.choice(("", " "))
         pairs.append(f"{space}session{space}={space}{text}{space}")
     for _ in range(chance.randrange(3)):
