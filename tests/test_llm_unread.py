@@ -57,6 +57,8 @@ def test_no_padding_and_no_suffix_makes_another_model(name: str) -> None:
         (CHAT, {"model": "x", "models": ["y", "gpt-4o"]}),
         (CHAT, {"model": "x", "fallbacks": [{"x": ["gpt-4o"]}]}),
         (CHAT, {"model": "x,gpt-4o"}),
+        (CHAT, {"model": "x", "extra_body": {"model": "gpt-4o"}}),
+        (CHAT, {"model": "x", "extra_body": {"models": ["y", "gpt-4o"]}}),
         (f"{CHAT}?model=gpt-4o", {"model": "x"}),
         (f"{CHAT}?model=x&mod%65l=gpt-4o", {"model": "x"}),
         (f"{CHAT};%2Fmodel%2Fx%2Finvoke", {"model": "gpt-4o"}),

@@ -17,6 +17,7 @@ from fairvisor.llm.fields import (
     CONFIG_CHOICES,
     FOLDED,
     KINDS,
+    MERGED,
     MODEL,
     MORE_MODELS,
     ORDINARY,
@@ -100,6 +101,10 @@ def _note(facts: Facts, name: str, value: object) -> None:
         _note_config(facts, value)
     elif kind == MORE_MODELS:
         _note_more(facts, value)
+    elif kind == MERGED and isinstance(value, dict):
+        _note_more(
+            facts, [each for inner, each in value.items() if KINDS.get(inner, 0) in (MODEL, MORE_MODELS)]
+        )
 
 
 def _note_model(facts: Facts, value: object) -> None:

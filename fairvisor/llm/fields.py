@@ -15,6 +15,7 @@ CHOICES: Final = 4
 CONFIG: Final = 5  # an object with caps and choices of its own
 STREAM: Final = 6
 TEXT: Final = 7  # counted by the estimate, or by `choices`
+MERGED: Final = 8  # an object whose fields take the place of the body's, where LiteLLM asks a provider
 
 PROMPT_FIELDS: Final = (
     "messages",
@@ -53,6 +54,7 @@ KINDS: Final[dict[str, int]] = {
     **dict.fromkeys(("n", "best_of"), CHOICES),
     # Protobuf JSON accepts both spellings of a field; Bedrock's Converse calls its own inferenceConfig.
     **dict.fromkeys(("generationConfig", "generation_config", "inferenceConfig"), CONFIG),
+    "extra_body": MERGED,
     "stream": STREAM,
     "stream_options": TEXT,
     **dict.fromkeys((*PROMPT_FIELDS, *SCHEMA_FIELDS), TEXT),
