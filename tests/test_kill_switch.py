@@ -118,6 +118,30 @@ def test_no_spelling_of_a_value_escapes(key: str, value: Any, request_: dict[str
     assert switched.ask(path="/other").status == 204
 
 
+TOKENS = [
+    # {"sub": "ann"} and {"sub": "bad"}, read unverified
+    "Bearer e30.eyJzdWIiOiAiYW5uIn0.x",
+    "Bearer e30.eyJzdWIiOiAiYmFkIn0.x",
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "pairs"),
+    [
+        ("header:x-key", [("X-Key", "good"), ("X-Key", "bad")]),
+        ("cookie:c", [("Cookie", "c=good; c=bad")]),
+        ("cookie:c", [("Cookie", "c=bad"), ("Cookie", "c=good")]),
+        ("cookie:c", [("Cookie", 'c="\\142ad"; c=good')]),
+        ("jwt:sub", [("Authorization", token) for token in TOKENS]),
+        ("jwt:sub", [("Authorization", "Basic YTpi"), ("Authorization", TOKENS[1])]),
+    ],
+)
+def test_a_switch_looks_at_every_value_that_a_request_carries(key: str, pairs: list[tuple[str, str]]) -> None:
+    switched = edge(switch(key, "bad"))
+    for order in (pairs, pairs[::-1]):
+        assert switched.ask(headers=order).reason == "kill_switch_active"
+
+
 def test_a_switch_works_where_no_policy_applies_and_shadow_does_not_soften_it() -> None:
     switches = [switch("header:x-key", "bad")]
     assert (
