@@ -160,8 +160,8 @@ class Settings:
     body_min_rate: int = _setting(
         "500",
         read.integer(0, 1_000_000_000),
-        "How many bytes a second of a body must reach the proxy, beside the time limit of a head; 0: as few as they "
-        "are. A slower one is answered with 408.",
+        "How many bytes of a body must reach the proxy in a second, after as long as a head may take; 0: no least "
+        "rate. A slower body is answered with 408.",
     )
     header_timeout_ms: int = _setting(
         "10000", read.integer(10, 600_000), "How long a request head may take to arrive, in milliseconds."
@@ -256,7 +256,7 @@ class Settings:
     jwks_networks: tuple[Network, ...] = _setting(
         "none",
         read.networks,
-        "Networks beside the public ones where the URLs of `jwt_issuers` in a bundle may be.",
+        "Networks, in addition to the public ones, where the URLs of `jwt_issuers` in a bundle may be.",
     )
     jwt_leeway_s: int = _setting(
         "60",

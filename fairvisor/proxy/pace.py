@@ -1,8 +1,8 @@
 """How fast the body of a request comes, and whether that is fast enough.
 
-A client may be silent for as long as a head may take, and beside that a body must come at a least rate, or one that
-sends a byte now and then would stay for ever. What is content counts, not what frames it. The time in which the proxy
-does not read is not the client's.
+A client may be silent for as long as a head may take. After that time a body must also have come at a least rate, or
+one that sends a byte now and then would stay for ever. What is content counts, not what frames it. The time in which
+the proxy does not read is not the client's.
 """
 
 from __future__ import annotations
