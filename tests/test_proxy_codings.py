@@ -142,6 +142,23 @@ def test_the_usage_of_an_encoded_answer_is_settled_exactly(coding: str, padding:
     check(replying(answer(body, f"Content-Encoding: {coding}")), test)
 
 
+@pytest.mark.parametrize("coding", ENCODED)
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+def test_an_encoded_answer_passes_as_it_came_and_nothing_after_it(coding: str, kind: str) -> None:
+    """It is read in many slices, and comes in many pieces."""
+    text = "".join(f"{number * number}," for number in range(30_000))
+    body = ENCODED[coding](
+        f"data: {json.dumps({'text': text, **USAGE})}\n\n"[6 * (kind[0] == "a") :].encode()
+    )
+
+    async def test(proxy: Bench) -> None:
+        client = await proxy.connect()
+        for _ in range(3):
+            assert (await client.ask(request(ASK))).body == body
+
+    check(replying(answer(body, f"Content-Encoding: {coding}", kind=kind)), test)
+
+
 def test_a_bomb_is_decoded_in_bounded_slices_between_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client gets the answer as it came, its reservation stands, and another client is served meanwhile."""
     bomb = gzip.compress(bytes(64 * MIB), mtime=0)

@@ -182,7 +182,8 @@ class Account:
         if reader is None:
             return b""
         if decoder is not None and decoder.waiting and not reader.waiting:
-            return self._decode(decoder, reader)
+            passed = self._decode(decoder, reader)
+            return passed if self._edits else b""  # what is not edited has passed as it came
         reader.read_on()
         return b""
 
