@@ -131,6 +131,17 @@ def test_the_fallback_is_not_used_when_a_rule_ran(explain: Explainer) -> None:
     assert limits(report, "api")["rest"] == "not used: a rule ran"
 
 
+def test_a_value_that_comes_twice_is_explained_as_it_is_decided(explain: Explainer) -> None:
+    twice = ("-H", "X-Api-Key: a", "-H", "X-Api-Key: b", "-H", "Cookie: s=a; s=b")
+    api = policy("api", bucket("session", "cookie:s", on_ambiguous="last"), selector=API)
+    strict = policy("strict", bucket("key", "header:x-api-key"), selector=API)
+    report = explain(api, strict, arguments=("--path", "/api", *twice))
+    assert limits(report, "strict") == {"key": "rejects, ambiguous_request: header:x-api-key"}
+    assert report["policies"][0]["limits"][0]["keys"] == {"cookie:s": "b"}
+    assert report["policies"][1]["limits"][0]["keys"] == {"header:x-api-key": "(several values)"}
+    assert report["answer"]["status"] == 400
+
+
 @pytest.mark.parametrize(
     ("selector", "why"),
     [

@@ -14,7 +14,7 @@ from fairvisor.bundle.reach import host_fits
 from fairvisor.cli.trace import Step, Trace
 from fairvisor.clock import NS_PER_S
 from fairvisor.context import Context
-from fairvisor.decision import UNIT_U, Verdict
+from fairvisor.decision import UNIT_U, Unmet, Verdict
 from fairvisor.descriptors import compile_descriptor, compile_match
 from fairvisor.rules.kill_switch import KillSwitch
 from fairvisor.rules.limit import Limit
@@ -102,7 +102,7 @@ class Words:
 
     def _keys(self, rule: AnyRule) -> dict[str, str | None]:
         return {
-            name: compile_descriptor(name, self._aliases).read(self._context) or None
+            name: compile_descriptor(name, self._aliases, rule.on_ambiguous).shown(self._context) or None
             for name in rule.limit_keys
         }
 
@@ -110,7 +110,7 @@ class Words:
         """Why a rule did not run: a `match` that does not hold, else a limit key that is missing."""
         for name, values in rule.match.items():
             if not compile_match(name, frozenset(values), self._aliases)(self._context):
-                value = compile_descriptor(name, self._aliases).read(self._context)
+                value = compile_descriptor(name, self._aliases).shown(self._context)
                 shown = "missing" if value is None else repr(value)
                 return f"does not run: {name} is {shown}, not {' or '.join(map(repr, values))}"
         missing = [name for name, value in self._keys(rule).items() if value is None]
@@ -152,6 +152,8 @@ def _place(limit: Limit) -> str:
 
 def _answer(verdict: Verdict) -> str:
     if verdict.reason is not None:
+        if isinstance(verdict, Unmet) and verdict.reset_ns < 0:
+            return f"rejects, {verdict.reason.value}: {verdict.name}"
         if verdict.reset_ns < 0:
             return f"rejects, {verdict.reason.value}: it can never fit"
         return f"rejects, {verdict.reason.value}: again in {_seconds(verdict.reset_ns)}"
