@@ -153,7 +153,10 @@ def _decide(bundle: Bundle, counters: Counters, context: Context, now: Now, nonc
     policies = plan.policies
     if bundle.kill_switches and now.wall_ns >= bundle.override_until_ns:
         asks_model = bundle.kill_switches.reads_body and any(policy.asks_model for policy in policies)
-        switch = bundle.kill_switches.find(context, plan.readings, now.wall_ns, asks_model=asks_model)
+        try:
+            switch = bundle.kill_switches.find(context, plan.readings, now.wall_ns, asks_model=asks_model)
+        except AmbiguousValue as error:  # more values than are looked at: one of them may be stopped
+            return _rejected(ambiguous(bundle.kill_switches.first(), error), policies, [])
         if switch is not None:
             return _rejected(switch.take(counters, context, now), policies, [])
     all_shadow = now.wall_ns < bundle.shadow_until_ns

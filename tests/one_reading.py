@@ -22,6 +22,7 @@ from request_transports import EdgeTransport, ServiceTransport, World, WsgiTrans
 
 LIMIT = 3
 REQUESTS = 5
+PAUSE_NS = 10 * 10**9
 CLIENT = "10.0.0.1"
 GATEWAY = "127.0.0.1"
 
@@ -94,6 +95,7 @@ class OneReading:
     def draw(self, chance: random.Random) -> tuple[Any, ...]:
         """Make one draw and check it; returns what it was like. Raises AssertionError."""
         self.draws += 1
+        self.world.elapsed_ns += PAUSE_NS  # buckets of earlier draws are full again before the table is
         kind = chance.choice(KINDS)
         value, admitted, trail = f"v{self.draws}x", 0, []
         for number in range(REQUESTS):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from edge import Edge, bucket, instant, policy
+from test_tokens import unsigned
 
 DAY = 86_400
 
@@ -159,3 +160,13 @@ def test_an_override_lifts_all_switches_until_it_expires() -> None:
     assert lifted.ask(key="bad", at=60).status == 429
     for disabled in ({"enabled": False}, {"enabled": False, "expires_at": instant(60)}):
         assert edge(switch("header:x-key", "bad"), kill_switch_override=disabled).ask(key="bad").status == 429
+
+
+def test_more_credentials_than_are_looked_at_are_a_reject_that_is_counted() -> None:
+    switched = edge(switch("jwt:sub", "mallory"))
+    tokens = [unsigned({"alg": "none"}, {"sub": name}) for name in "abcd"]
+    assert switched.ask(headers=[("authorization", token) for token in tokens]).status == 204
+    tokens.append(unsigned({"alg": "none"}, {"sub": "mallory"}))
+    reply = switched.ask(headers=[("authorization", token) for token in tokens])
+    assert (reply.status, reply.reason) == (400, "ambiguous_request")
+    assert switched.metric("decisions_total", reason="ambiguous_request") == 1

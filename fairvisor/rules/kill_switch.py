@@ -121,6 +121,11 @@ class KillSwitches:
     def __bool__(self) -> bool:
         return self._any
 
+    def first(self) -> KillSwitch:
+        """Return one of the switches that look at a value, as the limit that rejects what cannot be looked at."""
+        by_value = next(iter(self._values.values()))
+        return next(iter(by_value.values()))[0]
+
     @property
     def headers(self) -> frozenset[str]:
         """The headers that switches look at, in lower case."""
