@@ -1,9 +1,9 @@
-"""One request and its response: decided, forwarded, answered, settled.
+"""One request: decided, forwarded, answered, settled.
 
-The client's connection (`front.py`) tells it of the request as it comes, the upstream's (`link.py`) of the response;
-what one side cannot take makes it pause the other. A request that has reached an upstream is sent again only when a
-connection that had been idle turned out to be closed and sending twice does no harm. Whatever happens, the exchange
-ends once, and what was reserved for it is settled then. It knows order and consequences, neither framing nor policies.
+The client's connection (`front.py`) reports the request as it comes; the response goes back by `returning.py`. A
+request that has reached an upstream is sent again only when a connection that had been idle turned out to be closed and
+sending twice does no harm. Whatever happens, the exchange ends once, and what was reserved for it is settled then. It
+knows order and consequences, neither framing nor policies.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Final
 from fairvisor.codings import AT_ONCE, STEPS, Decoding
 from fairvisor.errors import BadGateway, GatewayTimeout, RequestError
 from fairvisor.http.kept import Gathered, gathered
-from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE
-from fairvisor.proxy.account import Account
+from fairvisor.http.wire import CONTINUE
 from fairvisor.proxy.backends import Backend
 from fairvisor.proxy.bodies import chunk, last_chunk
 from fairvisor.proxy.gate import Passage
-from fairvisor.proxy.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
-from fairvisor.proxy.lag import Lag
+from fairvisor.proxy.heads import CHUNKED, RequestHead, ResponseHead
 from fairvisor.proxy.link import Link
+from fairvisor.proxy.returning import Returning
 from fairvisor.proxy.rewrite import request_head, response_head
 from fairvisor.proxy.tunnel import Tunnel
 
@@ -31,30 +30,24 @@ if TYPE_CHECKING:
 MAX_PENDING: Final = 64 * 1024  # of a body, before there is a connection to write it to
 MAX_REPLAY: Final = 64 * 1024  # of a body that is kept to be sent again
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})  # RFC 9110 9.2.2
-_CONTINUE_STATUS: Final = 100
 
 
-class Exchange:
+class Exchange(Returning):
     """One request on `front`."""
 
-    __slots__ = ("_account", "_backend", "_begun", "_chunked", "_close", "_complete", "_continues", "_dead", "_extra",
-                 "_front", "_kept", "_lag", "_last_ms", "_length", "_link", "_out", "_replay", "_sent_ms", "_size",
-                 "_task", "_timer", "_tried", "deciding", "head", "sent_all", "to_head", "tunnel", "undecided",
-                 "upgrades")  # fmt: skip
+    __slots__ = ("_continues", "_kept", "_length", "_replay", "_sent_ms", "_size", "_task", "_timer", "_tried",
+                 "deciding", "sent_all", "to_head", "tunnel", "undecided", "upgrades")  # fmt: skip
 
     def __init__(self, front: Front, head: RequestHead) -> None:
-        self._front = front
-        self.head = head
+        super().__init__(front, head)
         self.to_head = head.method == "HEAD"
         self.upgrades = head.upgrades
         self.tunnel: Tunnel | None = None
-        self._dead = False
         # the request
         self.undecided = False  # its body is read before the decision
         self.deciding = False  # in slices: nothing more is read
         self._kept: Gathered | None = None  # of its body, before the decision and then until there is a link
         self._size = 0  # of its body, as far as it was read before the decision
-        self._complete = head.length == 0
         self._continues = False  # the client waits for the upstream's 100 (Continue)
         self.sent_all = False
         self._length = head.length
@@ -62,24 +55,8 @@ class Exchange:
         self._timer: asyncio.TimerHandle | None = None
         # the upstream
         self._tried: list[Backend] = []
-        self._backend: Backend | None = None
         self._task: asyncio.Task[None] | None = None
-        self._link: Link | None = None
         self._sent_ms = 0  # when it was sent on
-        self._last_ms = front.hub.tick_ms
-        # the response
-        self._account: Account | None = None
-        self._lag: Lag | None = None
-        self._extra = ""
-        self._begun = False
-        self._chunked = False
-        self._close = False
-        self._out: list[bytes] = []
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the client has a part of the response."""
-        return self._begun
 
     @property
     def kept_bytes(self) -> int:
@@ -305,11 +282,6 @@ class Exchange:
             link.abort()
         self._leave_backend()
 
-    def _leave_backend(self) -> None:
-        backend, self._backend = self._backend, None
-        if backend is not None:
-            backend.active -= 1
-
     def check(self, now_ms: int) -> None:
         """Act on a time limit that passed."""
         link, front, limits = self._link, self._front, self._front.timeouts
@@ -327,105 +299,6 @@ class Exchange:
             link.backend.failed("timeout", now_ms)
             self._fail(GatewayTimeout("the upstream did not answer in time"))
 
-    # the response comes
-
-    def interim(self, head: ResponseHead) -> None:
-        """A response with 1xx: passed on to a client that can read it."""
-        if self.head.version != b"1.1" or (head.status == _CONTINUE_STATUS and not self.head.continues):
-            return
-        self._out.append(response_head(head, "", 0, "", edited=False))
-
-    def begun(self, head: ResponseHead) -> None:
-        """The head of the response is here."""
-        self._begun = True
-        front = self._front
-        assert self._link is not None, "a response comes on a link"
-        self._link.backend.worked()
-        self._last_ms = front.hub.tick_ms
-        edited = self._account is not None and self._account.begun(head)
-        length = head.length
-        self._close = (
-            not self.head.keep_alive or not self._complete or (front.hub.ending and front.hub.is_last())
-        )
-        if edited or length in (CHUNKED, UNTIL_CLOSE):
-            self._chunked = self.head.version == b"1.1"
-            length = CHUNKED if self._chunked else UNTIL_CLOSE
-            self._close = self._close or not self._chunked
-        connection = CLOSE if self._close else KEEP_ALIVE if self.head.version == b"1.0" else ""
-        self._out.append(response_head(head, self._extra, length, connection, edited=edited))
-
-    def content(self, data: bytes) -> None:
-        """A piece of the response's body."""
-        self._last_ms = self._front.hub.tick_ms
-        account = self._account
-        if account is None:
-            self._out.append(chunk(data) if self._chunked else data)
-            return
-        data = account.content(data)
-        if data:
-            self._out.append(chunk(data) if self._chunked else data)
-        if account.stopped:
-            self._finish(b"", False)
-        elif self._lag is None and account.behind:
-            assert self._link is not None, "a response comes on a link"
-            self._link.transport.pause_reading()
-            self._lag = Lag(self, account, self._front.hub)
-
-    def pass_on(self, data: bytes) -> None:
-        """Send on what the account has read of the response by and by."""
-        self._last_ms = self._front.hub.tick_ms
-        self._out.append(chunk(data) if self._chunked else data)
-        self.flush()
-
-    def caught_up(self, trailers: bytes | None) -> None:
-        """All that has come of the response was read; with trailers it is whole."""
-        self._lag = None
-        assert self._account is not None and self._link is not None, "a response is read while it comes"
-        if self._account.stopped:
-            self._finish(b"", False)
-        elif trailers is not None:
-            self.ended(trailers, False)
-        elif not self._front.is_blocked():
-            self._link.transport.resume_reading()
-
-    def ended(self, trailers: bytes, reusable: bool) -> None:
-        """The response is whole."""
-        if self._lag is not None:
-            self._lag.end(trailers)
-            return
-        account = self._account
-        if account is not None:
-            rest = account.ended()
-            if rest:
-                self._out.append(chunk(rest) if self._chunked else rest)
-        self._finish(trailers, reusable)
-
-    def _finish(self, trailers: bytes, reusable: bool) -> None:
-        front, link = self._front, self._link
-        assert link is not None, "a response comes on a link"
-        self._account = None
-        if self._chunked:
-            self._out.append(last_chunk(trailers))
-        self._link = None
-        self._leave_backend()
-        self._dead = True
-        if reusable:
-            front.backends.release(link, front.hub.tick_ms)
-        else:
-            link.abort()
-        if front.is_blocked() and not link.is_closing():
-            link.transport.resume_reading()
-        self.flush()
-        front.done(self, close=self._close)
-
-    def flush(self) -> None:
-        """Write what has come in one piece."""
-        out = self._out
-        if out:
-            payload = out[0] if len(out) == 1 else b"".join(out)
-            self._out = []
-            self._front.write(payload)
-
     def upstream_full(self, full: bool) -> None:
         """The upstream does not take more of the request for now, or does again."""
         if full:
@@ -433,17 +306,6 @@ class Exchange:
         else:
             self._last_ms = self._front.hub.tick_ms
             self._front.let_read()
-
-    def client_full(self, full: bool) -> None:
-        """The client does not take more of the response for now, or does again."""
-        link = self._link
-        if link is None or link.is_closing():
-            return
-        if full:
-            link.transport.pause_reading()
-        elif self._lag is None:
-            self._last_ms = self._front.hub.tick_ms
-            link.transport.resume_reading()
 
     # another protocol
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-from fairvisor.errors import Busy, HeadTooLarge, LoopDetected, RequestError, RequestTimeout
+from fairvisor.errors import Busy, LoopDetected, RequestError, RequestTimeout
 from fairvisor.http.hub import HIGH_WATER_BYTES, LINGER_S, TURN_BYTES, Hub
 from fairvisor.http.request import Peer
 from fairvisor.http.wire import CLOSE, KEEP_ALIVE, Sendable, encode
 from fairvisor.proxy.bodies import BadBody, Body, SizedBody, body_of
 from fairvisor.proxy.exchange import Exchange
-from fairvisor.proxy.heads import VIA, RequestHead, plain_request_head, read_request_head
+from fairvisor.proxy.heads import VIA, RequestHead
+from fairvisor.proxy.inbox import Inbox
 from fairvisor.proxy.pace import Pace
 from fairvisor.proxy.rewrite import Hop
 from fairvisor.response import json_answer
@@ -24,12 +25,12 @@ from fairvisor.response import json_answer
 if TYPE_CHECKING:
     from fairvisor.proxy.backends import Backends
     from fairvisor.proxy.gate import Gate
+    from fairvisor.proxy.returning import Returning
 
 MAX_BUFFERED: Final = 64 * 1024  # of requests that come before the one before them is answered
 MAX_AT_ONCE: Final = 16  # requests begun in one turn of the loop, so that others are answered in between
 
 _NO_BODY: Final[Body] = SizedBody(0)
-_HEAD_END: Final = b"\r\n\r\n"
 
 
 class Timeouts(NamedTuple):
@@ -43,9 +44,9 @@ class Timeouts(NamedTuple):
 class Front(asyncio.Protocol):
     """A connection of a worker's hub."""
 
-    __slots__ = ("_blocked_ms", "_body", "_buffer", "_closing", "_consuming", "_exchange",
-                 "_kept_bytes", "_pace", "_seen_ms", "_started_ms", "_transport", "_turn_asked", "_upstream_full",
-                 "_write_blocked", "backends", "gate", "hop", "hub", "peer", "reading_held", "timeouts")  # fmt: skip
+    __slots__ = ("_blocked_ms", "_body", "_closing", "_consuming", "_exchange", "_inbox",
+                 "_kept_bytes", "_pace", "_seen_ms", "_transport", "_turn_asked", "_upstream_full", "_write_blocked",
+                 "backends", "gate", "hop", "hub", "peer", "reading_held", "timeouts")  # fmt: skip
 
     _transport: asyncio.Transport
     peer: Peer
@@ -58,18 +59,17 @@ class Front(asyncio.Protocol):
         self.backends = backends
         self.timeouts = timeouts
         # per connection
-        self._buffer = b""
+        self._inbox = Inbox()
         self._closing = False
         self._consuming = False
         self._write_blocked = False
         self._blocked_ms = 0  # since when
-        self._turn_asked = False  # to look into what is in the buffer
+        self._turn_asked = False  # to look into what is in the inbox
         self._kept_bytes = 0  # as the hub knows it
         self._upstream_full = False  # the exchange wants no more to be read
         self.reading_held = False
         self._seen_ms = hub.tick_ms
         # per request
-        self._started_ms = 0
         self._exchange: Exchange | None = None
         self._body: Body = _NO_BODY
         self._pace: Pace | None = None  # of the latest body
@@ -101,11 +101,12 @@ class Front(asyncio.Protocol):
             exchange.tunnel.from_client(data)
             return
         if len(data) >= TURN_BYTES and (exchange is None or exchange.undecided):
-            self._buffer += data
+            self._inbox.add(data)
             self._ask_turn()
             self.settle()
         else:
-            self._consume(self._buffer + data if self._buffer else data)
+            self._inbox.add(data)
+            self._consume()
 
     def eof_received(self) -> bool:
         """A client that says no more before it has its response is gone, as for nginx; a tunnel has two directions."""
@@ -128,63 +129,39 @@ class Front(asyncio.Protocol):
 
     # reading
 
-    def _consume(self, data: bytes) -> None:
+    def _consume(self) -> None:
         """Read as far as it goes: heads, bodies, and what belongs to later requests is kept."""
         self._consuming = True
-        begun = 0
+        inbox, begun = self._inbox, 0
         try:
-            while data and not self._closing:
+            while inbox.size_bytes and not self._closing:
                 if self._exchange is None:
                     if self._write_blocked or begun == MAX_AT_ONCE:
                         break  # what is begun would be answered into memory, or keep others waiting
-                    rest = self._next_head(data)
-                    if rest is None:
+                    head = inbox.next_head(self.hub.limits.max_head_bytes, self.hub.tick_ms)
+                    if head is None:
                         break
-                    data = rest
+                    self._begin(head)
                     begun += 1
                 elif self._exchange.tunnel is not None:
-                    self._exchange.tunnel.from_client(data)
-                    data = b""
+                    self._exchange.tunnel.from_client(inbox.take())
                 elif self._body.done or self._exchange.deciding:
                     break
                 else:
-                    content, data = self._body.feed(data)
-                    self._pass_body(self._exchange, content)
+                    self._pass_body(self._exchange, inbox.feed(self._body))
         except RequestError as error:
             self._refuse(error)
         except BadBody as error:
             self._bad_body(RequestError(f"malformed HTTP: {error}"))
         finally:
             self._consuming = False
-        self._buffer = b"" if self._closing else data
-        if begun == MAX_AT_ONCE and self._buffer and self._exchange is None:
+        if begun == MAX_AT_ONCE and inbox.size_bytes and self._exchange is None:
             self._ask_turn()
-        if data or self._kept_bytes or self.reading_held or self._keeps():
+        if inbox.size_bytes or self._kept_bytes or self.reading_held or self._keeps():
             self.settle()
 
     def _keeps(self) -> bool:
         return self._exchange is not None and self._exchange.kept_bytes > 0
-
-    def _next_head(self, data: bytes) -> bytes | None:
-        """Begin the next request, if its head is whole: what comes after it, else None."""
-        # A head that comes in many pieces is not read anew with each of them.
-        head = plain_request_head(data) if not self._started_ms or _HEAD_END in data else None
-        if head is not None:
-            self._started_ms = 0
-            self._begin(head)
-            return data[head.size_bytes :]
-        end, limit = data.find(_HEAD_END), self.hub.limits.max_head_bytes
-        if end < 0 or end > limit:
-            if len(data) > limit:
-                raise HeadTooLarge(f"the request head exceeds {limit} bytes (FAIRVISOR_MAX_HEAD)")
-            self._started_ms = self._started_ms or self.hub.tick_ms
-            return None
-        self._started_ms = 0
-        raw = data[:end]
-        if raw[:2] == b"\r\n":  # an empty line before the request line (RFC 9112 2.2)
-            raw = raw[2:]
-        self._begin(read_request_head(raw))
-        return data[end + 4 :]
 
     def _begin(self, head: RequestHead) -> None:
         if head.flags & VIA and self.hop.has_passed(head):
@@ -230,11 +207,11 @@ class Front(asyncio.Protocol):
     def settle(self) -> None:
         """Tell the hub what is kept, and read on from the client or hold."""
         exchange = self._exchange
-        kept_bytes = len(self._buffer) + (0 if exchange is None else exchange.kept_bytes)
+        kept_bytes = self._inbox.size_bytes + (0 if exchange is None else exchange.kept_bytes)
         if kept_bytes != self._kept_bytes:
             self._kept_bytes = kept_bytes
             self.hub.kept.note(self, kept_bytes, self.hub.tick_ms)  # may end this connection
-        waits = self._write_blocked if self._exchange is None else len(self._buffer) > MAX_BUFFERED
+        waits = self._write_blocked if self._exchange is None else self._inbox.size_bytes > MAX_BUFFERED
         hold = not self._closing and (self._turn_asked or self._upstream_full or waits)
         if hold == self.reading_held or self._transport.is_closing():
             return
@@ -293,11 +270,10 @@ class Front(asyncio.Protocol):
 
     def switched(self) -> None:
         """The connection is a tunnel now."""
-        data, self._buffer = self._buffer, b""
-        if data and self._exchange is not None and self._exchange.tunnel is not None:
-            self._exchange.tunnel.from_client(data)
+        if self._inbox.size_bytes and self._exchange is not None and self._exchange.tunnel is not None:
+            self._exchange.tunnel.from_client(self._inbox.take())
 
-    def done(self, exchange: Exchange, *, close: bool) -> None:
+    def done(self, exchange: Returning, *, close: bool) -> None:
         """The response of this exchange is written."""
         if self._exchange is not exchange:
             return
@@ -327,9 +303,8 @@ class Front(asyncio.Protocol):
         """Begin what waits, unless the client does not read."""
         if self._consuming or self._turn_asked:
             return
-        if self._buffer and not (self._write_blocked and self._exchange is None):
-            data, self._buffer = self._buffer, b""
-            self._consume(data)
+        if self._inbox.size_bytes and not (self._write_blocked and self._exchange is None):
+            self._consume()
         elif self._kept_bytes or self.reading_held or self._write_blocked:
             self.settle()
 
@@ -380,7 +355,7 @@ class Front(asyncio.Protocol):
     def _drop_rest(self) -> None:
         """Nothing more is taken from the client."""
         self._closing = True
-        self._buffer = b""
+        self._inbox.drop()
         if self._kept_bytes or self.reading_held:
             self.settle()
 
@@ -400,8 +375,8 @@ class Front(asyncio.Protocol):
                 self._bad_body(RequestTimeout(late))
             else:
                 self._exchange.check(now_ms)
-        elif self._started_ms:
-            if now_ms - self._started_ms > limits.header_timeout_ms:
+        elif self._inbox.started_ms:
+            if now_ms - self._inbox.started_ms > limits.header_timeout_ms:
                 self._refuse(RequestTimeout("the request did not arrive in time"))
         elif now_ms - self._seen_ms > limits.idle_timeout_ms:
             self._transport.close()
@@ -415,5 +390,5 @@ class Front(asyncio.Protocol):
         self._transport.abort()
 
     def _close_if_idle(self) -> None:
-        if self._exchange is None and not self._buffer:
+        if self._exchange is None and not self._inbox.size_bytes:
             self._transport.close()

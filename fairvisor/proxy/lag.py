@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from fairvisor.http.hub import Hub
     from fairvisor.proxy.account import Account
-    from fairvisor.proxy.exchange import Exchange
+    from fairvisor.proxy.returning import Returning
 
 _SLICES: Final = 32  # in one turn of the loop, where they are quickly read
 _TURN_NS: Final = 1_000_000
@@ -22,8 +22,8 @@ class Lag:
 
     __slots__ = ("_account", "_exchange", "_hub", "_is_dropped", "_trailers")
 
-    def __init__(self, exchange: Exchange, account: Account, hub: Hub) -> None:
-        self._exchange: Exchange | None = exchange
+    def __init__(self, exchange: Returning, account: Account, hub: Hub) -> None:
+        self._exchange: Returning | None = exchange
         self._account = account
         self._hub = hub
         self._trailers: bytes | None = None
