@@ -41,6 +41,7 @@ COMPILED = [
     "fairvisor/http/kept.py",
     "fairvisor/http/outbox.py",
     "fairvisor/http/partial_head.py",
+    "fairvisor/http/pieces.py",
     "fairvisor/http/request.py",
     "fairvisor/http/service.py",
     "fairvisor/http/wire.py",

@@ -169,6 +169,7 @@ def attack(port: int, kind: Kind, connections: int, seconds: float, ready: Any, 
     """Be so many hostile clients for so long, when both events say so: starting this process is no part of it."""
     # The measured client shares the core, and may have been given a higher priority (chrt -r 1).
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    os.sched_setaffinity(0, {int(LOAD_CORE)})
     ready.set()
     begin.wait()
     selector = selectors.DefaultSelector()

@@ -66,6 +66,7 @@ class Transport:
         self.peername = peername
         self.high_water = 1 << 40  # unread bytes from which on the protocol is told to pause
         self.protocol: Connection | None = None
+        self.pieces: asyncio.BufferedProtocol | None = None
         self.unread = 0
         self.write_paused = False
         self.writes: list[bytes] = []
@@ -75,6 +76,13 @@ class Transport:
         return self.peername
 
     def set_write_buffer_limits(self, high: int) -> None: ...
+
+    def get_protocol(self) -> asyncio.BaseProtocol | None:
+        return self.protocol if self.pieces is None else self.pieces
+
+    def set_protocol(self, protocol: asyncio.BufferedProtocol) -> None:
+        assert self.paused, "the loop may be reading in the old way"
+        self.pieces = protocol
 
     def write(self, data: bytes) -> None:
         assert not self.closed, "nothing is written after the end"

@@ -4,6 +4,7 @@ worker.py       the gunicorn worker `edge`: one loop, its sockets, its connectio
 accept.py       which worker takes the next connection
 connection.py   one connection: framing, order, time limits
 arriving.py        a request whose body is on its way
+pieces.py          reading from a client that sends much
 _head.c            a plain request, read in one pass
 outbox.py          the answers, in order, some of them waiting
 headers.py         header fields

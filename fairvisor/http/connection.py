@@ -21,6 +21,7 @@ from fairvisor.http.arriving import Arriving
 from fairvisor.http.hub import HIGH_WATER_BYTES, LINGER_S, TURN_BYTES, Hub
 from fairvisor.http.outbox import Outbox
 from fairvisor.http.partial_head import PartialHead
+from fairvisor.http.pieces import read_in_pieces
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE, Making, Sendable, encode
 
@@ -90,6 +91,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
+            if len(data) >= TURN_BYTES:  # thrown away, but not for as long as there is more
+                self._await_turn()
             return
         self._seen_ms = self._hub.tick_ms
         if self._between:
@@ -101,8 +104,7 @@ class Connection(asyncio.Protocol):
                     return
         if len(data) >= TURN_BYTES:
             self._rest += data
-            self._ask_turn()
-            self._update_reading()
+            self._await_turn()
             self._settle()
         else:
             self._read(self._rest + data)
@@ -268,10 +270,16 @@ class Connection(asyncio.Protocol):
             self._turn_asked = True
             self._hub.next_turn(self._take_turn)
 
+    def _await_turn(self) -> None:
+        """Read nothing before others had their turn, and then in pieces."""
+        self._ask_turn()
+        self._update_reading()
+        if self._reading_paused:
+            read_in_pieces(self._transport, self, self._hub.piece)
+
     def _take_turn(self) -> None:
         self._turn_asked = False
-        if not self._closing:
-            self._go_on()
+        self._update_reading() if self._closing else self._go_on()
 
     def _go_on(self) -> None:
         """The client reads again, or an answer that was waited for is made."""
@@ -443,7 +451,7 @@ class Connection(asyncio.Protocol):
 
     def _update_reading(self) -> None:
         """Read on, unless what was read cannot go on yet."""
-        pause = bool(self._rest) or self._is_full()
+        pause = self._turn_asked or bool(self._rest) or self._is_full()
         if pause == self._reading_paused or self._transport.is_closing():
             return
         self._reading_paused = pause

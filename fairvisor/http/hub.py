@@ -19,7 +19,7 @@ from fairvisor.http.request import Peer, Request
 from fairvisor.http.wire import Sendable, StatusLines
 
 # What is read at once and is as large waits for its turn: of five hundred such reads one is looked into in each turn of
-# the loop, and those who send a request or two are answered in between.
+# the loop, and those who send a request or two are answered in between. Later reads are no larger (`pieces.py`).
 TURN_BYTES: Final = 16 * 1024
 # Above so much that a client has not taken, nothing more is begun for it. The kernel's buffer comes before it, so fast
 # clients do not notice: it is what each slow one costs.
@@ -78,6 +78,7 @@ class Hub:
         self.read_now = read_now
         self.lines = StatusLines()
         self.kept = Kept(limits.max_kept_bytes)
+        self.piece = memoryview(bytearray(TURN_BYTES))  # what is read of a client that sends much
         self.loop: asyncio.AbstractEventLoop | None = None
         self.on_close: Callable[[], None] = _nobody_cares
         self.on_no_seat: Callable[[], None] = _nobody_cares

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from fairvisor.errors import Busy, LoopDetected, RequestError, RequestTimeout
 from fairvisor.http.hub import HIGH_WATER_BYTES, LINGER_S, TURN_BYTES, Hub
+from fairvisor.http.pieces import read_in_pieces
 from fairvisor.http.request import Peer
 from fairvisor.http.wire import CLOSE, KEEP_ALIVE, Sendable, encode
 from fairvisor.proxy.bodies import BadBody, Body, SizedBody, body_of
@@ -94,6 +95,8 @@ class Front(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
+            if len(data) >= TURN_BYTES:  # thrown away, but not for as long as there is more
+                self._await_turn()
             return
         self._seen_ms = self.hub.tick_ms
         exchange = self._exchange
@@ -102,8 +105,7 @@ class Front(asyncio.Protocol):
             return
         if len(data) >= TURN_BYTES and (exchange is None or exchange.undecided):
             self._inbox.add(data)
-            self._ask_turn()
-            self.settle()
+            self._await_turn()
         else:
             self._inbox.add(data)
             self._consume()
@@ -212,7 +214,7 @@ class Front(asyncio.Protocol):
             self._kept_bytes = kept_bytes
             self.hub.kept.note(self, kept_bytes, self.hub.tick_ms)  # may end this connection
         waits = self._write_blocked if self._exchange is None else self._inbox.size_bytes > MAX_BUFFERED
-        hold = not self._closing and (self._turn_asked or self._upstream_full or waits)
+        hold = self._turn_asked or (not self._closing and (self._upstream_full or waits))
         if hold == self.reading_held or self._transport.is_closing():
             return
         self.reading_held = hold
@@ -289,15 +291,21 @@ class Front(asyncio.Protocol):
             self._shut(unread=False)
 
     def _ask_turn(self) -> None:
-        """Read no more before others had their turn."""
-        if not self._turn_asked and not self._closing:
+        """Begin no more before others had their turn."""
+        if not self._turn_asked:
             self._turn_asked = True
             self.hub.next_turn(self._take_turn)
 
+    def _await_turn(self) -> None:
+        """Read nothing before others had their turn, and then in pieces."""
+        self._ask_turn()
+        self.settle()
+        if self.reading_held:
+            read_in_pieces(self._transport, self, self.hub.piece)
+
     def _take_turn(self) -> None:
         self._turn_asked = False
-        if not self._closing:
-            self._go_on()
+        self.settle() if self._closing else self._go_on()
 
     def _go_on(self) -> None:
         """Begin what waits, unless the client does not read."""
