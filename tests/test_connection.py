@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fairvisor.clock import Now
 from fairvisor.errors import RequestError
-from fairvisor.http.connection import BODY_WAIT_S, MAX_AT_ONCE, MAX_QUEUED, Connection
+from fairvisor.http.channel import MAX_QUEUED
+from fairvisor.http.connection import BODY_WAIT_S, MAX_AT_ONCE, Connection
 from fairvisor.http.hub import HIGH_WATER_BYTES, LINGER_S, BodyRule, Hub, Limits
 from fairvisor.http.pages import Sliced
 from fairvisor.http.request import Peer, Request

@@ -3,6 +3,7 @@
 worker.py       the gunicorn worker `edge`: one loop, its sockets, its connections, start and stop
 accept.py       which worker takes the next connection
 connection.py   one connection: framing, order, time limits
+channel.py         when its transport is read, written and closed
 arriving.py        a request whose body is on its way
 pieces.py          reading from a client that sends much
 _head.c            a plain request, read in one pass

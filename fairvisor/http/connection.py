@@ -5,29 +5,26 @@ is read in one pass by `_head.c`; everything else (chunks, pipelining, closing, 
 through httptools and may cost more. Answers are written once per arrival of data.
 
 This module knows HTTP/1.x framing (RFC 9112) and time limits. It knows nothing of endpoints, gateways or policies: the
-service answers requests, and says how much of a body it wants.
+service answers requests, and says how much of a body it wants. When is read and written is decided by `channel.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
-from typing import Final, cast
+from typing import Final
 
 import httptools
 
 from fairvisor.errors import BodyTooLarge, Busy, HeadTooLarge, RequestError, RequestTimeout
 from fairvisor.http._head import parse as parse_head
 from fairvisor.http.arriving import Arriving
-from fairvisor.http.hub import HIGH_WATER_BYTES, LINGER_S, TURN_BYTES, Hub
-from fairvisor.http.outbox import Outbox
+from fairvisor.http.channel import Channel
+from fairvisor.http.hub import TURN_BYTES, Hub
 from fairvisor.http.partial_head import PartialHead
-from fairvisor.http.pieces import read_in_pieces
-from fairvisor.http.request import Peer, Request
-from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE, Making, Sendable, encode
+from fairvisor.http.request import Request
+from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE, Sendable, encode
 
 BODY_WAIT_S: Final = 1.0
 MAX_TRAILERS: Final = 64
-MAX_QUEUED: Final = 64  # answers behind one that waits; then nothing more is read from this client
 # What the parser gets at once, outside of a body. It cannot be stopped in between, and answers all that it finds: about
 # 20 of the shortest requests.
 _PIECE_BYTES: Final = 512
@@ -36,36 +33,21 @@ MAX_AT_ONCE: Final = (
 )
 
 
-class Connection(asyncio.Protocol):
+class Connection(Channel):
     """A connection of a worker's hub."""
 
-    __slots__ = ("_answer", "_arriving", "_between", "_closing", "_completed", "_eof", "_head", "_head_done", "_hub",
-                 "_kept_bytes", "_measured", "_outbox", "_parser", "_peer", "_queue", "_read_now", "_reading_paused",
-                 "_ready", "_rest", "_seen_ms", "_transport", "_turn_asked", "_unread", "_write_blocked")  # fmt: skip
-
-    _transport: asyncio.Transport
-    _peer: Peer
+    __slots__ = ("_answer", "_arriving", "_between", "_completed", "_head", "_head_done", "_kept_bytes", "_measured",
+                 "_parser", "_read_now")  # fmt: skip
 
     def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
         # per process
-        self._hub = hub
         self._answer = hub.service.answer
         self._read_now = hub.read_now
         # per connection
         self._parser = httptools.HttpRequestParser(self)
-        self._outbox = Outbox(hub, self._waited)
-        self._ready = self._outbox.ready
-        self._queue = self._outbox.queue
         self._between = True  # the parser holds no part of a request
-        self._closing = False
-        self._eof = False
-        self._rest = b""  # what the parser gets when the client reads again, or in another turn of the loop
-        self._turn_asked = False
         self._kept_bytes = 0  # as the hub knows it
-        self._unread = False
-        self._write_blocked = False
-        self._reading_paused = False
-        self._seen_ms = hub.tick_ms
         # per request
         self._head = PartialHead()
         self._head_done = False
@@ -74,13 +56,6 @@ class Connection(asyncio.Protocol):
         self._arriving: Arriving | None = None
 
     # asyncio calls these
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's own class: one by its methods only
-        self._transport.set_write_buffer_limits(HIGH_WATER_BYTES)
-        name = transport.get_extra_info("peername")
-        self._peer = self._hub.service.peer(name[0] if isinstance(name, tuple) else "")
-        self._hub.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
@@ -118,20 +93,6 @@ class Connection(asyncio.Protocol):
             self._flush()
         else:
             self._transport.write(encode(self._hub.lines[answer.status], answer))
-
-    def eof_received(self) -> bool:
-        self._eof = True
-        return bool(self._queue)  # a half-closed client still gets the answers that wait
-
-    def pause_writing(self) -> None:
-        self._write_blocked = self._outbox.blocked = True
-        self._update_reading()
-
-    def resume_writing(self) -> None:
-        self._write_blocked = False
-        self._seen_ms = self._hub.tick_ms
-        self._outbox.unblock()
-        self._go_on()
 
     # httptools calls these
 
@@ -192,14 +153,6 @@ class Connection(asyncio.Protocol):
                 self._flush()
         elif self._is_idle() and now_ms - self._seen_ms > limits.idle_timeout_ms:
             self._transport.close()
-
-    def finish(self) -> None:
-        """The worker stops: an unused connection gets one more moment to ask, then it is closed."""
-        self._hub.linger(self._close_if_idle)
-
-    def abort(self) -> None:
-        """Drop the connection as it is."""
-        self._transport.abort()
 
     def give_up(self) -> None:
         """End: the worker keeps too much, and this connection most for longest."""
@@ -263,23 +216,6 @@ class Connection(asyncio.Protocol):
             head.grow(data, self._hub.tick_ms)
             if head.size_bytes > self._hub.limits.max_head_bytes:
                 self._refuse_head()
-
-    def _ask_turn(self) -> None:
-        """Read no more before others had their turn."""
-        if not self._turn_asked:
-            self._turn_asked = True
-            self._hub.next_turn(self._take_turn)
-
-    def _await_turn(self) -> None:
-        """Read nothing before others had their turn, and then in pieces."""
-        self._ask_turn()
-        self._update_reading()
-        if self._reading_paused:
-            read_in_pieces(self._transport, self, self._hub.piece)
-
-    def _take_turn(self) -> None:
-        self._turn_asked = False
-        self._update_reading() if self._closing else self._go_on()
 
     def _go_on(self) -> None:
         """The client reads again, or an answer that was waited for is made."""
@@ -389,35 +325,6 @@ class Connection(asyncio.Protocol):
         self._unread = True
         self._put(self._hub.service.refusal(error), CLOSE, last=True, head_only=False)
 
-    def _put(self, answer: Sendable, connection: str, *, last: bool, head_only: bool) -> None:
-        """The next answer; one that is not made yet takes its place."""
-        self._closing = self._closing or last
-        lines = self._hub.lines
-        if answer.delay_ms < 0:
-            making = cast(Making, answer)
-            self._outbox.make(
-                making.advance,
-                lambda: encode(lines[making.status], making, connection, head_only=head_only),
-                lambda: making.delay_ms,
-            )
-        else:
-            payload = encode(lines[answer.status], answer, connection, head_only=head_only)
-            self._outbox.put(payload, answer.delay_ms)
-        self._update_reading()
-
-    def _waited(self) -> None:
-        """Answers that waited are ready."""
-        self._flush()
-        self._go_on()
-        if self._hub.stopping:
-            self._close_if_idle()
-
-    def _flush(self) -> None:
-        if self._ready:
-            self._transport.write(self._outbox.take())
-        if not self._queue and (self._closing or self._eof):
-            self._shut()
-
     def _end_after_answers(self) -> None:
         """No further request is read (the client asked for another protocol)."""
         self._closing = True
@@ -426,39 +333,8 @@ class Connection(asyncio.Protocol):
 
     # closing
 
-    def _shut(self) -> None:
-        """Every answer is written. Closing with unread input would reset the connection and could destroy the last
-        answer on its way (RFC 9112 9.6), so a client that may be sending still gets a moment."""
-        self._closing = True
-        self._seen_ms = self._hub.tick_ms
-        transport = self._transport
-        if self._unread and not self._eof and transport.can_write_eof() and not transport.is_closing():
-            transport.write_eof()
-            self._hub.later(LINGER_S, transport.close)
-        else:
-            transport.close()
-
     def _is_idle(self) -> bool:
         return not (self._queue or self._head.has_parts() or self._arriving or self._rest or self._closing)
-
-    def _is_full(self) -> bool:
-        """Whether the client does not read its answers, too many of them wait, or one that takes long to make."""
-        return self._write_blocked or len(self._queue) >= MAX_QUEUED or self._outbox.unmade > 0
-
-    def _close_if_idle(self) -> None:
-        if self._is_idle():
-            self._transport.close()
-
-    def _update_reading(self) -> None:
-        """Read on, unless what was read cannot go on yet."""
-        pause = self._turn_asked or bool(self._rest) or self._is_full()
-        if pause == self._reading_paused or self._transport.is_closing():
-            return
-        self._reading_paused = pause
-        if pause:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
 
 
 def _first_line(error: Exception) -> str:
