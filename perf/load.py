@@ -14,6 +14,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from array import array
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -103,12 +104,19 @@ def built(source: str) -> Path:
 class Steady:
     """A client that asks at a constant rate, from now on."""
 
-    def __init__(self, contender: Contender, rate: float, seconds: float = 0, connections: int = 32) -> None:
-        """For so many seconds; 0: until `finish`."""
+    def __init__(
+        self,
+        contender: Contender,
+        rate: float,
+        seconds: float = 0,
+        connections: int = 32,
+        before: Sequence[str] = (),
+    ) -> None:
+        """For so many seconds; 0: until `finish`. `before` is a command that runs the client, such as chrt(1)."""
         numbers = (contender.port, rate, connections, seconds, contender.expect)
         self._endless = not seconds
         self._process = subprocess.Popen(
-            ["taskset", "-c", LOAD_CORE, built("steady.c"), *map(str, numbers)],
+            ["taskset", "-c", LOAD_CORE, *before, built("steady.c"), *map(str, numbers)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
