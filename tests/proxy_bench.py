@@ -28,8 +28,9 @@ from fairvisor.decision import UNIT_U
 from fairvisor.http.hub import Hub, Limits
 from fairvisor.lookup import Lookup
 from fairvisor.proxy.backends import Address, Backends
-from fairvisor.proxy.front import Front, Timeouts
+from fairvisor.proxy.front import Front
 from fairvisor.proxy.gate import Gate
+from fairvisor.proxy.pace import Timeouts
 from fairvisor.settings import Settings
 
 PATIENCE_S = 10

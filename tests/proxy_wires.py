@@ -23,8 +23,9 @@ from fairvisor.clock import Now
 from fairvisor.http.hub import Hub, Limits
 from fairvisor.http.request import Peer
 from fairvisor.proxy.backends import Address, Backends
-from fairvisor.proxy.front import Front, Timeouts
+from fairvisor.proxy.front import Front
 from fairvisor.proxy.link import Link
+from fairvisor.proxy.pace import Timeouts
 
 LIMITS = Limits(10_000, 300_000, 100)
 UPSTREAM_MS = 60_000

@@ -8,7 +8,7 @@ import pytest
 from edge import bucket, policy
 from proxy_bench import OK, Bench, Upstream, bench, read_request, run
 
-from fairvisor.proxy.front import Timeouts
+from fairvisor.proxy.pace import Timeouts
 
 OPEN = policy("open", bucket("r", burst=1000, rate=1000))
 GET = b"GET /a?b=c HTTP/1.1\r\nHost: a.example\r\n\r\n"

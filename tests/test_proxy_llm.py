@@ -16,7 +16,7 @@ from fairvisor.clock import read_now
 from fairvisor.metrics import Counter, TokenMeter
 from fairvisor.metrics.families import SETTLEMENTS
 from fairvisor.proxy.account import Ledger
-from fairvisor.proxy.front import Timeouts
+from fairvisor.proxy.pace import Timeouts
 
 TPM = 100_000
 CHAT = "/v1/chat/completions"

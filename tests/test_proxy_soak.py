@@ -14,8 +14,9 @@ from proxy_bench import Bench, bench, run
 
 from fairvisor.proxy.account import Account
 from fairvisor.proxy.exchange import Exchange
-from fairvisor.proxy.front import Front, Timeouts
+from fairvisor.proxy.front import Front
 from fairvisor.proxy.link import Link
+from fairvisor.proxy.pace import Timeouts
 
 LIMITED = policy("llm", tokens("t", tpm=1_000_000))
 TIMES = Timeouts(2_000, 2_000)  # what hangs; long enough for a machine that is busy

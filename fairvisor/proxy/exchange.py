@@ -23,6 +23,7 @@ from fairvisor.proxy.link import Link
 from fairvisor.proxy.returning import Returning
 from fairvisor.proxy.rewrite import request_head, response_head
 from fairvisor.proxy.tunnel import Tunnel
+from fairvisor.response import json_answer
 
 if TYPE_CHECKING:
     from fairvisor.proxy.front import Front
@@ -250,7 +251,8 @@ class Exchange(Returning):
         if self._begun:
             self._front.cut(b"".join(self._out))
         else:
-            self._front.refuse_upstream(error, close=not self._complete)
+            document = {"message": str(error), "type": "upstream_error", "param": None, "code": error.status}
+            self._front.reply(json_answer(error.status, {"error": document}), close=not self._complete)
 
     def client_gone(self) -> None:
         """Nobody waits for the response any more."""

@@ -8,7 +8,7 @@ module knows framing, order and time limits; what a request means and where it g
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from fairvisor.errors import Busy, LoopDetected, RequestError, RequestTimeout
 from fairvisor.http.hub import HIGH_WATER_BYTES, LINGER_S, TURN_BYTES, Hub
@@ -19,9 +19,8 @@ from fairvisor.proxy.bodies import BadBody, Body, SizedBody, body_of
 from fairvisor.proxy.exchange import Exchange
 from fairvisor.proxy.heads import VIA, RequestHead
 from fairvisor.proxy.inbox import Inbox
-from fairvisor.proxy.pace import Pace
+from fairvisor.proxy.pace import Pace, Timeouts
 from fairvisor.proxy.rewrite import Hop
-from fairvisor.response import json_answer
 
 if TYPE_CHECKING:
     from fairvisor.proxy.backends import Backends
@@ -34,20 +33,12 @@ MAX_AT_ONCE: Final = 16  # requests begun in one turn of the loop, so that other
 _NO_BODY: Final[Body] = SizedBody(0)
 
 
-class Timeouts(NamedTuple):
-    """How long an upstream may keep silent, and how long it may take in all (0: no limit), in milliseconds."""
-
-    first_byte_ms: int
-    idle_ms: int
-    total_ms: int = 0
-
-
 class Front(asyncio.Protocol):
     """A connection of a worker's hub."""
 
-    __slots__ = ("_blocked_ms", "_body", "_closing", "_consuming", "_exchange", "_inbox",
-                 "_kept_bytes", "_pace", "_seen_ms", "_transport", "_turn_asked", "_upstream_full", "_write_blocked",
-                 "backends", "gate", "hop", "hub", "peer", "reading_held", "timeouts")  # fmt: skip
+    __slots__ = ("_blocked_ms", "_body", "_closing", "_consuming", "_exchange", "_inbox", "_kept_bytes", "_pace",
+                 "_seen_ms", "_transport", "_turn_asked", "_upstream_full", "_write_blocked", "backends", "gate",
+                 "hop", "hub", "peer", "reading_held", "timeouts")  # fmt: skip
 
     _transport: asyncio.Transport
     peer: Peer
@@ -264,11 +255,6 @@ class Front(asyncio.Protocol):
         line = self.hub.lines[answer.status]
         self.write(encode(line, answer, connection, head_only=head.method == "HEAD"))
         self.done(exchange, close=close)
-
-    def refuse_upstream(self, error: RequestError, *, close: bool) -> None:
-        """The upstream has failed the request."""
-        document = {"message": str(error), "type": "upstream_error", "param": None, "code": error.status}
-        self.reply(json_answer(error.status, {"error": document}), close=close)
 
     def switched(self) -> None:
         """The connection is a tunnel now."""

@@ -7,7 +7,17 @@ the proxy does not read is not the client's.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from fairvisor.http.hub import Limits
+
+
+class Timeouts(NamedTuple):
+    """How long an upstream may keep silent, and how long it may take in all (0: no limit), in milliseconds."""
+
+    first_byte_ms: int
+    idle_ms: int
+    total_ms: int = 0
 
 
 class Pace:

@@ -15,8 +15,9 @@ from fairvisor.counters.segment import Segment
 from fairvisor.http.health import Health
 from fairvisor.http.hub import Hub
 from fairvisor.proxy.backends import Address, Backends, tls_context
-from fairvisor.proxy.front import Front, Timeouts
+from fairvisor.proxy.front import Front
 from fairvisor.proxy.gate import Gate
+from fairvisor.proxy.pace import Timeouts
 from fairvisor.settings import Settings
 
 
