@@ -18,6 +18,7 @@ from fairvisor.http.channel import MAX_QUEUED
 from fairvisor.http.connection import BODY_WAIT_S, MAX_AT_ONCE, Connection
 from fairvisor.http.hub import HIGH_WATER_BYTES, LINGER_S, BodyRule, Hub, Limits
 from fairvisor.http.pages import Sliced
+from fairvisor.http.pieces import Pieces
 from fairvisor.http.request import Peer, Request
 from fairvisor.response import Answer, error_answer
 
@@ -564,6 +565,19 @@ def test_a_long_pipeline_lets_others_be_answered_in_between(client: Setup) -> No
     assert len(client.service.requests) == first + 1
     client.turns()
     assert client.targets == ["/1"] * 1000
+
+
+def test_what_comes_after_the_end_is_read_a_piece_in_a_turn(client: Setup) -> None:
+    """Two hundred clients whose connections were closing once had 44 MB read in one turn of the loop."""
+    client.transport.protocol = client.connection
+    client.connection.data_received(b"no request\r\n\r\n")
+    assert client.transport.half_closed
+    for _ in range(3):
+        client.connection.data_received(b"x" * 256_000)
+        assert client.transport.paused
+        assert isinstance(client.transport.pieces, Pieces)
+        client.turns()
+        assert not client.transport.paused
 
 
 def test_a_pipeline_that_waits_for_a_client_to_read_is_no_slow_head(client: Setup) -> None:

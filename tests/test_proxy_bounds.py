@@ -13,9 +13,11 @@ from proxy_wires import LIMITS, UPSTREAM_MS, Client, Wired
 
 from fairvisor.http.hub import HIGH_WATER_BYTES
 from fairvisor.http.kept import Gathered
+from fairvisor.http.pieces import Pieces
 from fairvisor.proxy.bodies import ChunkedBody
 from fairvisor.proxy.exchange import MAX_REPLAY
 from fairvisor.proxy.front import MAX_AT_ONCE, MAX_BUFFERED
+from fairvisor.proxy.inbox import WINDOW_BYTES
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
@@ -67,6 +69,36 @@ def test_rejected_requests_are_not_answered_while_a_client_does_not_read() -> No
     client.send(GET * 20_000)
     assert client.wire.most_unread <= HIGH_WATER_BYTES + 1000
     assert client.wire.held
+
+
+def test_what_comes_after_the_end_is_read_a_piece_in_a_turn() -> None:
+    proxy = Wired(OPEN)
+    client = proxy.connect()
+    client.send(b"no request\r\n\r\n")
+    assert client.statuses == [400]
+    for _ in range(3):
+        client.front.data_received(b"x" * READ_BYTES)
+        assert client.wire.held
+        assert isinstance(client.wire.pieces, Pieces)
+        proxy.clock.turns()
+        assert not client.wire.held
+
+
+def test_requests_are_read_through_a_window_and_come_out_whole() -> None:
+    """However heads and bodies lie to its borders."""
+    proxy = Wired(OPEN)
+    client = proxy.connect()
+    sizes = [1, 100, WINDOW_BYTES - 60, WINDOW_BYTES, 3 * WINDOW_BYTES + 1] * 4
+    bodies = [bytes([65 + number]) * size for number, size in enumerate(sizes)]
+    posts = [
+        b"POST /%d HTTP/1.1\r\nHost: a\r\nX: %s\r\nContent-Length: %d\r\n\r\n%s"
+        % (number, b"x" * (number * 300), len(body), body)
+        for number, body in enumerate(bodies)
+    ]
+    client.send(b"".join(posts))
+    answer_all(proxy, OK)
+    assert client.statuses == [200] * len(bodies)
+    assert all(body in proxy.requests for body in bodies)
 
 
 def test_a_client_that_reads_again_gets_every_answer_in_order() -> None:
