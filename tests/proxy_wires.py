@@ -78,7 +78,6 @@ class Wire(asyncio.Transport):
     def __init__(self, peer: str = "") -> None:
         super().__init__({"peername": (peer, 4711) if peer else ""})
         self.protocol: asyncio.Protocol | None = None
-        self.pieces: asyncio.BaseProtocol | None = None  # set in place of `protocol`
         self.written = bytearray()
         self.unread = self.most_unread = 0
         self.answers = 0  # of an upstream, as the test counts them
@@ -86,13 +85,6 @@ class Wire(asyncio.Transport):
         self.reads = True
         self._high_water = 64 * 1024  # as asyncio's transports: above it the protocol is told to pause
         self.closed = self.aborted = self.held = self._paused = False
-
-    def get_protocol(self) -> Any:
-        return self.protocol if self.pieces is None else self.pieces
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        assert self.held, "the loop may be reading in the old way"
-        self.pieces = protocol
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         assert high is not None

@@ -13,7 +13,6 @@ from proxy_wires import LIMITS, UPSTREAM_MS, Client, Wired
 
 from fairvisor.http.hub import HIGH_WATER_BYTES
 from fairvisor.http.kept import Gathered
-from fairvisor.http.pieces import Pieces
 from fairvisor.proxy.bodies import ChunkedBody
 from fairvisor.proxy.exchange import MAX_REPLAY
 from fairvisor.proxy.front import MAX_AT_ONCE, MAX_BUFFERED
@@ -79,7 +78,6 @@ def test_what_comes_after_the_end_is_read_a_piece_in_a_turn() -> None:
     for _ in range(3):
         client.front.data_received(b"x" * READ_BYTES)
         assert client.wire.held
-        assert isinstance(client.wire.pieces, Pieces)
         proxy.clock.turns()
         assert not client.wire.held
 

@@ -80,7 +80,7 @@ class Acceptor:
         sockets: list[socket.socket],
         board: Board,
         seat: int,
-        make_protocol: Callable[[], asyncio.Protocol],
+        make_protocol: Callable[[], asyncio.BaseProtocol],
         max_connections: int,
     ) -> None:
         self._loop = loop

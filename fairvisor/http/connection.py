@@ -29,7 +29,7 @@ MAX_TRAILERS: Final = 64
 # 20 of the shortest requests.
 _PIECE_BYTES: Final = 512
 MAX_AT_ONCE: Final = (
-    16  # requests answered in one turn of the loop, with those of a piece: then others have theirs
+    8  # requests answered in one turn of the loop, with those of a piece: then others have theirs
 )
 
 

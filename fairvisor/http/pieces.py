@@ -1,8 +1,8 @@
-"""Reading from a client in pieces, once it has sent much at once.
+"""Reading from a client in pieces.
 
 The loop reads as much as 256 KB for one call of `data_received`, and from every client that has sent so much before it
-comes to the others: two hundred of them cost 20 ms. A connection that was given much at once is read in pieces of
-TURN_BYTES from then on. Others are not, because a piece costs a call more. The module knows transports, no protocol.
+comes to the others: two hundred of them cost 20 ms. A proxy reads in pieces of TURN_BYTES always, a worker that decides
+from a client that has sent much at once: a piece costs a call more. The module knows transports, no protocol.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ class Pieces(asyncio.BufferedProtocol):
     def __init__(self, protocol: asyncio.Protocol, buffer: memoryview) -> None:
         self._protocol = protocol
         self._buffer = buffer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._protocol.connection_made(transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
@@ -41,5 +44,5 @@ class Pieces(asyncio.BufferedProtocol):
 
 def read_in_pieces(transport: asyncio.Transport, protocol: asyncio.Protocol, buffer: memoryview) -> None:
     """Read no more than `buffer` at once from now on. Reading must be paused: the loop may hold the old way to read."""
-    if transport.get_protocol() is protocol:
+    if not isinstance(transport.get_protocol(), Pieces):
         transport.set_protocol(Pieces(protocol, buffer))

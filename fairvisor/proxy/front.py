@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, cast
 
 from fairvisor.errors import Busy, LoopDetected, RequestError, RequestTimeout
 from fairvisor.http.hub import HIGH_WATER_BYTES, LINGER_S, TURN_BYTES, Hub
-from fairvisor.http.pieces import read_in_pieces
 from fairvisor.http.request import Peer
 from fairvisor.http.wire import CLOSE, KEEP_ALIVE, Sendable, encode
 from fairvisor.proxy.bodies import BadBody, Body, SizedBody, body_of
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from fairvisor.proxy.returning import Returning
 
 MAX_BUFFERED: Final = 64 * 1024  # of requests that come before the one before them is answered
-MAX_AT_ONCE: Final = 16  # requests begun in one turn of the loop, so that others are answered in between
+MAX_AT_ONCE: Final = 4  # requests begun in one turn of the loop, so that others are answered in between
 
 _NO_BODY: Final[Body] = SizedBody(0)
 
@@ -272,7 +271,10 @@ class Front(asyncio.Protocol):
             return
         self._body = _NO_BODY
         self._upstream_full = False
-        self._go_on()
+        if self._inbox.size_bytes and not self._consuming and not self.hub.stopping:
+            self._await_turn()  # what waits is begun in one turn after the other, or 500 responses come in one
+        else:
+            self._go_on()
         if self.hub.stopping and self._exchange is None:
             self._shut(unread=False)
 
@@ -283,11 +285,9 @@ class Front(asyncio.Protocol):
             self.hub.next_turn(self._take_turn)
 
     def _await_turn(self) -> None:
-        """Read nothing before others had their turn, and then in pieces."""
+        """Read nothing before others had their turn."""
         self._ask_turn()
         self.settle()
-        if self.reading_held:
-            read_in_pieces(self._transport, self, self.hub.piece)
 
     def _take_turn(self) -> None:
         self._turn_asked = False

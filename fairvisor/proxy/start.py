@@ -14,6 +14,7 @@ from fairvisor.clock import Now
 from fairvisor.counters.segment import Segment
 from fairvisor.http.health import Health
 from fairvisor.http.hub import Hub
+from fairvisor.http.pieces import Pieces
 from fairvisor.proxy.backends import Address, Backends, tls_context
 from fairvisor.proxy.front import Front
 from fairvisor.proxy.gate import Gate
@@ -44,7 +45,8 @@ class Proxy:
             settings.backend_keep_ms,
         )
 
-    def connections(self, hub: Hub) -> Callable[[], asyncio.Protocol]:
+    def connections(self, hub: Hub) -> Callable[[], asyncio.BaseProtocol]:
         """What makes the protocol of each client's connection."""
         hub.on_tick = lambda: self.backends.sweep(hub.tick_ms)
-        return partial(Front, hub, self.gate, self.backends, self._timeouts)
+        front = partial(Front, hub, self.gate, self.backends, self._timeouts)
+        return lambda: Pieces(front(), hub.piece)
