@@ -223,6 +223,13 @@ class Wire(asyncio.Transport):
         super().__init__({"peername": (peer, 4711) if peer else ""})
         self.written = b""
         self.closed = False
+        self.protocol: asyncio.BaseProtocol | None = None
+
+    def get_protocol(self) -> asyncio.BaseProtocol | None:
+        return self.protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
 
     def write(self, data: Any) -> None:
         self.written += data
