@@ -85,6 +85,7 @@ COMPILED = [
     "fairvisor/rules/llm_tokens.py",
     "fairvisor/rules/loop.py",
     "fairvisor/rules/token_bucket.py",
+    "fairvisor/rules/unreadable.py",
     "fairvisor/top_keys.py",
 ]
 

@@ -67,8 +67,10 @@ class Inbox:
         self._skip(len(raw))
         head = plain_request_head(raw)
         if head is None:
-            # An empty line may come before the request line (RFC 9112 2.2).
-            head = read_request_head(raw[2:-4] if raw[:2] == b"\r\n" else raw[:-4])
+            # An empty line may come before the request line (RFC 9112 2.2). It may be all that there is, and compiled
+            # code cannot cut a negative number of bytes.
+            start, stop = 2 if raw[:2] == b"\r\n" else 0, len(raw) - len(_HEAD_END)
+            head = read_request_head(raw[start:stop] if start < stop else b"")
         return head
 
     def feed(self, body: Body) -> bytes:
