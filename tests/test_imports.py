@@ -150,3 +150,24 @@ def test_no_import_stands_inside_a_function(path: str) -> None:
 def test_every_module_opens_with_prose(path: str) -> None:
     prose = ast.get_docstring(TREES[path]) or ""
     assert len(prose) >= 40, f"{path} does not say what it owns"
+
+
+def test_a_compiled_class_has_compiled_subclasses_only() -> None:
+    """An interpreted class cannot inherit from one that mypyc compiled: it would fail in wheels and nowhere else."""
+    setup = (PACKAGE.parent / "setup.py").read_text()
+    compiled = set(re.findall(r'^    "fairvisor/([^"]+\.py)",', setup, re.MULTILINE))
+    classes = {
+        path: [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        for path, tree in TREES.items()
+    }
+    # exceptions and protocols are not compiled into native classes
+    native = {each.name for path in compiled for each in classes[path] if not each.name.startswith("_")}
+    interpreted = {
+        f"{path}: {each.name}"
+        for path in classes.keys() - compiled
+        for each in classes[path]
+        for base in each.bases
+        if isinstance(base, ast.Name) and base.id in native
+    }
+    assert compiled
+    assert interpreted == set()
