@@ -23,7 +23,7 @@ from fairvisor.context import Context
 from fairvisor.errors import listed
 from fairvisor.identity import Identity, KeyFetcher, Web
 from fairvisor.reading import HOSTS, METHODS, read_fields
-from fairvisor.response import Renderer
+from fairvisor.response import Answer, Renderer
 from fairvisor.settings import Settings, environment
 
 GATEWAY: Final = "127.0.0.1"  # the peer of the made-up request: a gateway on this machine
@@ -57,20 +57,7 @@ def explain(
     """
     settings, parsed = Settings.load(environment(), {}), read_bundle(file)
     identity = _identity(settings, parsed.model)
-    data = None if body is None else read_file(body)
-    fields, repeated = read_fields(_header_lines(headers))
-    context = Context(
-        METHODS[method.encode()],
-        HOSTS[host.encode()] if host else "",
-        path,
-        fields,
-        GATEWAY,
-        identity,
-        read_now(),
-        None if data is None else data[: settings.max_body],
-        cut_bytes=max(0, len(data or b"") - settings.max_body),
-        repeated=repeated,
-    )
+    context = _asked(method, host, path, headers, body, identity, settings.max_body)
     traced = trace(parsed, settings, context)
     if traced.selects_by_host and not host:
         raise click.UsageError("--host is needed: the bundle selects by host")
@@ -81,18 +68,49 @@ def explain(
     report = {
         "request": {"method": context.method, "host": context.host, "path": context.path},
         **Words(parsed.model, traced, context).report(),
-        "answer": {
-            "status": answer.status,
-            "headers": [line for line in answer.head.split("\r\n") if line],
-            "body": answer.body.decode(),
-            "delay_ms": answer.delay_ms,
-        },
+        "answer": _answer_report(answer),
         "warnings": [*map(str, warnings), *identity.problems(), *identity.warnings()],
     }
     if output_format == "json":
         print_json(report)
     else:
         _print_report(report)
+
+
+def _asked(
+    method: str,
+    host: str,
+    path: str,
+    headers: Iterable[str],
+    body: str | None,
+    identity: Identity,
+    max_body: int,
+) -> Context:
+    """Return the request of the arguments, read as every transport reads one; `body` names a file."""
+    data = None if body is None else read_file(body)
+    fields, repeated = read_fields(_header_lines(headers))
+    return Context(
+        METHODS[method.encode()],
+        HOSTS[host.encode()] if host else "",
+        path,
+        fields,
+        GATEWAY,
+        identity,
+        read_now(),
+        None if data is None else data[:max_body],
+        cut_bytes=max(0, len(data or b"") - max_body),
+        repeated=repeated,
+    )
+
+
+def _answer_report(answer: Answer) -> dict[str, Any]:
+    """Return an answer as plain data."""
+    return {
+        "status": answer.status,
+        "headers": [line for line in answer.head.split("\r\n") if line],
+        "body": answer.body.decode(),
+        "delay_ms": answer.delay_ms,
+    }
 
 
 def _identity(settings: Settings, bundle: Bundle) -> Identity:
