@@ -19,72 +19,15 @@ NO_BODY: Final = BodyRule(0)
 READING: Final = ("GET", "HEAD")
 
 
-class Sliced:
-    """An answer that is made a slice at a time, so that others are answered in between.
+class Unmade:
+    """An answer that is made a part at a time: whoever reads it before it is whole makes what is missing."""
 
-    A transport that can calls `advance` until it is true, whenever it likes; one that cannot just reads the answer,
-    which makes what is missing. `told` is called with what goes wrong; then the answer is a 500.
-    """
-
-    delay_ms = -1  # when it is made
-
-    def __init__(self, head: str, pieces: Iterator[bytes], told: Callable[[Exception], None]) -> None:
-        self._head = head
-        self._pieces = pieces
-        self._told = told
-        self._body: list[bytes] = []
-        self._answer: Answer | None = None
-
-    def advance(self) -> bool:
-        """Make one more slice; is it whole now?"""
-        if self._answer is None:
-            try:
-                self._body.append(next(self._pieces))
-            except StopIteration:
-                self._answer = Answer(HTTPStatus.OK, self._head, b"".join(self._body))
-            except Exception as error:  # it is made between other requests: nobody else would answer this one
-                self._told(error)
-                self._answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "", b"")
-        return self._answer is not None
-
-    @property
-    def status(self) -> int:
-        return self._whole().status
-
-    @property
-    def head(self) -> str:
-        return self._whole().head
-
-    @property
-    def body(self) -> bytes:
-        return self._whole().body
-
-    def _whole(self) -> Answer:
-        while self._answer is None:
-            self.advance()
-        return self._answer
-
-
-class Decided:
-    """An answer that cannot be made before something is worked out, a slice at a time: a transport drives it as it
-    drives `Sliced`. What is worked out never raises, and neither does `answer`."""
-
-    __slots__ = ("_advance", "_answer", "_made")
-
-    def __init__(self, advance: Callable[[], bool], answer: Callable[[], Answer | Sliced]) -> None:
-        self._advance = advance
-        self._answer = answer
+    def __init__(self) -> None:
         self._made: Answer | Sliced | None = None
 
     def advance(self) -> bool:
-        """Work out one more slice; is the answer made now?"""
-        if self._made is None and self._advance():
-            self._made = self._answer()
-        return self._made is not None
-
-    @property
-    def delay_ms(self) -> int:
-        return -1 if self._made is None else self._made.delay_ms
+        """Make one more part; is it whole now?"""
+        raise NotImplementedError
 
     @property
     def status(self) -> int:
@@ -102,6 +45,55 @@ class Decided:
         while self._made is None:
             self.advance()
         return self._made
+
+
+class Sliced(Unmade):
+    """An answer that is made a slice at a time, so that others are answered in between.
+
+    A transport that can calls `advance` until it is true, whenever it likes; one that cannot just reads the answer,
+    which makes what is missing. `told` is called with what goes wrong; then the answer is a 500.
+    """
+
+    delay_ms = -1  # when it is made
+
+    def __init__(self, head: str, pieces: Iterator[bytes], told: Callable[[Exception], None]) -> None:
+        super().__init__()
+        self._head = head
+        self._pieces = pieces
+        self._told = told
+        self._body: list[bytes] = []
+
+    def advance(self) -> bool:
+        """Make one more slice; is it whole now?"""
+        if self._made is None:
+            try:
+                self._body.append(next(self._pieces))
+            except StopIteration:
+                self._made = Answer(HTTPStatus.OK, self._head, b"".join(self._body))
+            except Exception as error:  # it is made between other requests: nobody else would answer this one
+                self._told(error)
+                self._made = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "", b"")
+        return self._made is not None
+
+
+class Decided(Unmade):
+    """An answer that cannot be made before something is worked out, a slice at a time: a transport drives it as it
+    drives `Sliced`. What is worked out never raises, and neither does `answer`."""
+
+    def __init__(self, advance: Callable[[], bool], answer: Callable[[], Answer | Sliced]) -> None:
+        super().__init__()
+        self._advance = advance
+        self._answer = answer
+
+    def advance(self) -> bool:
+        """Work out one more slice; is the answer made now?"""
+        if self._made is None and self._advance():
+            self._made = self._answer()
+        return self._made is not None
+
+    @property
+    def delay_ms(self) -> int:
+        return -1 if self._made is None else self._made.delay_ms
 
 
 class Page(NamedTuple):
