@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from fairvisor.http.accept import Acceptor, Board
+from fairvisor.http.accept import UNSENT_BYTES, Acceptor, Board
 
 
 class Worker:
@@ -168,5 +168,22 @@ def test_what_is_too_much_is_told_to_come_again(scene: Scene) -> None:
         assert worker.acceptor.excess() == 8
         scene.board.write(scene.board.claim(), 30)  # 46 on three workers: 16 each
         assert worker.acceptor.excess() == 0
+
+    run(scene, story)
+
+
+def test_the_kernel_keeps_little_for_a_client_that_does_not_read(scene: Scene) -> None:
+    async def story() -> None:
+        worker = scene.worker()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(scene.listener.getsockname())
+            await until(lambda: len(worker.taken) == 1)
+            transport = worker.taken[0]
+            assert isinstance(transport, asyncio.Transport)
+            transport.write(bytes(1 << 20))
+            kept_by_us = transport.get_write_buffer_size()
+            assert (1 << 20) - kept_by_us < 2 * UNSENT_BYTES
+            transport.abort()
 
     run(scene, story)

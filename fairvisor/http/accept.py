@@ -25,6 +25,10 @@ HOLD_BACK_TIMES: Final = 3
 _BATCH: Final = 16  # connections taken per readiness, so that requests of others are not kept waiting
 _EXHAUSTED_S: Final = 1.0  # pause when the process has no descriptor left
 
+# What the kernel takes for a client beyond what is on its way to it (tcp(7)): without a bound it is megabytes where the
+# segments may be large (on loopback 2.6), and a client that reads nothing is answered until they are full.
+UNSENT_BYTES: Final = 64 * 1024
+
 _log = logging.getLogger(__name__)
 
 
@@ -192,6 +196,7 @@ class Acceptor:
         client.setblocking(False)
         if client.family != socket.AF_UNIX:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         try:
             await self._loop.connect_accepted_socket(self._make_protocol, client)
         except OSError as error:  # gone before it was ours
