@@ -25,9 +25,10 @@ WAYS = ("dead", "slow", "unavailable", *GARBAGE)
 ALLOW = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
-def carried(status: int, body: bytes) -> bytes:
-    """A reject as nginx gets it."""
+def carried(status: int, body: bytes, *lines: str) -> bytes:
+    """A reject as nginx gets it, with more header lines."""
     head = b"X-Fairvisor-Status: %d\r\nX-Fairvisor-Body: %b\r\n" % (status, body)
+    head += "".join(f"{line}\r\n" for line in lines).encode()
     return b"HTTP/1.1 403 Forbidden\r\n%bContent-Length: 0\r\n\r\n" % head
 
 
