@@ -16,7 +16,7 @@ pytestmark = pytest.mark.needs("nginx")
 SITES = Kind(
     "nginx",
     ((CONFIGURATIONS / "nginx", "."), (Path(__file__).parent / "nginx", ".")),
-    "sites.conf undecided=closed",
+    "sites.conf undecided=fairvisor/fail-closed",
     "sites.conf undecided=open",
     KINDS["nginx"].command,
 )
