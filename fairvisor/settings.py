@@ -190,7 +190,7 @@ class Settings:
     allow_status: int = _setting(
         "204",
         lambda value: int(read.one_of("200", "204")(value)),
-        "The status of an allow, except at Envoy's endpoint, where it is 200.",
+        "The status of an allow, except at Envoy's endpoints and /v1/auth-url, where it is 200.",
     )
     fail_open: bool = _setting("false", read.yes_or_no, "Turn a failure of the engine into a counted allow.")
     ratelimit_headers: str = _setting(

@@ -224,7 +224,8 @@ def decision_endpoints(request_ids: bool) -> Mapping[str, Endpoint]:
         "/v1/auth-request/once": _auth_request(
             FamilySource(ORIGINAL), "X-Original-Host", RequestIds.REQUIRED
         ),
-        "/v1/auth-url": _auth_request(UrlSource(), "Host"),
+        # 200: with auth-keepalive, ingress-nginx's template takes no other status for an allow.
+        "/v1/auth-url": _auth_request(UrlSource(), "Host", allow_status=200),
         "/v1/forward-auth": Endpoint(FamilySource(FORWARDED), "X-Forwarded-Host", request_ids=ids),
     }
     for prefix in ENVOY_PREFIXES:
@@ -234,6 +235,14 @@ def decision_endpoints(request_ids: bool) -> Mapping[str, Endpoint]:
     return table
 
 
-def _auth_request(source: Source, host_header: str, ids: RequestIds = RequestIds.IGNORED) -> Endpoint:
+def _auth_request(
+    source: Source,
+    host_header: str,
+    ids: RequestIds = RequestIds.IGNORED,
+    *,
+    allow_status: int | None = None,
+) -> Endpoint:
     """Return an endpoint for nginx's auth_request module: it sends no body, and passes on no reject but a 403."""
-    return Endpoint(source, host_header, carrier=True, reads_body=False, request_ids=ids)
+    return Endpoint(
+        source, host_header, allow_status=allow_status, carrier=True, reads_body=False, request_ids=ids
+    )
