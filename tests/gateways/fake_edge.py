@@ -84,8 +84,16 @@ class FakeEdge:
         finally:
             writer.close()
 
+    async def _end_answers(self) -> None:
+        """End the answers that are still waited for."""
+        answers = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in answers:
+            task.cancel()
+        await asyncio.gather(*answers, return_exceptions=True)
+
     def stop(self) -> None:
         self.fail("dead")
+        asyncio.run_coroutine_threadsafe(self._end_answers(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
