@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge_server import PATIENCE_S, ROOT, reserve_port, wait_until
+from ingress_controller import write_configuration
 from request_checks import Received
 
 CONFIGURATIONS = ROOT / "conf" / "gateways"
@@ -52,6 +53,10 @@ def _nginx(configuration: Path) -> list[str]:
     return ["nginx", "-p", str(folder), "-c", str(configuration), "-g", directives]
 
 
+def _ingress_nginx(configuration: Path) -> list[str]:
+    return _nginx(write_configuration(configuration.parent, *configuration.name.split("+")))
+
+
 def _envoy(configuration: Path) -> list[str]:
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     program = shutil.which("envoy", path=beside) or "envoy"
@@ -68,6 +73,7 @@ def _haproxy(configuration: Path) -> list[str]:
 
 
 _NGINX_FILES = ((CONFIGURATIONS / "nginx", "."),)
+_INGRESS_FILES = ((CONFIGURATIONS / "ingress-nginx", "."), (HERE / "ingress", "."))
 _CADDY_FILES = ((CONFIGURATIONS / "caddy", "."),)
 _ENVOY_FILES = ((CONFIGURATIONS / "envoy", "."),)
 _KONG = CONFIGURATIONS / "kong"
@@ -75,6 +81,7 @@ _CADDY_ERRORS = frozenset({502, 503, 504})
 
 KINDS = {
     "nginx": Kind("nginx", _NGINX_FILES, "nginx.conf", "nginx-fail-open.conf", _nginx),
+    "ingress-nginx": Kind("nginx", _INGRESS_FILES, "configmap.yaml", "", _ingress_nginx),
     "envoy": Kind("envoy", _ENVOY_FILES, "envoy.yaml", "envoy-fail-open.yaml", _envoy),
     "envoy-bodies": Kind("envoy", _ENVOY_FILES, "envoy-bodies.yaml", "", _envoy),
     "caddy": Kind("caddy", _CADDY_FILES, "Caddyfile", "Caddyfile-fail-open", _caddy, undecided=_CADDY_ERRORS),
@@ -104,8 +111,17 @@ KINDS = {
 }  # fmt: skip
 
 
-# What asks without a configuration of ours: it has its own way of showing a reject.
-OTHERS = {"ingress-nginx": Kind("nginx", ((HERE / "ingress", "."),), "nginx.conf", "", _nginx)}
+# The files of ingress-nginx put together in other ways: a name ends in the files, the later changing the earlier.
+OTHERS = {
+    f"ingress-nginx-{files}": Kind("nginx", _INGRESS_FILES, files, "", _ingress_nginx)
+    for files in (
+        "ingress.yaml",
+        "ingress.yaml+keepalive.yaml",
+        "configmap.yaml+ingress.yaml",
+        "configmap.yaml+fail-open.yaml",
+        "configmap.yaml+cache.yaml",
+    )
+}
 
 
 # One of a second or less, in any of the languages: `connect_timeout: 0.5s`, `EDGE_TIMEOUT_MS 1000`.

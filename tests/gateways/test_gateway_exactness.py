@@ -17,7 +17,7 @@ CONNECTIONS = 32
     "name",
     [
         pytest.param(name, marks=pytest.mark.needs(KINDS[name].program))
-        for name in ("nginx", "envoy", "caddy", "haproxy", "kong")
+        for name in ("nginx", "ingress-nginx", "envoy", "caddy", "haproxy", "kong")
     ],
 )
 def test_exactly_the_burst_passes(

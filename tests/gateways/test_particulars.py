@@ -115,7 +115,7 @@ def test_repeated_lines_reach_the_edge_as_they_were_sent(
 def test_a_client_of_ingress_nginx_cannot_choose_its_path_or_repeat_an_id(
     lines: str, edge: Edge, start_gateway: StartGateway, request: pytest.FixtureRequest
 ) -> None:
-    gateway = start_gateway("ingress-nginx", edge.bind[1])
+    gateway = start_gateway("ingress-nginx-ingress.yaml", edge.bind[1])
     key = f"ingress {request.node.name}"
     raw = f"GET /plain HTTP/1.1\r\nHost: edge\r\nX-API-Key: {key}\r\n{lines}\r\n\r\n".encode()
     assert [gateway.ask(raw).status for _ in range(4)] == [200, 200, 200, 403]
@@ -123,7 +123,7 @@ def test_a_client_of_ingress_nginx_cannot_choose_its_path_or_repeat_an_id(
 
 @needs("nginx")
 def test_a_client_of_ingress_nginx_is_its_connection(edge: Edge, start_gateway: StartGateway) -> None:
-    gateway = start_gateway("ingress-nginx", edge.bind[1])
+    gateway = start_gateway("ingress-nginx-ingress.yaml", edge.bind[1])
     raw = b"GET /address HTTP/1.1\r\nHost: edge\r\nX-Forwarded-For: 203.0.113.%d\r\nX-Real-IP: 203.0.113.9\r\n\r\n"
     statuses = [gateway.ask(raw % number, "127.0.0.77").status for number in range(6)]
     assert statuses[-1] == 403
