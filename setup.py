@@ -49,6 +49,7 @@ COMPILED = [
     "fairvisor/identity/addresses.py",
     "fairvisor/identity/networks.py",
     "fairvisor/identity/recent.py",
+    "fairvisor/identity/sources.py",
     "fairvisor/identity/tokens.py",
     "fairvisor/llm/dialect.py",
     "fairvisor/llm/estimate.py",

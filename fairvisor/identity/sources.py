@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -21,13 +20,41 @@ from fairvisor.identity.jwks import Endpoint, JwksFile, JwksUrl
 from fairvisor.identity.keys import TokenKey, UnusableKey, key_from_jwk, key_from_secret
 from fairvisor.identity.places import Hints, Places
 from fairvisor.identity.stored import KeySets
-from fairvisor.identity.tokens import Tokens
+from fairvisor.identity.tokens import Refusals, Tokens
 
 if TYPE_CHECKING:
     from fairvisor.bundle.model import JwtIssuer, JwtKey
     from fairvisor.settings import Settings
 
 _NO_VARIABLES: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class _Process:
+    """What the identities of all bundles share."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str], sets: KeySets) -> None:
+        """Read the files that the settings name, once."""
+        self.settings = settings
+        self.environ = environ
+        self.sets = sets
+        self.lock = threading.Lock()  # the bundle changes in one thread, the sources outside in another
+        self.hints = Hints(settings.trusted_hints)
+        self.places = Places(settings.geoip_db, settings.asn_db, settings.asn_types, settings.tor_exits)
+        issuer, audiences = settings.jwks_issuer, settings.jwks_audience or ()
+        self.file = JwksFile(settings.jwks_file, issuer, audiences) if settings.jwks_file else None
+        endpoint = Endpoint(settings.jwks_url, issuer, audiences) if settings.jwks_url else None
+        self.url = JwksUrl(endpoint, sets) if endpoint is not None else None
+        self.addresses = Addresses(
+            settings.client_ip_header,
+            settings.trusted_peers,
+            settings.trusted_proxies,
+            settings.ipv6_prefix,
+            unix_trusted=settings.unix_trusted,
+        )
+        self.bot = Bots().bot
+        self.refused_tokens = Refusals()
+        if self.file is not None:
+            self.file.refresh()
 
 
 class Identity:
@@ -47,47 +74,21 @@ class Identity:
     bot: Callable[[str], tuple[str, str | None]]
     trusted_peer: Callable[[str], bool]
 
-    def __init__(
-        self,
-        settings: Settings,
-        jwt_keys: Sequence[JwtKey] = (),
-        environ: Mapping[str, str] = _NO_VARIABLES,
-        jwt_issuers: Sequence[JwtIssuer] = (),
-        sets: KeySets | None = None,
-    ) -> None:
-        # per process
-        self._settings = settings
-        self._environ = environ
-        self._hints = Hints(settings.trusted_hints)
-        self._places = Places(settings.geoip_db, settings.asn_db, settings.asn_types, settings.tor_exits)
-        issuer, audiences = settings.jwks_issuer, settings.jwks_audience or ()
-        self._file = JwksFile(settings.jwks_file, issuer, audiences) if settings.jwks_file else None
-        self.sets = KeySets() if sets is None else sets
-        endpoint = Endpoint(settings.jwks_url, issuer, audiences) if settings.jwks_url else None
-        self._url = JwksUrl(endpoint, self.sets) if endpoint is not None else None
-        self.tokens = Tokens(self._unknown_key, leeway_s=settings.jwt_leeway_s)
+    def __init__(self, process: _Process, issuers: tuple[JwksUrl, ...] = ()) -> None:
+        """Without keys of a bundle; `issuers` are those of another bundle, whose key sets may be used on."""
+        self._process = process
+        self._file = process.file
+        self.sets = process.sets
+        self.addresses = process.addresses
+        self.trusted_peer = process.addresses.trusted_peer
+        self.bot = process.bot
+        self.refused_tokens = process.refused_tokens
+        self.tokens = Tokens(self._unknown_key, self.refused_tokens, process.settings.jwt_leeway_s)
         self._key_wanted = False
-
-        # per bundle
-        self._lock = threading.Lock()  # the bundle changes in one thread, the sources outside in another
         self._jwt_keys: tuple[JwtKey, ...] = ()
         self._bundle_keys: tuple[TokenKey, ...] = ()
         self._bundle_problems: tuple[str, ...] = ()
-        self._issuers: tuple[JwksUrl, ...] = ()
-
-        self.addresses = Addresses(
-            settings.client_ip_header,
-            settings.trusted_peers,
-            settings.trusted_proxies,
-            settings.ipv6_prefix,
-            unix_trusted=settings.unix_trusted,
-        )
-        self.trusted_peer = self.addresses.trusted_peer
-        self.bot = Bots().bot
-        self.refused_tokens = self.tokens.refused
-        if self._file is not None:
-            self._file.refresh()
-        self.use_keys(jwt_keys, jwt_issuers)
+        self._issuers = issuers
 
     @classmethod
     def from_settings(
@@ -102,7 +103,9 @@ class Identity:
 
         Reads the files once. `sets` are the key sets that were fetched from URLs, taken over by `refresh`.
         """
-        return cls(settings, jwt_keys, environ, jwt_issuers, sets)
+        identity = cls(_Process(settings, environ, KeySets() if sets is None else sets))
+        identity.use_keys(jwt_keys, jwt_issuers)
+        return identity
 
     def with_keys(self, jwt_keys: Sequence[JwtKey], jwt_issuers: Sequence[JwtIssuer] = ()) -> Identity:
         """This identity with the keys and issuers of another bundle: itself when they are the same.
@@ -113,8 +116,8 @@ class Identity:
         endpoints = [_endpoint(each) for each in jwt_issuers]
         if tuple(jwt_keys) == self._jwt_keys and endpoints == [url.endpoint for url in self._issuers]:
             return self
-        other = copy(self)
-        other.tokens = Tokens(other._unknown_key, self.refused_tokens, self._settings.jwt_leeway_s)
+        other = Identity(self._process, self._issuers)
+        other._key_wanted = self._key_wanted
         other.use_keys(jwt_keys, jwt_issuers)
         return other
 
@@ -123,10 +126,10 @@ class Identity:
         keys, problems = [], []
         for position, jwt_key in enumerate(jwt_keys):
             try:
-                keys.append(_key(jwt_key, self._environ))
+                keys.append(_key(jwt_key, self._process.environ))
             except UnusableKey as error:
                 problems.append(f"jwt_keys[{position}]: {error}")
-        with self._lock:
+        with self._process.lock:
             known = {url.endpoint: url for url in self._issuers}
             self._jwt_keys = tuple(jwt_keys)
             self._bundle_keys = tuple(keys)
@@ -139,7 +142,7 @@ class Identity:
 
     def refresh(self, now: Now) -> None:
         """Take over what changed outside. Reads files: never on a request's way."""
-        self._places.refresh()
+        self._process.places.refresh()
         self.refresh_keys(now, also=self._file is not None and self._file.refresh())
 
     def refresh_keys(self, now: Now, *, also: bool = False) -> None:
@@ -149,7 +152,7 @@ class Identity:
             self.sets.want(now)
         changed = [url.refresh(now) for url in self._urls]
         if also or any(changed):
-            with self._lock:
+            with self._process.lock:
                 self._apply()
 
     @property
@@ -168,7 +171,7 @@ class Identity:
 
     def problems(self) -> tuple[str, ...]:
         """Why the process is not ready: sources of keys that the operator configured and that have none."""
-        sources = [source for source in (self._file, self._url) if source is not None]
+        sources = [source for source in (self._file, self._process.url) if source is not None]
         return self._bundle_problems + tuple(text for source in sources if (text := source.problem()))
 
     def warnings(self) -> tuple[str, ...]:
@@ -177,13 +180,13 @@ class Identity:
         An issuer without keys is among them: a bundle that names one must not take every other caller's edge away.
         """
         without = tuple(text for url in self._issuers if (text := url.problem()))
-        sources = [source for source in (self._file, self._url, *self._issuers) if source is not None]
+        sources = [source for source in (self._file, *self._urls) if source is not None]
         late = tuple(text for source in sources for text in source.warnings())
-        return self._places.warnings() + without + late + self.sets.warnings()
+        return self._process.places.warnings() + without + late + self.sets.warnings()
 
     def sources(self) -> frozenset[str]:
         """The descriptors `ip:country`, `ip:asn`, `ip:type`, `ip:tor`, `ua:bot` that the settings can fill."""
-        settings, hints = self._settings, self._settings.trusted_hints
+        settings, hints = self._process.settings, self._process.settings.trusted_hints
         asn = settings.asn_db is not None or "x-asn" in hints
         filled = {
             "ip:country": settings.geoip_db is not None or "x-country-code" in hints,
@@ -196,30 +199,33 @@ class Identity:
 
     def country(self, client: Client, headers: Mapping[str, bytes]) -> str | None:
         """ISO 3166-1 code of the client's country, upper case."""
-        return self._hints.country(client, headers) or self._places.place(client).country
+        return self._process.hints.country(client, headers) or self._process.places.place(client).country
 
     def asn(self, client: Client, headers: Mapping[str, bytes]) -> str | None:
         """Number of the client's network, as digits."""
-        return self._hints.asn(client, headers) or self._places.place(client).asn
+        return self._process.hints.asn(client, headers) or self._process.places.place(client).asn
 
     def asn_type(self, client: Client, headers: Mapping[str, bytes]) -> str | None:
         """Type of the client's network as the table or the gateway calls it, lower case."""
-        said = self._hints.asn_type(client, headers)
+        said = self._process.hints.asn_type(client, headers)
         if said is not None:
             return said
-        asn = self._hints.asn(client, headers)
-        return self._places.place(client).asn_type if asn is None else self._places.asn_type(asn)
+        asn = self._process.hints.asn(client, headers)
+        return (
+            self._process.places.place(client).asn_type if asn is None else self._process.places.asn_type(asn)
+        )
 
     def tor(self, client: Client, headers: Mapping[str, bytes]) -> str | None:
         """ "true" or "false": whether the client is a Tor exit."""
-        return self._hints.tor(client, headers) or self._places.place(client).tor
+        return self._process.hints.tor(client, headers) or self._process.places.place(client).tor
 
     def _unknown_key(self) -> None:
         self._key_wanted = True
 
     @property
     def _urls(self) -> tuple[JwksUrl, ...]:
-        return self._issuers if self._url is None else (self._url, *self._issuers)
+        url = self._process.url
+        return self._issuers if url is None else (url, *self._issuers)
 
     def _apply(self) -> None:
         """Read tokens with the keys of the moment; the lock is held."""
@@ -237,7 +243,7 @@ class Identity:
             if url.awaited:
                 yield url.endpoint.issuer
         if self._file is not None and not self._file.was_read:
-            yield self._settings.jwks_issuer
+            yield self._process.settings.jwks_issuer
         if self._bundle_problems:
             yield None
 
