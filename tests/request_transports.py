@@ -38,6 +38,7 @@ from fairvisor.identity.bots import Bots
 from fairvisor.memory import InstanceMemory
 from fairvisor.notes import RELOAD, Note, Notes
 from fairvisor.reading import read_fields
+from fairvisor.response import Answer
 from fairvisor.settings import Settings
 
 MONO_START_NS = (
@@ -177,7 +178,8 @@ class ServiceTransport:
             cut_bytes = max(0, len(body or b"") - limit) if limit else 0
             body = None if body is None or not limit else body[:limit]
             request = Request(method, target, headers, service.peer(peer), body, cut_bytes, repeated)
-            answer = service.answer(request, self._world.now())
+            asked = service.answer(request, self._world.now())
+            answer = asked if isinstance(asked, Answer) else asked.whole()
         shown = b"" if method == "HEAD" else answer.body
         return Received(answer.status, split_head(answer.head), shown, answer.delay_ms)
 

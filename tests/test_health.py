@@ -23,6 +23,7 @@ from fairvisor.http.request import Request
 from fairvisor.master import check_side, serve
 from fairvisor.memory import InstanceMemory
 from fairvisor.notes import Notes
+from fairvisor.response import Answer
 from fairvisor.settings import Settings
 
 NOW = Now(1, 1)
@@ -37,7 +38,8 @@ def ask(
     service: Health, target: str, method: str = "GET", peer: str = "203.0.113.9"
 ) -> tuple[int, str, bytes]:
     answer = service.answer(Request(method, target, {}, service.peer(peer)), NOW)
-    return answer.status, answer.head, answer.body
+    whole = answer if isinstance(answer, Answer) else answer.whole()
+    return whole.status, whole.head, whole.body
 
 
 def test_anybody_may_ask_for_the_metrics() -> None:
@@ -92,18 +94,18 @@ def test_an_answer_is_made_a_piece_at_a_time() -> None:
     made = Made(b"a", b"", b"b")
     assert [made.answer.advance() for _ in range(4)] == [False, False, False, True]
     assert made.answer.advance()
-    assert (made.answer.status, made.answer.body, made.taken) == (200, b"ab", 3)
+    assert (made.answer.whole().status, made.answer.whole().body, made.taken) == (200, b"ab", 3)
 
 
 def test_who_cannot_wait_gets_it_whole() -> None:
     made = Made(b"a", b"b")
-    assert (made.answer.body, made.answer.status) == (b"ab", 200)
-    assert made.answer.head == "Content-Type: text/plain\r\n"
+    answer = made.answer.whole()
+    assert (answer.body, answer.status, answer.head) == (b"ab", 200, "Content-Type: text/plain\r\n")
 
 
 def test_a_failure_on_the_way_is_a_500_that_is_told() -> None:
     made = Made(b"a", None)
-    assert (made.answer.status, made.answer.body) == (500, b"")
+    assert (made.answer.whole().status, made.answer.whole().body) == (500, b"")
     assert [type(error) for error in made.told] == [ZeroDivisionError]
 
 

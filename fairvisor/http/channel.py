@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 from typing import Final, cast
 
-from fairvisor.http.hub import HIGH_WATER_BYTES, LINGER_S, Hub
+from fairvisor.http.hub import HIGH_WATER_BYTES, LINGER_S, Hub, Making
 from fairvisor.http.outbox import Outbox
 from fairvisor.http.pieces import read_in_pieces
 from fairvisor.http.request import Peer
-from fairvisor.http.wire import Making, Sendable, encode
+from fairvisor.http.wire import encode
+from fairvisor.response import Answer
 
 MAX_QUEUED: Final = 64  # answers behind one that waits; then nothing more is read from this client
 
@@ -125,20 +126,20 @@ class Channel(asyncio.Protocol):
 
     # answering
 
-    def _put(self, answer: Sendable, connection: str, *, last: bool, head_only: bool) -> None:
+    def _put(self, answer: Answer | Making, connection: str, *, last: bool, head_only: bool) -> None:
         """The next answer; one that is not made yet takes its place."""
         self._closing = self._closing or last
         lines = self._hub.lines
-        if answer.delay_ms < 0:
-            making = cast(Making, answer)
-            self._outbox.make(
-                making.advance,
-                lambda: encode(lines[making.status], making, connection, head_only=head_only),
-                lambda: making.delay_ms,
-            )
-        else:
+        if isinstance(answer, Answer):
             payload = encode(lines[answer.status], answer, connection, head_only=head_only)
             self._outbox.put(payload, answer.delay_ms)
+        else:
+            making = answer
+            self._outbox.make(
+                making.advance,
+                lambda: encode(lines[making.whole().status], making.whole(), connection, head_only=head_only),
+                lambda: making.whole().delay_ms,
+            )
         self._update_reading()
 
     def _waited(self) -> None:

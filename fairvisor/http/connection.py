@@ -18,10 +18,11 @@ from fairvisor.errors import BodyTooLarge, Busy, HeadTooLarge, RequestError, Req
 from fairvisor.http._head import parse as parse_head
 from fairvisor.http.arriving import Arriving
 from fairvisor.http.channel import Channel
-from fairvisor.http.hub import TURN_BYTES, Hub
+from fairvisor.http.hub import TURN_BYTES, Hub, Making
 from fairvisor.http.partial_head import PartialHead
 from fairvisor.http.request import Request
-from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE, Sendable, encode
+from fairvisor.http.wire import CLOSE, CONTINUE, KEEP_ALIVE, encode
+from fairvisor.response import Answer
 
 BODY_WAIT_S: Final = 1.0
 MAX_TRAILERS: Final = 64
@@ -87,7 +88,7 @@ class Connection(Channel):
     def _answer_plain(self, request: Request) -> None:
         """A request that came whole and alone: the path of nearly all requests."""
         answer = self._answer(request, self._read_now())
-        if answer.delay_ms or self._queue or self._hub.ending:
+        if not isinstance(answer, Answer) or answer.delay_ms or self._queue or self._hub.ending:
             last = self._hub.is_last()
             self._put(answer, CLOSE if last else "", last=last, head_only=False)
             self._flush()
@@ -128,7 +129,8 @@ class Connection(Channel):
         request = Request(method, target, headers, self._peer, repeated=repeated)
         answer = self._answer(request, self._read_now())
         if (
-            answer.delay_ms
+            not isinstance(answer, Answer)
+            or answer.delay_ms
             or self._queue
             or self._hub.ending
             or "connection" in headers
@@ -308,7 +310,7 @@ class Connection(Channel):
         request = arriving.so_far(method, self._peer)
         self._put(self._answer(request, self._read_now()), CLOSE, last=True, head_only=method == "HEAD")
 
-    def _send(self, answer: Sendable, headers: dict[str, bytes], method: str) -> None:
+    def _send(self, answer: Answer | Making, headers: dict[str, bytes], method: str) -> None:
         """An answer off the plain path: held, queued, without its body, or the last of the connection."""
         parser = self._parser
         last = "upgrade" in headers or not parser.should_keep_alive() or self._hub.is_last()

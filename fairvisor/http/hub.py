@@ -16,7 +16,8 @@ from fairvisor.clock import NS_PER_S, Now
 from fairvisor.errors import RequestError
 from fairvisor.http.kept import Kept
 from fairvisor.http.request import Peer, Request
-from fairvisor.http.wire import Sendable, StatusLines
+from fairvisor.http.wire import StatusLines
+from fairvisor.response import Answer
 
 # What is read at once and is as large waits for its turn: of five hundred such reads one is looked into in each turn of
 # the loop, and those who send a request or two are answered in between. Later reads are no larger (`pieces.py`).
@@ -37,11 +38,18 @@ class BodyRule(NamedTuple):
     strict: bool = False
 
 
+class Making(Protocol):
+    """An answer that is not made yet: it is whole when `advance` was true."""
+
+    def advance(self) -> bool: ...
+    def whole(self) -> Answer: ...
+
+
 class Answering(Protocol):
     """What connections need of the service."""
 
-    def answer(self, request: Request, now: Now, /) -> Sendable: ...
-    def refusal(self, error: RequestError, /) -> Sendable: ...
+    def answer(self, request: Request, now: Now, /) -> Answer | Making: ...
+    def refusal(self, error: RequestError, /) -> Answer: ...
     def peer(self, address: str, /) -> Peer: ...
     def body_rule(self, target: str, /) -> BodyRule: ...
 

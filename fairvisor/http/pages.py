@@ -23,25 +23,14 @@ class Unmade:
     """An answer that is made a part at a time: whoever reads it before it is whole makes what is missing."""
 
     def __init__(self) -> None:
-        self._made: Answer | Sliced | None = None
+        self._made: Answer | None = None
 
     def advance(self) -> bool:
         """Make one more part; is it whole now?"""
         raise NotImplementedError
 
-    @property
-    def status(self) -> int:
-        return self._whole().status
-
-    @property
-    def head(self) -> str:
-        return self._whole().head
-
-    @property
-    def body(self) -> bytes:
-        return self._whole().body
-
-    def _whole(self) -> Answer | Sliced:
+    def whole(self) -> Answer:
+        """Return the answer, after making what is missing of it."""
         while self._made is None:
             self.advance()
         return self._made
@@ -50,11 +39,9 @@ class Unmade:
 class Sliced(Unmade):
     """An answer that is made a slice at a time, so that others are answered in between.
 
-    A transport that can calls `advance` until it is true, whenever it likes; one that cannot just reads the answer,
-    which makes what is missing. `told` is called with what goes wrong; then the answer is a 500.
+    A transport that can calls `advance` until it is true, whenever it likes; one that cannot asks for the whole answer.
+    `told` is called with what goes wrong; then the answer is a 500.
     """
-
-    delay_ms = -1  # when it is made
 
     def __init__(self, head: str, pieces: Iterator[bytes], told: Callable[[Exception], None]) -> None:
         super().__init__()
@@ -88,12 +75,9 @@ class Decided(Unmade):
     def advance(self) -> bool:
         """Work out one more slice; is the answer made now?"""
         if self._made is None and self._advance():
-            self._made = self._answer()
+            answer = self._answer()
+            self._made = answer if isinstance(answer, Answer) else answer.whole()
         return self._made is not None
-
-    @property
-    def delay_ms(self) -> int:
-        return -1 if self._made is None else self._made.delay_ms
 
 
 class Page(NamedTuple):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final
 
 from fairvisor.clock import NS_PER_S, Now
+from fairvisor.response import Answer
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_CONTENT: Final = 204  # as a plain number: reading it off the enum costs a call
@@ -20,28 +21,6 @@ _NO_CONTENT: Final = 204  # as a plain number: reading it off the enum costs a c
 NO_STORE: Final = "Cache-Control: no-store\r\n"
 CLOSE: Final = "Connection: close\r\n"
 KEEP_ALIVE: Final = "Connection: keep-alive\r\n"  # an HTTP/1.0 client asks for it and waits to be told
-
-
-class Sendable(Protocol):
-    """What an answer must tell to be sent; `head` is whole header lines, `delay_ms` how long to hold it.
-
-    Below 0: until it is made, see `Making`.
-    """
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def head(self) -> str: ...
-    @property
-    def body(self) -> bytes: ...
-    @property
-    def delay_ms(self) -> int: ...
-
-
-class Making(Sendable, Protocol):
-    """An answer that is not made yet (`delay_ms` is below 0): it can be sent when `advance` was true."""
-
-    def advance(self) -> bool: ...
 
 
 class StatusLines(dict[int, str]):
@@ -66,7 +45,7 @@ class StatusLines(dict[int, str]):
         return line
 
 
-def encode(line: str, answer: Sendable, connection: str = "", *, head_only: bool = False) -> bytes:
+def encode(line: str, answer: Answer, connection: str = "", *, head_only: bool = False) -> bytes:
     """The bytes of an answer. `connection` is a Connection line or nothing; `head_only` answers a HEAD request."""
     if answer.status == _NO_CONTENT:  # has no body and says no length (RFC 9110 8.6)
         return f"{line}{answer.head}{connection}\r\n".encode("latin-1")

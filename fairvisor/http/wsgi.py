@@ -21,8 +21,9 @@ from fairvisor.errors import BodyTooLarge, RequestError, SettingsError
 from fairvisor.http.hub import Answering, BodyRule
 from fairvisor.http.request import Request
 from fairvisor.http.start import make_beside, make_service, open_segment
-from fairvisor.http.wire import NO_STORE, Sendable
+from fairvisor.http.wire import NO_STORE
 from fairvisor.reading import JOINED
+from fairvisor.response import Answer
 from fairvisor.settings import Settings, environment
 
 Environ = dict[str, Any]
@@ -52,7 +53,8 @@ class Application:
             return _send(service.refusal(error), environ, start_response)
         peer = service.peer(environ.get("REMOTE_ADDR") or "")
         request = Request(environ["REQUEST_METHOD"], target, _headers(environ), peer, body, cut_bytes, JOINED)
-        return _send(service.answer(request, self._read_now()), environ, start_response)
+        answer = service.answer(request, self._read_now())
+        return _send(answer if isinstance(answer, Answer) else answer.whole(), environ, start_response)
 
 
 def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -136,8 +138,8 @@ def _count_rest(source: Any) -> int:
     return counted
 
 
-def _send(answer: Sendable, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    status = answer.status  # makes the answer, if it is not made yet: only then it says how long to hold it
+def _send(answer: Answer, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    status = answer.status
     headers = [
         (name, value)
         for line in (NO_STORE + answer.head).splitlines()

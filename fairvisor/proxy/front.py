@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final, cast
 from fairvisor.errors import Busy, LoopDetected, RequestError, RequestTimeout
 from fairvisor.http.hub import HIGH_WATER_BYTES, LINGER_S, TURN_BYTES, Hub
 from fairvisor.http.request import Peer
-from fairvisor.http.wire import CLOSE, KEEP_ALIVE, Sendable, encode
+from fairvisor.http.wire import CLOSE, KEEP_ALIVE, encode
 from fairvisor.proxy.bodies import BadBody, Body, SizedBody, body_of
 from fairvisor.proxy.exchange import Exchange
 from fairvisor.proxy.heads import VIA, RequestHead
 from fairvisor.proxy.inbox import Inbox
 from fairvisor.proxy.pace import Pace, Timeouts
 from fairvisor.proxy.rewrite import Hop
+from fairvisor.response import Answer
 
 if TYPE_CHECKING:
     from fairvisor.proxy.backends import Backends
@@ -244,7 +245,7 @@ class Front(asyncio.Protocol):
         self._transport.write_eof()
         return True
 
-    def reply(self, answer: Sendable, *, close: bool) -> None:
+    def reply(self, answer: Answer, *, close: bool) -> None:
         """Answer a request that is not forwarded."""
         exchange = self._exchange
         assert exchange is not None, "a reply is to a request"
