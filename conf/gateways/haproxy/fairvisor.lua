@@ -8,6 +8,18 @@ local URL = os.getenv("EDGE_URL") .. "/v1/decision"
 local TIMEOUT_MS = tonumber(os.getenv("EDGE_TIMEOUT_MS"))
 local TOKEN = os.getenv("FAIRVISOR_DECISION_TOKEN")
 
+-- The headers that policies read. Where EDGE_HEADERS names them, only those are sent.
+local READ = {}
+for name in (os.getenv("EDGE_HEADERS") or ""):lower():gmatch("[^%s,]+") do
+    READ[name] = true
+end
+local READS_ALL = next(READ) == nil
+
+-- HAProxy's HTTP client has room for tune.http.maxhdr lines (101). More crash HAProxy 2.6 and raise an error in 2.8.
+local MAX_LINES = 90
+local TOO_LARGE = [[{"error":{"message":"The request has too many header lines, or its head is too large.",]]
+    .. [["type":"invalid_request_error","param":null,"code":431}}]]
+
 -- What a client must not tell Fairvisor, and what belongs to its own connection (RFC 9110 7.6.1).
 local DROPPED = {
     ["host"] = true, ["connection"] = true, ["keep-alive"] = true, ["te"] = true, ["trailer"] = true,
@@ -32,24 +44,26 @@ local REFUSAL = {
     ["x-fairvisor-reason"] = true, ["x-should-retry"] = true, ["x-fairvisor-loop-count"] = true,
 }
 
-local function is_dropped(name)
+local function is_sent(name)
     if DROPPED[name] or name:find("_", 1, true) then  -- a WSGI server may take an underscore for a dash
-        return true
+        return false
     end
     for _, prefix in ipairs(DROPPED_PREFIXES) do
         if name:sub(1, #prefix) == prefix then
-            return true
+            return false
         end
     end
-    return false
+    return READS_ALL or READ[name]
 end
 
+-- What Fairvisor is told of the request, and of how many lines of the client it consists.
 local function question(txn)
-    local headers = {}
+    local headers, lines = {}, 0
     for name, values in pairs(txn.http:req_get_headers()) do
-        if not is_dropped(name) then
+        if is_sent(name) then
             -- HAProxy counts the lines of a field from 0, and would send line 0 last.
             headers[name] = {table.unpack(values, 0)}
+            lines = lines + #headers[name]
         end
     end
     headers["x-original-method"] = {txn.f:method()}
@@ -60,7 +74,7 @@ local function question(txn)
     if TOKEN then
         headers["x-fairvisor-token"] = {TOKEN}
     end
-    return headers
+    return headers, lines
 end
 
 local function refuse(txn, answer)
@@ -73,8 +87,25 @@ local function refuse(txn, answer)
     txn:done(reply)
 end
 
+local function reject_head(txn)
+    local reply = txn:reply{status = 431, reason = "Request Header Fields Too Large", body = TOO_LARGE}
+    reply:add_header("cache-control", "no-store")
+    reply:add_header("content-type", "application/json")
+    txn:done(reply)
+end
+
 local function decide(txn)
-    local answer = core.httpclient():get{url = URL, headers = question(txn), timeout = TIMEOUT_MS}
+    local headers, lines = question(txn)
+    if lines > MAX_LINES then
+        return reject_head(txn)
+    end
+    -- An error is raised where the question does not fit into a buffer (tune.bufsize), before anything is asked.
+    local client = core.httpclient()
+    local asked, answer = pcall(client.get, client, {url = URL, headers = headers, timeout = TIMEOUT_MS})
+    if not asked then
+        core.Warning("fairvisor: a request was answered with 431: " .. tostring(answer))
+        return reject_head(txn)
+    end
     local status = answer and answer.status or 0
     if status == 204 or status == 200 or status == 429 then
         for name, variable in pairs(SHOWN) do
