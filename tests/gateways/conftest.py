@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ HERE = Path(__file__).parent
 sys.path += [str(HERE.parent), str(HERE.parent / "processes")]  # what the tests beside us share
 
 from edge_server import Edge, reserve_port, wait_until  # noqa: E402
-from gateway_servers import KINDS, OTHERS, Gateway, StartGateway  # noqa: E402
+from gateway_servers import KINDS, OTHERS, Edits, Gateway, StartGateway  # noqa: E402
 
 WORKERS = {"FAIRVISOR_WORKER_PROCESSES": "2"}
 
@@ -66,12 +67,16 @@ def start_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
 def start_gateway(tmp_path_factory: pytest.TempPathFactory, application: int) -> Iterator[StartGateway]:
     """Starts gateways: `start_gateway("nginx", edge_port)`, with `fail_open=True` in that variant.
 
-    `patient=False`: with the time-outs that are shipped, which a machine in distress may exceed.
+    `edits` make a configuration of a user's own. `patient=False`: with the time-outs that are shipped, which a machine
+    in distress may exceed.
     """
     gateways: list[Gateway] = []
 
-    def start(name: str, edge: int, *, fail_open: bool = False, patient: bool = True) -> Gateway:
+    def start(
+        name: str, edge: int, *, fail_open: bool = False, patient: bool = True, edits: Edits = ()
+    ) -> Gateway:
         kind = KINDS.get(name) or OTHERS[name]
+        kind = replace(kind, edits=kind.edits + edits)
         variant = kind.open if fail_open else kind.closed
         gateway = Gateway(kind, variant, tmp_path_factory.mktemp(name), edge, application, patient)
         gateways.append(gateway)

