@@ -3,7 +3,8 @@
     python upstream.py PORT
 
 `X-Want-Status: 403` asks for that status, `X-Want-Body: {...}` for that body (JSON, or a stream with `\\n` written out
-in it). Every answer says in `x-application-count` how many requests arrived before it.
+in it), `X-Want-Lines: A: 1|B: 2` for those header lines. Every answer says in `x-application-count` how many requests
+arrived before it.
 """
 
 from __future__ import annotations
@@ -56,10 +57,13 @@ class Connection(asyncio.Protocol):
         }
         wanted = self.headers.get("x-want-body")
         body = json.dumps(seen).encode() if wanted is None else wanted.replace("\\n", "\n").encode()
+        lines = self.headers.get("x-want-lines")
         head = (
             f"HTTP/1.1 {self.headers.get('x-want-status', '200')} Done\r\n"
             f"Content-Type: {'text/event-stream' if wanted and wanted[0] != '{' else 'application/json'}\r\n"
-            f"Content-Length: {len(body)}\r\nX-Application-Count: {next(ARRIVED)}\r\n\r\n"
+            f"Content-Length: {len(body)}\r\nX-Application-Count: {next(ARRIVED)}\r\n"
+            + ("".join(f"{line}\r\n" for line in lines.split("|")) if lines else "")
+            + "\r\n"
         )
         self.transport.write(head.encode() + (b"" if seen["method"] == "HEAD" else body))
 

@@ -1,8 +1,8 @@
 -- Asks Fairvisor Edge about a request: the action `http-request lua.fairvisor`, for HAProxy 2.6 and later.
 --
--- A refusal is answered here, as Fairvisor words it. Otherwise the variable txn.fairvisor says "allowed" or
--- "undecided" (no answer in time, or none that decides), and the configuration chooses what an undecided request gets.
--- What the client is to be told of an allow is in the variables txn.fairvisor_*.
+-- A reject is answered here, as Fairvisor words it, and a head that is too large to ask about with 431. Otherwise the
+-- variable txn.fairvisor says "allowed" or "undecided" (no answer in time, or none that decides), and the configuration
+-- chooses what an undecided request gets. What the client sees of an allow is in the variables txn.fairvisor_*.
 
 local URL = os.getenv("EDGE_URL") .. "/v1/decision"
 local TIMEOUT_MS = tonumber(os.getenv("EDGE_TIMEOUT_MS"))
@@ -39,9 +39,10 @@ local SHOWN = {
     ["x-fairvisor-warning"] = "txn.fairvisor_warning",
     ["x-fairvisor-loop-count"] = "txn.fairvisor_loop_count",
 }
-local REFUSAL = {
-    ["cache-control"] = true, ["content-type"] = true, ["retry-after"] = true, ["www-authenticate"] = true,
-    ["x-fairvisor-reason"] = true, ["x-should-retry"] = true, ["x-fairvisor-loop-count"] = true,
+-- What a reject does not show: the fields of the answer's own connection.
+local OF_CONNECTION = {
+    ["connection"] = true, ["keep-alive"] = true, ["transfer-encoding"] = true, ["content-length"] = true,
+    ["date"] = true,
 }
 
 local function is_sent(name)
@@ -77,11 +78,13 @@ local function question(txn)
     return headers, lines
 end
 
-local function refuse(txn, answer)
-    local reply = txn:reply{status = answer.status, body = answer.body}
+local function reject(txn, answer)
+    local reply = txn:reply{status = answer.status, reason = answer.reason, body = answer.body}
     for name, values in pairs(answer.headers) do
-        if REFUSAL[name] then
-            reply:add_header(name, values[0])
+        if not OF_CONNECTION[name] then
+            for _, value in pairs(values) do
+                reply:add_header(name, value)
+            end
         end
     end
     txn:done(reply)
@@ -107,18 +110,16 @@ local function decide(txn)
         return reject_head(txn)
     end
     local status = answer and answer.status or 0
-    if status == 204 or status == 200 or status == 429 then
+    if status == 204 or status == 200 then
         for name, variable in pairs(SHOWN) do
             local values = answer.headers[name]
             if values then
                 txn:set_var(variable, values[0])
             end
         end
-    end
-    if status == 204 or status == 200 then
         txn:set_var("txn.fairvisor", "allowed")
     elseif status >= 400 and status < 500 then
-        refuse(txn, answer)
+        reject(txn, answer)
     else
         txn:set_var("txn.fairvisor", "undecided")
     end
