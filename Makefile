@@ -18,10 +18,10 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint count mutants model sanitize fuzz check format docs wheels audit clean
+.PHONY: help run test lint count mutants model sanitize fuzz campaign-haproxy check format docs wheels audit clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 run: $(RUN_STAMP) policy.json ## build, install and serve policy.json on BIND (127.0.0.1:8080)
 	@printf '%s\n' '' 'Try, in another terminal; the sample policy lets 5 pass at once, then one every 2 seconds:' '' \
@@ -56,6 +56,11 @@ EXECUTIONS ?= 10000000
 
 fuzz: $(DEV_STAMP) ## EXECUTIONS (10,000,000) inputs that nobody wrote into all that reads (an hour; WORDS="jwt --seed 7" chooses)
 	PYTHONPATH=. $(BIN)/python tests/fuzz --executions $(EXECUTIONS) $(WORDS)
+
+HEADS ?= 10000
+
+campaign-haproxy: $(DEV_STAMP) ## HEADS (10,000) random heads of up to 200 lines for each HAProxy: it lives, and none passes uncounted
+	$(BIN)/python tests/gateways/random_heads.py --heads $(HEADS) --write perf/results/haproxy-heads.json
 
 check: lint test ## all that CI asks (the tests also hold the documentation to the code)
 
