@@ -130,6 +130,19 @@ def test_a_valid_bundle_exits_0(folder: Path, capsys: Captured) -> None:
     assert capsys.readouterr().out == "valid  policy.json: version 7, 1 policy\n"
 
 
+def test_the_request_headers_that_a_bundle_reads_are_listed(folder: Path, capsys: Captured) -> None:
+    keyed = {**VALID["policies"][0], "id": "keyed"}
+    keyed["spec"] = {
+        **keyed["spec"],
+        "rules": [{**keyed["spec"]["rules"][0], "limit_keys": ["header:X-Key", "jwt:sub"]}],
+    }
+    (folder / "policy.json").write_text(json.dumps({**VALID, "policies": [keyed]}))
+    assert run(["validate", "policy.json"]) == 0
+    assert capsys.readouterr().out.endswith("reads  the request headers authorization, x-key\n")
+    assert run(["validate", "--format", "json", "policy.json"]) == 0
+    assert json.loads(capsys.readouterr().out)["headers_read"] == ["authorization", "x-key"]
+
+
 def test_every_problem_is_printed_and_the_exit_code_is_1(folder: Path, capsys: Captured) -> None:
     (folder / "policy.json").write_text(json.dumps({"bundle_version": 0, "policies": [{"id": ""}]}))
     assert run(["validate", "policy.json"]) == exits.FAILED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from fairvisor.bundle.headers_read import headers_read
 from fairvisor.bundle.load import Parsed
 from fairvisor.bundle.reach import unreachable
 from fairvisor.cli.exits import FAILED
@@ -51,6 +52,7 @@ def _print_valid(name: str, parsed: Parsed, warnings: Problems, output_format: s
                 "bundle_version": model.bundle_version,
                 "sha256": parsed.sha256,
                 "policies": len(model.policies),
+                "headers_read": headers_read(model),
                 "warnings": [problem._asdict() for problem in warnings],
             }
         )
@@ -59,3 +61,6 @@ def _print_valid(name: str, parsed: Parsed, warnings: Problems, output_format: s
     policies = count_of(len(model.policies), "policy", "policies")
     found = f", {count_of(len(warnings), 'warning', 'warnings')}" if warnings else ""
     print_line(("valid", "green"), f"  {name}: version {model.bundle_version}, {policies}{found}")
+    read = headers_read(model)
+    if read:
+        print_line(f"reads  the request headers {', '.join(read)}")
