@@ -23,7 +23,7 @@ from fairvisor.setting_values import HINTS
 
 # The columns of the tables, the gateways that each stands for, and what their endpoint believes of the request.
 COLUMNS = {
-    "nginx": (("nginx",), ORIGINAL),
+    "nginx": (("nginx", "kong-injection"), ORIGINAL),
     "Envoy": (("envoy", "envoy-bodies"), ()),
     "Caddy": (("caddy", "caddy-2.11", "caddy-short", "caddy-short-2.11"), FORWARDED),
     "HAProxy": (("haproxy", "haproxy-2.8"), ORIGINAL),
