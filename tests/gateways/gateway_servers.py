@@ -196,8 +196,8 @@ class Gateway:
     ) -> None:
         """`patient`: it waits for the edge as long as a test does, not the second that is shipped."""
         self.kind = kind
-        self._reserved = reserve_port()
-        self.address: tuple[str, int] = self._reserved.getsockname()
+        self._reserved = reserve_port("0.0.0.0")
+        self.address: tuple[str, int] = ("127.0.0.1", self._reserved.getsockname()[1])
         self.folder = place
         self.log = place / "gateway.log"
         name, _, option = variant.partition(" ")

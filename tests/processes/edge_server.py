@@ -336,11 +336,14 @@ def kill_quietly(pid: int) -> None:
         return
 
 
-def reserve_port() -> socket.socket:
-    """A socket that keeps a free port from everybody but a server that binds it with SO_REUSEADDR, as gunicorn does."""
+def reserve_port(address: str = "127.0.0.1") -> socket.socket:
+    """A socket that keeps a free port from everybody but a server that binds it with SO_REUSEADDR, as gunicorn does.
+
+    `address` is what the server binds: a port that is free on one address may be taken on another.
+    """
     reserved = socket.socket()
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.bind(("127.0.0.1", 0))
+    reserved.bind((address, 0))
     return reserved
 
 
