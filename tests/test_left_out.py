@@ -19,8 +19,8 @@ import pytest
 def test_with_a_server_that_is_not_there():
     pass
 
-@pytest.mark.needs("sh", "json")
-def test_with_a_program_and_a_module_that_are_there():
+@pytest.mark.needs("sh", "json", "typing-extensions")
+def test_with_a_program_a_module_and_a_package_that_are_there():
     pass
 """
 
