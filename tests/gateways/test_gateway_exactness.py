@@ -11,7 +11,12 @@ from edge_server import Edge
 from gateway_servers import KINDS, StartGateway
 
 CONNECTIONS = 32
-VARIANTS = ("envoy-bodies", "caddy-short", "caddy-short-2.11", "kong-injection")  # of gateways that are there already
+VARIANTS = (
+    "envoy-bodies",
+    "caddy-short",
+    "caddy-short-2.11",
+    "kong-injection",
+)  # of gateways that are there already
 
 
 @pytest.mark.parametrize(

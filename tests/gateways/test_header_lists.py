@@ -18,26 +18,28 @@ from edge_server import ROOT
 from fake_edge import ALLOW, FakeEdge
 from gateway_servers import CONFIGURATIONS, KINDS, Gateway, StartGateway
 
-from fairvisor.http.gateways import FORWARDED, ORIGINAL
+from fairvisor.http.gateways import FORWARDED, ORIGINAL, URL_HEADER, decision_endpoints
 from fairvisor.setting_values import HINTS
 
-# The columns of the tables, the gateways that each stands for, and what their endpoint believes of the request.
-COLUMNS = {
-    "nginx": (("nginx", "kong-injection"), ORIGINAL),
-    "Envoy": (("envoy", "envoy-bodies"), ()),
-    "Caddy": (("caddy", "caddy-2.11", "caddy-short", "caddy-short-2.11"), FORWARDED),
-    "HAProxy": (("haproxy", "haproxy-2.8"), ORIGINAL),
-    "Traefik": (("traefik",), FORWARDED),
-    "Kong": (("kong",), ORIGINAL),
-    "LiteLLM": ((), ORIGINAL),
+# Of each column the gateways that it stands for, the endpoint that they ask, and what describes the request there.
+COLUMNS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
+    "nginx": (("nginx", "kong-injection"), "/v1/auth-request/once", ORIGINAL),
+    "ingress-nginx": (("ingress-nginx",), "/v1/auth-url", (ORIGINAL.method, URL_HEADER)),
+    "Envoy": (("envoy", "envoy-bodies"), "/v1/ext-authz/", ()),
+    "Caddy": (("caddy", "caddy-2.11", "caddy-short", "caddy-short-2.11"), "/v1/forward-auth", FORWARDED),
+    "HAProxy": (("haproxy", "haproxy-2.8"), "/v1/decision", ORIGINAL),
+    "Traefik": (("traefik",), "/v1/forward-auth", FORWARDED),
+    "Kong": (("kong",), "/v1/decision", ORIGINAL),
+    "LiteLLM": ((), "/v1/decision", ORIGINAL),
 }
+ENDPOINTS = decision_endpoints(request_ids=True)
 GATEWAYS = [
     pytest.param(column, name, marks=pytest.mark.needs(KINDS[name].program), id=name)
-    for column, (names, _) in COLUMNS.items()
+    for column, (names, _, _) in COLUMNS.items()
     for name in names
 ]
 # What no client may choose at any endpoint.
-BELIEVED = {"x-forwarded-for", "forwarded", "x-fairvisor-request-id", *HINTS}
+BELIEVED = {"x-forwarded-for", "forwarded", *HINTS}
 
 Table = dict[str, dict[str, str]]  # of a header what each column says
 
@@ -67,6 +69,11 @@ OF_A_REJECT = [
     *OF_BOTH,
     *("X-Fairvisor-Reason", "Retry-After", "X-Should-Retry", "WWW-Authenticate", "Cache-Control"),
 ]
+
+
+def test_every_gateway_has_a_column() -> None:
+    assert sorted(name for names, _, _ in COLUMNS.values() for name in names) == sorted(KINDS)
+    assert all(list(row) == list(COLUMNS) for row in (*SENT.values(), *SHOWN.values()))
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +131,11 @@ def test_what_reaches_the_edge(
 @pytest.mark.parametrize("column", COLUMNS)
 def test_no_client_chooses_what_the_endpoint_believes(column: str) -> None:
     by_name = {header.lower(): row[column] for header, row in SENT.items()}
-    _, family = COLUMNS[column]
-    assert {by_name[header] for header in BELIEVED | set(family)} <= {"set", "dropped", "appended to"}
+    _, path, describing = COLUMNS[column]
+    believed = (
+        BELIEVED | set(describing) | ({"x-fairvisor-request-id"} if ENDPOINTS[path].reads_id else set())
+    )
+    assert {by_name[header] for header in believed} <= {"set", "dropped", "appended to"}
     assert by_name["x_country_code"] == "dropped"
 
 
@@ -138,7 +148,7 @@ def test_what_the_client_sees(
     allow, reject = lines(OF_AN_ALLOW), lines(OF_A_REJECT)
     edge.answer(answer("200 OK", *allow, "Content-Length: 0"))
     allowed = seen(gateway, raw, allow)
-    if column == "nginx":
+    if ENDPOINTS[COLUMNS[column][1]].carrier:
         edge.answer(answer("403 Forbidden", *reject, "X-Fairvisor-Status: 429", "X-Fairvisor-Body: {}"))
     else:
         edge.answer(answer("429 Too Many Requests", *reject))
