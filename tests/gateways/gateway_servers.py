@@ -3,7 +3,7 @@
 The configurations name three ports, 8000 (the gateway), 8080 (Fairvisor Edge), 3000 (the application), and the folders
 /etc/haproxy and /etc/traefik. Everything a gateway writes stays in a folder of the test.
 
-Caddy and HAProxy run in two versions: Debian's (2.6 and 2.6), and that of a PyPI package (2.11 and 2.8).
+Caddy and HAProxy run in two versions: 2.6 of both from Debian, Caddy 2.11 and HAProxy 2.8 from PyPI.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from request_checks import Received
 
 CONFIGURATIONS = ROOT / "conf" / "gateways"
 HERE = Path(__file__).parent
+_PROGRAMS = Path(sys.executable).parent  # where pip puts them
 
 
 class Ports(NamedTuple):
@@ -108,7 +109,6 @@ def _of_the_system(program: str) -> str:
     return shutil.which(program, path=os.pathsep.join(others)) or program
 
 
-_PROGRAMS = Path(sys.executable).parent
 _NGINX_FILES = ((CONFIGURATIONS / "nginx", "."),)
 _INGRESS_FILES = ((CONFIGURATIONS / "ingress-nginx", "."), (HERE / "ingress", "."))
 _HAPROXY_FILES = ((CONFIGURATIONS / "haproxy", "."),)

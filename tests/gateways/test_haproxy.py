@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from edge_server import Edge, token_bucket
@@ -75,6 +77,29 @@ def test_more_lines_than_the_question_has_room_for_are_a_reject_that_says_so(exh
 def test_random_heads_are_decided_or_rejected(exhausted: Gateway) -> None:
     """`make campaign-haproxy` sends more of them."""
     assert {429, 431} <= set(rejects(exhausted, seed=2, count=200))
+
+
+@pytest.mark.needs("curl")
+def test_no_number_of_fields_of_http_2_does_either(exhausted: Gateway, tmp_path: Path) -> None:
+    """HAProxy 2.6 takes more than tune.http.maxhdr fields here."""
+    fields = tmp_path / "fields"
+    for count in (*NEAR_THE_BOUND, 200):
+        fields.write_text("".join(f"X-{number}: 1\n" for number in range(count)))
+        command = [
+            "curl",
+            "--silent",
+            "--http2-prior-knowledge",
+            "--header",
+            f"@{fields}",
+            "--output",
+            "/dev/null",
+        ]
+        url = "http://{}:{}/".format(*exhausted.address)
+        done = subprocess.run(
+            [*command, "--write-out", "%{http_code}", url], capture_output=True, check=False
+        )
+        assert done.stdout in (b"000", b"400", b"429", b"431")  # 000: the stream was reset
+    assert exhausted.process.poll() is None
 
 
 @named
