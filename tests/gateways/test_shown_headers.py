@@ -17,6 +17,7 @@ OF_THE_APPLICATION = {
     "RATELIMIT-REMAINING": "99",
     "RateLimit-Reset": "99",
 }
+SHOWING = ("nginx", "ingress-nginx", "caddy", "caddy-2.11", "haproxy", "haproxy-2.8")
 WANTED = "|".join(f"{name}: {value}" for name, value in OF_THE_APPLICATION.items())
 
 
@@ -50,7 +51,7 @@ def plain_edge(start_edge: Callable[..., Edge]) -> Edge:
     return start_edge("stories")
 
 
-@pytest.mark.parametrize("name", named("caddy", "caddy-2.11", "haproxy", "haproxy-2.8"))
+@pytest.mark.parametrize("name", named(*SHOWING))
 def test_what_fairvisor_shows_takes_the_place_of_the_applications(
     name: str, form: str, edge: Edge, start_gateway: StartGateway
 ) -> None:
@@ -61,7 +62,7 @@ def test_what_fairvisor_shows_takes_the_place_of_the_applications(
 
 @pytest.mark.parametrize(
     "name",
-    named("caddy", "caddy-2.11", "caddy-short", "caddy-short-2.11", "haproxy", "haproxy-2.8", "traefik"),
+    named(*SHOWING, "caddy-short", "caddy-short-2.11", "traefik"),
 )
 def test_where_fairvisor_shows_none_the_applications_stay(
     name: str, plain_edge: Edge, start_gateway: StartGateway
