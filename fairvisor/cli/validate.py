@@ -1,4 +1,5 @@
-"""`fairvisor validate`: every problem of a policy bundle, found by the function that the edge itself loads it with."""
+"""`fairvisor validate`: every problem of a policy bundle, found by the function that the edge itself loads it with, and
+the request headers that it reads."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ Problems = tuple[Problem, ...]
 @format_option
 @click.pass_context
 def validate(context: click.Context, file: str, strict: bool, output_format: str) -> None:
-    """Check the policy bundle FILE (- is standard input) and print every problem in it."""
+    """Check the policy bundle FILE (- is standard input): print every problem, and the request headers it reads."""
     try:
         parsed = read_bundle(file, strict=strict)
     except BundleInvalid as invalid:
