@@ -4,14 +4,17 @@ An `Answer` carries its headers as ready lines; the transport adds the status li
 Content-Length. Amounts are rounded down and times up, so that what a client reads is never more generous than what is
 enforced. RateLimit fields follow draft-ietf-httpapi-ratelimit-headers-11 (strings of RFC 9651) and the older triplet;
 what the SDKs of LLM providers read is added in their spelling (developers.openai.com, "Rate limits in headers";
-docs.claude.com, "Rate limits: Response headers").
+docs.claude.com, "Rate limits: Response headers"). A gRPC call is answered in the terms of gRPC (grpc/grpc,
+doc/PROTOCOL-HTTP2.md, "Responses").
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Final
+from urllib.parse import quote
 
 import orjson
 
@@ -33,6 +36,19 @@ JSON: Final = "Content-Type: application/json\r\n"
 _REASON_LINES: Final = {reason: f"X-Fairvisor-Reason: {reason.value}\r\n" for reason in Reason}
 
 HEAD_FORMS: Final = ("both", "draft", "legacy", "off")
+
+_GRPC_TYPE: Final = b"application/grpc"  # also +proto, +json, -web
+# A client that finds no grpc-status maps the HTTP status itself: 429 to UNAVAILABLE, which it retries, and 400 to
+# INTERNAL, which blames the server (grpc/grpc, doc/http-grpc-status-mapping.md).
+_RESOURCE_EXHAUSTED: Final = 8  # of 413 too, as gRPC itself answers a message that is too large
+_GRPC_STATUSES: Final = {
+    400: 3,  # INVALID_ARGUMENT
+    401: 16,  # UNAUTHENTICATED
+    403: 7,  # PERMISSION_DENIED
+    503: 14,  # UNAVAILABLE
+}
+# What a grpc-message holds as it is; all else is percent-encoded.
+_GRPC_PLAIN: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
 class Answer:
@@ -59,6 +75,26 @@ def error_answer(error: RequestError, head: str = "") -> Answer:
         "error": {"message": message, "type": "invalid_request_error", "param": None, "code": error.status}
     }
     return json_answer(error.status, document, head or error.head)
+
+
+def rejection(error: RequestError, headers: Mapping[str, bytes]) -> Answer:
+    """Return the answer to a request that cannot be decided on; a gRPC client reads nothing that it sent itself."""
+    answer = error_answer(error)
+    return grpc_answer(answer, "The request is malformed.") if is_grpc(headers) else answer
+
+
+def is_grpc(headers: Mapping[str, bytes]) -> bool:
+    """Return whether a request is a gRPC call."""
+    return headers.get("content-type", b"")[: len(_GRPC_TYPE)].lower() == _GRPC_TYPE
+
+
+def grpc_answer(answer: Answer, message: str) -> Answer:
+    """Return a reject as gRPC clients read it: the code and a message in the head, and no body."""
+    code = _GRPC_STATUSES.get(answer.status, _RESOURCE_EXHAUSTED)
+    head = answer.head.replace(JSON, "Content-Type: application/grpc\r\n", 1)
+    return Answer(
+        answer.status, f"{head}grpc-status: {code}\r\ngrpc-message: {quote(message, _GRPC_PLAIN)}\r\n"
+    )
 
 
 def carried(answer: Answer) -> Answer:
@@ -149,13 +185,17 @@ class Renderer:
         if verdict.loop_count:
             head += f"X-Fairvisor-Loop-Count: {verdict.loop_count}\r\n"
         status = verdict.status
+        name = ""
         if isinstance(verdict, Unmet):
             head += _challenge(verdict)
-            message = MESSAGES[reason].format(verdict.name)
+            name = verdict.name
+            message = MESSAGES[reason].format(name)
             body = error_body(dialect_of(context.path), reason, retry_s, message, status)
         else:
             body = error_body(dialect_of(context.path), reason, retry_s)
         answer = Answer(status, head, body)
+        if "content-type" in context.headers and is_grpc(context.headers):
+            answer = grpc_answer(answer, MESSAGES[reason].format(name))
         return carried(answer) if carrier and status < 500 else answer
 
 

@@ -13,9 +13,18 @@ from test_identity import HS_KEY, identity
 from test_tokens import signed, unsigned
 
 from fairvisor.context import Context
-from fairvisor.decision import STATUSES, Reason
+from fairvisor.decision import STATUSES, Decision, Reason, Unmet, Verdict
 from fairvisor.errors import BodyTooLarge, RequestError
-from fairvisor.response import Renderer, error_answer, go_duration, json_answer, unavailable_answer
+from fairvisor.llm.dialect import MESSAGES
+from fairvisor.response import (
+    Answer,
+    Renderer,
+    error_answer,
+    go_duration,
+    json_answer,
+    unavailable_answer,
+)
+from fairvisor.rules.limit import Limit
 
 TRIPLET = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 DRAFT = ("RateLimit", "RateLimit-Policy")
@@ -243,6 +252,34 @@ def test_every_reason_to_reject(
     assert error["message"]
     assert "X-Fairvisor-Reservation" not in reply.headers
     assert ("X-Fairvisor-Loop-Count" in reply.headers) == (reason is Reason.LOOP_DETECTED)
+
+
+GRPC_CODES = {400: "3", 401: "16", 403: "7", 413: "8", 429: "8", 451: "8", 503: "14"}
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_grpc_call_reads_the_message_of_every_reason_and_no_body(reason: Reason) -> None:
+    fields, answer = grpc_fields(lambda limit: Unmet(limit, reason, "header:x%key", status=429))
+    assert (answer.status, answer.body) == (429, b"")
+    assert fields["Content-Type"] == "application/grpc"
+    assert fields["X-Fairvisor-Reason"] == reason.value
+    assert fields["grpc-message"] == MESSAGES[reason].format("header:x%25key"), "percent-encoded"
+
+
+@pytest.mark.parametrize(("status", "code"), GRPC_CODES.items())
+def test_a_grpc_call_reads_a_code_that_says_what_the_status_says(status: int, code: str) -> None:
+    fields, answer = grpc_fields(lambda limit: Unmet(limit, Reason.INVALID_TOKEN, "jwt:sub", status=status))
+    assert (answer.status, fields["grpc-status"]) == (status, code)
+
+
+def grpc_fields(verdict: Callable[[Limit], Verdict]) -> tuple[dict[str, str], Answer]:
+    """Return the header fields of the answer to a gRPC call, and the answer."""
+    edge = Edge(policy("p", bucket("r")))
+    limit = edge.bundle.routes.plan("POST", "", "/v1/x").policies[0].rules[0]
+    headers = {"content-type": b"application/grpc+proto"}
+    context = Context("POST", "", "/pkg.Service/Method", headers, "192.0.2.1", edge.identity, moment(0))
+    answer = edge.renderer.answer(Decision(verdict(limit), ()), context, 200)
+    return dict(line.split(": ", 1) for line in answer.head.splitlines()), answer
 
 
 def test_there_is_a_case_for_every_reason() -> None:

@@ -37,7 +37,7 @@ from fairvisor.llm.reservation import unseal
 from fairvisor.llm.usage import read_usage
 from fairvisor.metrics import Counter, Latency, TokenMeter
 from fairvisor.metrics.families import SETTLEMENTS
-from fairvisor.response import Answer, Renderer, carried, error_answer
+from fairvisor.response import Answer, Renderer, carried, error_answer, rejection
 from fairvisor.rules.llm_tokens import claim, settle
 from fairvisor.settings import Settings
 from fairvisor.top_keys import TopKeys
@@ -121,7 +121,7 @@ class Service:
         except Forbidden as error:  # about the gateway, which must not take it for a reject
             return error_answer(error)
         except RequestError as error:
-            answer = error_answer(error)
+            answer = rejection(error, request.headers)
             return carried(answer) if endpoint is not None and endpoint.carrier else answer
         except Exception as error:  # a fault of ours must stop neither the worker nor the gateway
             self._complaints.failure(error, now)
