@@ -20,16 +20,14 @@ WAYS["proxy"] = ProxyTransport
 
 # What a transport does not have, by the file's name: nothing there can agree.
 NOT_BY = {
-    "edge": re.compile(
-        "endpoints/009|llm/034|arrive-joined"
-    ),  # what is no request; a header that says how much was cut
-    "wsgi": re.compile("endpoints/|budgets/024|llm/034"),  # framing; a worker that cannot wait
+    "edge": re.compile("endpoints/009|arrive-joined"),  # what is no request
+    "wsgi": re.compile("endpoints/|budgets/024"),  # framing; a worker that cannot wait
     "proxy": re.compile(
         "request-ids/|endpoints/|gateways/|failures/006|clients/0(16|17|18|20)"  # who describes requests, and how
         "|loops/0(04|13)"  # a body that did not come: the proxy has seen that there is none
         "|lines-that-arrive-joined|tokens-that-arrive-joined"
         "|budgets/024|selectors/01[05]"  # places to wait in; `OPTIONS *` is about the root
-        "|llm/034"  # a gateway that says it has cut the body
+        "|llm/03[45]"  # a gateway that says it has cut the body
     ),
 }
 TOO_LARGE = 431

@@ -20,6 +20,10 @@ from fairvisor.reading import HOSTS, JOINED, METHODS, Repeated
 ENVOY_PREFIXES: Final = ("/v1/ext-authz/", "/v1/decision/")
 # Envoy sets it when it sends a body: "true" for one that it has cut at max_request_bytes (allow_partial_message).
 PARTIAL_HEADER: Final = "x-envoy-auth-partial-body"
+# A gateway that sends the beginning of a body, or nothing of it, sets it to the size of the whole. From a client it
+# only makes the client's own body count for more.
+SIZE_HEADER: Final = "x-fairvisor-body-bytes"
+_MAX_SIZE_DIGITS: Final = 12
 
 # The original request: method in upper case, target as sent (Latin-1), host normalised, "" when not told. A plain
 # tuple, because one is made for every request and a named one takes three times as long.
@@ -110,6 +114,28 @@ class Endpoint:
         Envoy joins the lines of Authorization also where it passes the lines of other fields on one by one.
         """
         return JOINED if repeated is None else Repeated(repeated.lines, joined=True)
+
+
+def missing_bytes(request: Request) -> int:
+    """Return how much is missing of the body, by what was read and by what the gateway says. Raises RequestError."""
+    headers = request.headers
+    cut_bytes = request.cut_bytes
+    if not cut_bytes and PARTIAL_HEADER in headers and b"true" in headers[PARTIAL_HEADER]:
+        cut_bytes = 1
+    if SIZE_HEADER in headers:
+        return max(cut_bytes, _size(headers[SIZE_HEADER]) - len(request.body or b""))
+    return cut_bytes
+
+
+def _size(value: bytes) -> int:
+    """Return the largest size that is said. Raises RequestError."""
+    sizes = [size.strip() for size in value.split(b",")]
+    if not all(size.isdigit() and len(size) <= _MAX_SIZE_DIGITS for size in sizes):
+        raise RequestError(
+            f"the header X-Fairvisor-Body-Bytes is {value[:80].decode('latin-1')!r}, not a number of bytes of at most"
+            f" {_MAX_SIZE_DIGITS} digits"
+        )
+    return max(map(int, sizes))
 
 
 class FamilySource(Source):

@@ -26,7 +26,7 @@ from fairvisor.errors import Conflict, Forbidden, Gone, RequestError
 from fairvisor.follow import ActiveBundle
 from fairvisor.http.complaints import Complaints
 from fairvisor.http.debug import DebugSessions, explanation
-from fairvisor.http.gateways import ENVOY_PREFIXES, PARTIAL_HEADER, Endpoint, decision_endpoints
+from fairvisor.http.gateways import ENVOY_PREFIXES, Endpoint, decision_endpoints, missing_bytes
 from fairvisor.http.health import Health
 from fairvisor.http.hub import BodyRule
 from fairvisor.http.pages import NO_BODY, Decided, Page, Sliced, open_page, page_at, path_of
@@ -149,7 +149,7 @@ class Service:
         method, target, host = endpoint.source.describe(request)
         if not active.bundle.reads_model(active.bundle.routes.plan(method, host, target).policies):
             return None
-        return Decoding(coding, request.body, self._max_body.limit_bytes, _cut_bytes(request))
+        return Decoding(coding, request.body, self._max_body.limit_bytes, missing_bytes(request))
 
     def refusal(self, error: RequestError) -> Answer:
         """The answer to what is not a request that could be asked of the service."""
@@ -204,7 +204,7 @@ class Service:
             now,
             request.body or None,  # an empty one may be what the gateway left of it
             endpoint.request_id(headers) if endpoint.reads_id else "",
-            _cut_bytes(request),
+            missing_bytes(request),
             endpoint.with_joined(request.repeated) if endpoint.joins else request.repeated,
         )
         if decoding is not None:
@@ -270,11 +270,6 @@ class Service:
         result = "charged_only" if not gives_back else "failed_upstream" if failed else "settled"
         self._settlements[result].add()
         return Answer(HTTPStatus.NO_CONTENT)
-
-
-def _cut_bytes(request: Request) -> int:
-    """How much of the body is missing, by what was read and by what the gateway says."""
-    return request.cut_bytes or (1 if request.headers.get(PARTIAL_HEADER) == b"true" else 0)
 
 
 def _use(decoding: Decoding, context: Context) -> None:
