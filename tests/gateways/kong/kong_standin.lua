@@ -1,6 +1,6 @@
 -- The few calls of Kong's plugin development kit that the plugin uses, on plain ngx_lua, as Kong documents them.
 
-local kong = { request = {}, client = {}, response = {}, log = {}, ctx = {} }
+local kong = { request = {}, client = {}, response = {}, router = {}, service = { request = {} }, log = {}, ctx = {} }
 
 -- kong.ctx.plugin: one table for each request.
 setmetatable(kong.ctx, { __index = function(_, name)
@@ -9,8 +9,18 @@ setmetatable(kong.ctx, { __index = function(_, name)
   return ngx.ctx.plugin
 end })
 
+-- As in the OpenResty of newer Kongs; that of Debian can.
+local read_body = ngx.req.read_body
+function ngx.req.read_body()
+  if ngx.req.http_version() == 2 and not ngx.var.http_content_length then
+    error("http2 requests are not supported without content-length header")
+  end
+  return read_body()
+end
+
 function kong.log.err(...) ngx.log(ngx.ERR, ...) end
 function kong.log.warn(...) ngx.log(ngx.WARN, ...) end
+function kong.log.notice(...) ngx.log(ngx.NOTICE, ...) end
 
 function kong.request.get_headers(most) return ngx.req.get_headers(most) end
 function kong.request.get_method() return ngx.req.get_method() end
@@ -18,14 +28,17 @@ function kong.request.get_path_with_query() return ngx.var.request_uri end
 function kong.request.get_host() return ngx.var.host end
 
 function kong.request.get_header(name)
-  local value = ngx.req.get_headers()[name]
-  return type(value) == "table" and value[1] or value
+  return ngx.var["http_" .. name:lower():gsub("-", "_")]
 end
 
--- nil where the body went to a file, as in Kong.
-function kong.request.get_raw_body()
-  ngx.req.read_body()
-  return ngx.req.get_body_data()
+-- The service that the router chose; the tests name the protocol of one in a header.
+function kong.router.get_service()
+  return { protocol = kong.request.get_header("x-service-protocol") or "http" }
+end
+
+function kong.service.request.set_header(name, value)
+  assert(ngx.get_phase() == "access")
+  ngx.req.set_header(name, value)
 end
 
 -- Without trusted_ips the peer, as in Kong.
@@ -37,7 +50,7 @@ function kong.response.exit(status, body, headers)
   for name, value in pairs(headers) do
     ngx.header[name] = value
   end
-  ngx.header["Content-Length"] = #body
+  ngx.header["Content-Length"] = #(body or "")
   ngx.ctx.exited = true
   ngx.print(body)
   return ngx.exit(status)
@@ -47,6 +60,13 @@ function kong.response.set_header(name, value)
   assert(ngx.get_phase() == "header_filter")
   ngx.header[name] = value
 end
+
+function kong.response.clear_header(name)
+  assert(ngx.get_phase() == "header_filter")
+  ngx.header[name] = nil
+end
+
+function kong.response.get_header(name) return ngx.header[name] end
 
 function kong.response.get_status() return ngx.status end
 

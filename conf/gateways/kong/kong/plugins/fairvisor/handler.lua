@@ -1,6 +1,6 @@
 -- Asks Fairvisor Edge about each request, shows the client what is left of its limits, and settles the reservations of
--- token limits with the usage that the response tells. What a request means and what is decided is Fairvisor's
--- business; how an LLM provider words its usage is too: it gets the object as it came.
+-- token limits with the usage in the response. The edge alone knows what a request means and how a provider words its
+-- usage: it gets the body and the usage object as they came.
 
 local cjson = require "cjson.safe"
 local http = require "resty.http"
@@ -24,12 +24,13 @@ local DROPPED = {
 }
 local DROPPED_PREFIXES = { "x-original-", "x-forwarded-", "x-fairvisor-" }
 
+-- What the client sees of an allow. Of a reject it sees everything but the fields of the edge's own connection.
 local SHOWN = {
   "RateLimit", "RateLimit-Policy", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset",
   "X-Fairvisor-Warning", "X-Fairvisor-Loop-Count",
 }
-local REFUSAL = {
-  "Cache-Control", "Content-Type", "Retry-After", "WWW-Authenticate", "X-Fairvisor-Reason", "X-Should-Retry",
+local OF_CONNECTION = {
+  ["connection"] = true, ["keep-alive"] = true, ["transfer-encoding"] = true, ["content-length"] = true, ["date"] = true,
 }
 
 local UNDECIDED = [[{"error":{"message":"The request could not be decided.","type":"unavailable","param":null,"code":503}}]]
@@ -68,11 +69,52 @@ local function question(conf)
 end
 
 
-local function json_body(conf)
-  local content_type = kong.request.get_header("content-type") or ""
-  if conf.send_body and content_type:find("application/json", 1, true) then
-    return kong.request.get_raw_body()
+-- The size of a body that nginx cannot read ahead: it counts as one of max_body_bytes where its sender does not say.
+local function said_bytes(conf)
+  return tonumber(kong.request.get_header("content-length")) or conf.max_body_bytes
+end
+
+
+-- The body up to max_body_bytes, and the size of all of it. A body above client_body_buffer_size is in a file.
+local function read_body(conf)
+  local is_read, why = pcall(ngx.req.read_body)
+  if not is_read then  -- newer OpenResty reads no body of HTTP/2 without a Content-Length
+    kong.log.notice("fairvisor cannot read a body ahead: ", why)
+    return "", said_bytes(conf)
   end
+  local name = ngx.req.get_body_file()
+  if not name then
+    local body = ngx.req.get_body_data() or ""
+    return body:sub(1, conf.max_body_bytes), #body
+  end
+  local file, err = io.open(name, "rb")
+  if not file then
+    kong.log.err("fairvisor cannot read the body: ", err)
+    return "", said_bytes(conf)
+  end
+  local body = file:read(conf.max_body_bytes) or ""
+  local size = file:seek("end")
+  file:close()
+  return body, size
+end
+
+
+-- gRPC messages are no JSON, and reading a stream of them ahead would hold it up until its end.
+local function sends_body(conf)
+  local service = kong.router.get_service()
+  return conf.send_body and not (service and service.protocol:sub(1, 4) == "grpc")
+end
+
+
+local function question_body(conf, headers)
+  if not sends_body(conf) then
+    return ""
+  end
+  local body, size = read_body(conf)
+  if size > #body then
+    headers["x-fairvisor-body-bytes"] = size
+  end
+  return body
 end
 
 
@@ -82,20 +124,38 @@ local function ask(conf, path, headers, body)
   return client:request_uri(conf.url .. path, {
     method = "POST",
     headers = headers,
-    body = body or "",
+    body = body,
     keepalive_timeout = KEEPALIVE_MS,
   })
 end
 
 
-local function chosen(headers, ...)
-  local found = {}
-  for _, names in ipairs({ ... }) do
-    for _, name in ipairs(names) do
-      found[name] = headers[name]
+local function of_allow(headers)
+  local shown = {}
+  for _, name in ipairs(SHOWN) do
+    shown[name] = headers[name]
+  end
+  return shown
+end
+
+
+local function of_reject(headers)
+  local shown = {}
+  for name, value in pairs(headers) do
+    if not OF_CONNECTION[name:lower()] then
+      shown[name] = value
     end
   end
-  return found
+  return shown
+end
+
+
+-- The provider is asked for an answer in which the usage can be read; without a reservation it encodes as it likes.
+local function expect_usage(conf, reservation)
+  local context = kong.ctx.plugin
+  context.reservation = reservation
+  context.usage = usage.reader(conf.max_response_bytes)
+  kong.service.request.set_header("Accept-Encoding", "identity")
 end
 
 
@@ -110,36 +170,44 @@ end
 
 
 function Fairvisor:access(conf)
-  local answer, err = ask(conf, "/v1/decision", question(conf), json_body(conf))
+  local headers = question(conf)
+  local answer, err = ask(conf, "/v1/decision", headers, question_body(conf, headers))
   if not answer then
     return undecided(conf, err)
   end
   if answer.status == 204 or answer.status == 200 then
-    kong.ctx.plugin.shown = chosen(answer.headers, SHOWN)
-    kong.ctx.plugin.reservation = answer.headers["X-Fairvisor-Reservation"]
+    kong.ctx.plugin.shown = of_allow(answer.headers)
+    local reservation = answer.headers["X-Fairvisor-Reservation"]
+    if reservation then
+      expect_usage(conf, reservation)
+    end
     return
   end
   if answer.status >= 400 and answer.status < 500 then
-    return kong.response.exit(answer.status, answer.body, chosen(answer.headers, SHOWN, REFUSAL))
+    return kong.response.exit(answer.status, answer.body, of_reject(answer.headers))
   end
   return undecided(conf, "status " .. answer.status)
 end
 
 
 function Fairvisor:header_filter(conf)
-  for name, value in pairs(kong.ctx.plugin.shown or {}) do
+  local shown = kong.ctx.plugin.shown or {}
+  if shown["RateLimit"] or shown["RateLimit-Limit"] then  -- the application's own, in either form, would contradict
+    for _, name in ipairs(SHOWN) do
+      kong.response.clear_header(name)
+    end
+  end
+  for name, value in pairs(shown) do
     kong.response.set_header(name, value)
   end
 end
 
 
--- Keeps the end of the response: usage comes last, in JSON as in a stream.
 function Fairvisor:body_filter(conf)
-  local context = kong.ctx.plugin
-  if not context.reservation then
-    return
+  local reader = kong.ctx.plugin.usage
+  if reader and ngx.arg[1] then
+    reader:feed(ngx.arg[1])
   end
-  context.tail = ((context.tail or "") .. (ngx.arg[1] or "")):sub(-conf.max_response_bytes)
 end
 
 
@@ -164,9 +232,11 @@ function Fairvisor:log(conf)
   if kong.response.get_source() ~= "service" or kong.response.get_status() >= 400 then
     document.failed = true
   else
-    document.usage = usage.read(context.tail or "")
-    if not document.usage then
-      return  -- the reservation stands: a use that cannot be read is never free
+    document.usage = context.usage:read()
+    if not document.usage then  -- the reservation stays as it is: a use that cannot be read is never free
+      kong.log.notice("fairvisor found no usage in a response, content-encoding ",
+                      kong.response.get_header("Content-Encoding") or "identity")
+      return
     end
   end
   local ok, err = ngx.timer.at(0, settle, conf, document)
