@@ -23,6 +23,9 @@ PARTIAL_HEADER: Final = "x-envoy-auth-partial-body"
 # A gateway that sends the beginning of a body, or nothing of it, sets it to the size of the whole. From a client it
 # only makes the client's own body count for more.
 SIZE_HEADER: Final = "x-fairvisor-body-bytes"
+# The content type of the original request, where the gateway cannot send it under its own name: Envoy takes a failed
+# question for an allow when the question itself says that it is a gRPC call.
+TYPE_HEADER: Final = "x-original-content-type"
 _MAX_SIZE_DIGITS: Final = 12
 
 # The original request: method in upper case, target as sent (Latin-1), host normalised, "" when not told. A plain
@@ -173,15 +176,20 @@ class EitherSource(Source):
 
 
 class RequestLineSource(Source):
-    """The request line after the prefix, and Host: Envoy prepends its prefix to the original path."""
+    """The request line after the prefix, and Host: Envoy prepends its prefix to the original path.
+
+    The content type becomes what the gateway says that it was.
+    """
 
     def __init__(self, prefix: str) -> None:
         self._kept = len(prefix) - 1
 
     def describe(self, request: Request) -> Original:
         """What the request itself says."""
-        target = request.target
-        sent = request.headers.get("host")
+        target, headers = request.target, request.headers
+        if TYPE_HEADER in headers:
+            headers["content-type"] = headers.pop(TYPE_HEADER)
+        sent = headers.get("host")
         host = HOSTS[sent] if sent else ""
         if not target.startswith("/"):
             target = self._origin_form(target, host)
