@@ -97,6 +97,22 @@ def closed(fake_edge: FakeEdge, start_gateway: StartGateway) -> Gateway:
     return start_gateway("envoy", fake_edge.port, patient=False)
 
 
+BURST = 2_000_000  # of bundles/tokens.json
+
+
+def test_of_a_body_that_is_cut_all_bytes_count(
+    start_edge: Callable[..., Edge], start_gateway: StartGateway
+) -> None:
+    """The mebibyte that is sent, and a token for four bytes of what is not."""
+    gateway = start_gateway("envoy-bodies", start_edge("tokens").bind[1])
+    body = b'{"model": "m", "prompt": "%b"}' % (b"pad " * 750_000)
+    head = "POST /v1/completions HTTP/1.1\r\nHost: edge\r\nX-API-Key: k\r\nX-Fairvisor-Body-Bytes: 1\r\n"
+    received = gateway.ask(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    assert received.status == 200
+    assert BURST - int(received.header("ratelimit-remaining") or 0) > 3_000_000 // 5
+    assert b"x-fairvisor-body-bytes" not in received.body
+
+
 # Kept connections
 
 

@@ -236,7 +236,11 @@ def lines(path: str) -> list[str]:
             "envoy/envoy.yaml",
             "envoy/envoy-bodies.yaml",
             set(),
-            {"with_request_body: {max_request_bytes: 1048576, allow_partial_message: true}"},
+            {
+                "with_request_body: {max_request_bytes: 1048576, allow_partial_message: true}",
+                'header: {key: x-fairvisor-body-bytes, value: "%REQ(content-length)%"}',
+                "- {exact: x-fairvisor-body-bytes}",
+            },
         ),
     ],
 )
