@@ -18,7 +18,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint count mutants model sanitize fuzz campaign-haproxy check format docs wheels audit clean
+.PHONY: help run test lint count mutants model sanitize fuzz campaign-haproxy check format docs wheels pins audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,9 @@ docs: $(DEV_STAMP) ## write the generated pages of docs/ again
 
 wheels: ## source distribution and wheels in dist/, each installed and tested on its Python (3.10 to 3.13, as found)
 	.ci/wheels
+
+pins: ## pin the newest versions, with their hashes, for the image and the tools of a release (needs the network)
+	$(if $(PYTHON),PYTHON=$(PYTHON)) .ci/pins
 
 audit: ## known vulnerabilities of what is installed to run; asks PyPI, so it needs the network
 	$(if $(PYTHON),PYTHON=$(PYTHON)) .ci/audit
