@@ -18,6 +18,7 @@ pytestmark = pytest.mark.needs("gcc")
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "fairvisor" / "counters"
+EXTENSIONS = ("counters._table", "http._head", "llm._shape", "llm._simple_word", "proxy._heads")
 OPERATIONS = int(os.environ.get("FAIRVISOR_SANITIZER_OPERATIONS", "100000"))  # of each of 4 threads
 STRICT = {
     "ASAN_OPTIONS": "detect_leaks=0",  # Python itself lets go of nothing at its end
@@ -73,7 +74,7 @@ def test_the_extensions_in_python(tmp_path: Path) -> None:
     preloaded = run("gcc", "-print-file-name=libasan.so").strip()
     options = ["-q", "-p", "no:cacheprovider", "-o", f"pythonpath={built}", "-k", "not 120000"]
     environ = {"LD_PRELOAD": preloaded, "PYTHONPATH": str(built), "PYTHONDONTWRITEBYTECODE": "1"}
-    for name in ("counters._table", "http._head", "llm._shape", "llm._simple_word", "proxy._heads"):
+    for name in EXTENSIONS:
         module = f"fairvisor.{name}"
         where = f"import {module} as module; print(module.__file__)"
         assert run(sys.executable, "-c", where, cwd=tmp_path, **STRICT, **environ).startswith(str(built))

@@ -1,5 +1,5 @@
-"""The workflows of CI and of a release: what they run is pinned, what they may do is named, and the names that a release
-publishes are those of the documentation."""
+"""The workflows of CI and of a release: what they run is pinned, what they may do is named, and the names that a
+release publishes are those of the documentation."""
 
 from __future__ import annotations
 
