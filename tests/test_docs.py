@@ -234,3 +234,23 @@ def test_the_page_of_a_gateway_says_what_one_asks_first(name: str) -> None:
     assert "conf/gateways/" in text
     for heading in ("Fail closed, fail open", "What the client sees", "When something is wrong"):
         assert f"\n## {heading}\n" in text
+
+
+DECISIONS = sorted(path.name for path in (ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+
+
+def test_decisions_are_numbered_and_listed_with_their_status() -> None:
+    assert [int(name[:2]) for name in DECISIONS] == list(range(1, len(DECISIONS) + 1))
+    listed = re.findall(
+        r"^\| (\d+) \| \[(.*)\]\((.*)\) \| (.*) \|$", page("decisions/index.md"), re.MULTILINE
+    )
+    for name, (number, title, link, status) in zip(DECISIONS, listed, strict=True):
+        assert link == name
+        assert page(f"decisions/{name}").startswith(f"# {number}. {title}\n\nStatus: {status}\n")
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_a_decision_says_why_what_and_what_follows(name: str) -> None:
+    headings = re.findall(r"^## (.*)$", page(f"decisions/{name}"), re.MULTILINE)
+    assert headings == ["Context", "Decision", "Consequences"]
+    assert re.search(r"^Status: (in force|planned)$", page(f"decisions/{name}"), re.MULTILINE)
