@@ -58,12 +58,17 @@ def test_an_action_has_one_version_in_all_workflows() -> None:
     assert len({each.partition("@")[0] for each in used}) == len(used)
 
 
-def test_every_image_that_is_built_on_or_run_in_is_pinned_to_a_digest() -> None:
+def test_every_image_that_builds_or_is_built_on_is_pinned_to_a_digest() -> None:
+    """The base, the container of CI, the builder, and what lists the parts of the image."""
     named = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
-    named += [each for text in WORKFLOWS.values() for each in re.findall(r"^    container: (.*)", text, re.M)]
-    assert len(named) == 3
+    for text in WORKFLOWS.values():
+        named += re.findall(
+            r"^ +(?:container: |driver-opts: image=|sbom: generator=)(\S+)", text, re.MULTILINE
+        )
+    assert len(named) == 5
+    assert "sbom: true" not in RELEASE
     for image in named:
-        assert re.fullmatch(r"[a-z]+:[\w.-]+@sha256:[0-9a-f]{64}", image), image
+        assert re.fullmatch(r"[a-z/-]+:[\w.-]+@sha256:[0-9a-f]{64}", image), image
 
 
 @BY_NAME
