@@ -161,3 +161,10 @@ def test_wheels_and_image_are_built_on_both_architectures() -> None:
     (matrix,) = re.findall(r"runner: \[(.*)\]", jobs(RELEASE)["wheels"])
     assert set(matrix.split(", ")) == runners
     assert set(re.findall(r"\{runner: ([\w.-]+), ", jobs(RELEASE)["image"])) == runners
+
+
+def test_the_tests_run_on_both_architectures() -> None:
+    assert re.findall(r"runner: \[?([\w.-]+)[\]}]", jobs(WORKFLOWS["ci.yml"])["test"]) == [
+        "ubuntu-24.04",
+        "ubuntu-24.04-arm",
+    ]
