@@ -123,5 +123,6 @@ if os.environ.get("FAIRVISOR_COMPILE"):
 
 for extension in extensions:
     extension.extra_link_args += LINKED
+    extension.depends = [*extension.depends, "setup.py"]  # other flags are another build
 
 setup(ext_modules=extensions)

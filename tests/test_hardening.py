@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import platform
 import subprocess
@@ -12,8 +13,8 @@ from test_sanitizers import EXTENSIONS
 
 pytestmark = pytest.mark.needs("readelf")
 
-# The first instruction of a function that may be jumped to: endbr64, and bti c.
-LANDINGS = {"x86_64": b"\xf3\x0f\x1e\xfa", "aarch64": b"\x5f\x24\x03\xd5"}
+# The first instruction of a function that others may jump to: endbr64; bti c, or the paciasp that implies it.
+LANDINGS = {"x86_64": {b"\xf3\x0f\x1e\xfa"}, "aarch64": {b"\x5f\x24\x03\xd5", b"\x3f\x23\x03\xd5"}}
 
 
 def library(name: str) -> Path:
@@ -60,7 +61,10 @@ def test_frames_with_buffers_are_checked() -> None:
 
 @pytest.mark.parametrize("name", EXTENSIONS)
 def test_jumps_land_where_they_may(name: str) -> None:
-    landing = LANDINGS.get(platform.machine())
-    if landing is None:
+    marks = LANDINGS.get(platform.machine())
+    if marks is None:
         pytest.skip("no such instruction on this machine")
-    assert landing in library(name).read_bytes()
+    start = getattr(ctypes.CDLL(str(library(name))), f"PyInit_{name.rpartition('.')[2]}")
+    address = ctypes.cast(start, ctypes.c_void_p).value
+    assert address is not None
+    assert ctypes.string_at(address, 4) in marks
