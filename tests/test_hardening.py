@@ -24,7 +24,7 @@ def library(name: str) -> Path:
 
 
 def compiled_modules() -> list[Path]:
-    """The one library of what mypyc compiled, where that was done; it is beside the package."""
+    """The one library of what mypyc compiled, where that was done; it is next to the package."""
     return sorted(library("counters._table").parents[2].glob("fairvisor__mypyc*.so"))
 
 
