@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 from gunicorn.glogging import Logger as GunicornLogger
 
+from fairvisor.secret_values import Secret
 from fairvisor.settings import Settings, declared
 from fairvisor.visible import visible, visible_json
 
@@ -94,8 +95,8 @@ def configure(settings: Settings) -> None:
 
 def secrets_of(settings: Settings) -> frozenset[str]:
     """The values that no line may show."""
-    values = (getattr(settings, setting.name) for setting in declared() if setting.secret)
-    return frozenset(value for value in values if isinstance(value, str) and len(value) >= _LEAST_SECRET)
+    secrets: list[Secret] = [getattr(settings, setting.name) for setting in declared() if setting.secret]
+    return frozenset(text for texts in secrets for text in texts if len(text) >= _LEAST_SECRET)
 
 
 def _in_json(text: str) -> str:

@@ -204,7 +204,7 @@ def warn_again(publisher: Publisher, environ: Mapping[str, str]) -> None:
     active = publisher.current()
     if active is None:
         return
-    version, data = active.about.version, verify_signature(active.original(), None)
+    version, data = active.about.version, verify_signature(active.original(), ())
     active.close()
     try:
         warnings = parse(data, wall_ns=read_now().wall_ns, environ=environ).warnings

@@ -79,7 +79,7 @@ class Publisher:
         clock: Callable[[], Now] = read_now,
     ) -> None:
         """`serving`: requests are answered in this process, so a large bundle is validated in another one."""
-        self._settings = settings
+        self.settings = settings
         self._segment = segment
         self._environ = environ
         self._serving = serving
@@ -285,7 +285,7 @@ class Publisher:
             generation,
             rule,
             source,
-            self._settings.bundle_signing_key or "",
+            self.settings.bundle_signing_key,
             active.about.version if active is not None else None,
             active.about.sha256 if active is not None else None,
             self._clock().wall_ns,

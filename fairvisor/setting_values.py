@@ -1,14 +1,12 @@
 """How the values of settings are read: what somebody wrote becomes what the code uses, or a ValueError that says what
-is allowed.
+is allowed. Secrets are read in `secret_values.py`.
 
 One function for each kind of value. Which settings there are, and which kind each is, stands in `settings.py`.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -49,13 +47,6 @@ class Bind(NamedTuple):
 
 
 IN_STATE_DIR: Final = Bind()  # for the admin listener: a socket in the state directory
-
-DIFFERENT_CHARACTERS: Final = (
-    5  # in a secret, at least: one of sixteen random hex digits has them but once in 10^6
-)
-MAX_SECRET_FILE: Final = 4096  # bytes
-# RFC 9110 5.5, without bytes that programs encode differently: what every client and gateway sends unchanged.
-_SENDABLE: Final = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 
 
 def text(value: str) -> str:
@@ -212,49 +203,6 @@ def admin_bind(value: str) -> Bind | None:
     if where.descriptor >= 0:
         raise ValueError("allowed are auto, none, unix:/path, host:port and [IPv6 address]:port")
     return where
-
-
-def secret(length: int) -> Callable[[str], str]:
-    """A secret of at least `length` characters that a header can carry."""
-
-    def parse(value: str) -> str:
-        if not _SENDABLE.fullmatch(value):
-            raise ValueError(
-                "allowed are printable ASCII characters, without a space or line end around them"
-            )
-        if len(value) < length or len(set(value)) < DIFFERENT_CHARACTERS:
-            raise ValueError(
-                f"it is too easy to guess: allowed are {length} characters or more, at least {DIFFERENT_CHARACTERS} "
-                "different ones; `openssl rand -hex 32` makes a good one"
-            )
-        return value
-
-    return parse
-
-
-def secret_file(value: str) -> str:
-    """The text of a file that only its owner, root and their group can read, without the line end."""
-    try:
-        fd = os.open(value, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not keep us waiting
-        with open(fd, "rb") as file:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError("it is not a regular file")
-            if os.geteuid() not in (0, status.st_uid) and status.st_uid != 0:
-                raise ValueError(
-                    f"it belongs to user {status.st_uid}: allowed are root and the user of this process"
-                )
-            if status.st_mode & (stat.S_IWGRP | stat.S_IRWXO):
-                mode = stat.S_IMODE(status.st_mode)
-                raise ValueError(
-                    f"others may read or change it (mode {mode:04o}): chmod it to 0400, 0600 or 0440"
-                )
-            data = file.read(MAX_SECRET_FILE + 1)
-    except OSError as error:
-        raise ValueError(f"it cannot be read: {error.strerror}") from None
-    if len(data) > MAX_SECRET_FILE:
-        raise ValueError(f"it has more than {MAX_SECRET_FILE} bytes")
-    return data.decode("utf-8", "replace").rstrip("\r\n")
 
 
 def binds(value: str) -> tuple[Bind, ...]:

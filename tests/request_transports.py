@@ -39,6 +39,7 @@ from fairvisor.memory import InstanceMemory
 from fairvisor.notes import RELOAD, Note, Notes
 from fairvisor.reading import read_fields
 from fairvisor.response import Answer
+from fairvisor.secret_values import encoded
 from fairvisor.settings import Settings
 
 MONO_START_NS = (
@@ -126,10 +127,10 @@ class World:
 
     def load(self, name: str) -> None:
         """Offer a bundle of the folder."""
-        key = self.settings.bundle_signing_key
+        keys = encoded(self.settings.bundle_signing_key)
         wall_ns = self.now().wall_ns
         try:
-            payload = verify_signature((self._folder / name).read_bytes(), key.encode() if key else None)
+            payload = verify_signature((self._folder / name).read_bytes(), keys)
             parsed = parse(payload, wall_ns=wall_ns, environ=self._environ)
         except (BundleInvalid, BundleRefused) as error:
             self._told.put(RELOAD, str(error), self.now())

@@ -26,7 +26,7 @@ from fairvisor.http.request import Request
 from fairvisor.response import Answer
 from fairvisor.settings import Bind
 
-TOKEN = "t" * 32
+TOKEN, BEFORE = "t" * 32, "b" * 32
 
 
 class Api:
@@ -63,7 +63,7 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def unix(place: Path, api: Api) -> Iterator[AdminServer]:
     opened = AdminSocket(Bind(path=str(place)))
-    server = AdminServer(opened.socket, api, TOKEN, lambda: Now(0, 0))
+    server = AdminServer(opened.socket, api, (TOKEN, BEFORE), lambda: Now(0, 0))
     server.start()
     yield server
     server.stop()
@@ -73,7 +73,7 @@ def unix(place: Path, api: Api) -> Iterator[AdminServer]:
 @pytest.fixture
 def tcp(api: Api) -> Iterator[tuple[str, int]]:
     opened = AdminSocket(Bind(host="127.0.0.1", port=0))
-    server = AdminServer(opened.socket, api, TOKEN, lambda: Now(0, 0))
+    server = AdminServer(opened.socket, api, (TOKEN, BEFORE), lambda: Now(0, 0))
     server.start()
     yield opened.socket.getsockname()
     server.stop()
@@ -116,6 +116,7 @@ def test_only_the_owner_may_connect_to_the_socket(unix: AdminServer, place: Path
     [
         (f"Authorization: Bearer {TOKEN}", 200),
         (f"authorization: bearer {TOKEN}", 200),
+        (f"Authorization: Bearer {BEFORE}", 200),
         (f"Authorization: Bearer {TOKEN}x", 403),
         (f"Authorization: Basic {TOKEN}", 403),
         ("Authorization: Bearer \xff", 403),
@@ -157,7 +158,7 @@ def test_what_cannot_be_answered_gets_a_json_error_and_nothing_dies(
 
 def test_a_stop_lets_the_request_that_is_under_way_end(place: Path, api: Api) -> None:
     opened = AdminSocket(Bind(path=str(place)))
-    server = AdminServer(opened.socket, api, None, lambda: Now(0, 0))
+    server = AdminServer(opened.socket, api, (), lambda: Now(0, 0))
     server.start()
     answers: list[tuple[int, bytes]] = []
     client = threading.Thread(target=lambda: answers.append(send(place, b"GET /wait HTTP/1.1\r\n\r\n")))
@@ -175,7 +176,7 @@ def test_no_more_operators_than_there_is_room_for_are_answered(
 ) -> None:
     monkeypatch.setattr(admin_listener, "MAX_AUTHENTICATED", 1)
     opened = AdminSocket(Bind(path=str(place)))
-    server = AdminServer(opened.socket, api, None, lambda: Now(0, 0))
+    server = AdminServer(opened.socket, api, (), lambda: Now(0, 0))
     server.start()
     client = threading.Thread(target=lambda: send(place, b"GET /wait HTTP/1.1\r\n\r\n"))
     client.start()
@@ -196,7 +197,7 @@ class Served:
     def __init__(self, api: Api) -> None:
         self.now = Now(0, 0)
         self._opened = AdminSocket(Bind(host="127.0.0.1", port=0))
-        self.server = AdminServer(self._opened.socket, api, TOKEN, lambda: self.now)
+        self.server = AdminServer(self._opened.socket, api, (TOKEN, BEFORE), lambda: self.now)
         self.server.start()
         self.address: tuple[str, int] = self._opened.socket.getsockname()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +81,11 @@ def test_no_line_shows_a_secret(form: str, capsys: pytest.CaptureFixture[str]) -
 
 def test_every_setting_that_is_a_secret_is_kept_out() -> None:
     assert secrets_of(Settings.load(SECRETS, {})) == set(SECRETS.values())
+
+
+def test_both_secrets_of_a_file_are_kept_out(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("the-token-of-tomorrow\nthe-token-of-yesterday\n")
+    file.chmod(0o600)
+    settings = Settings.load({"FAIRVISOR_DECISION_TOKEN_FILE": str(file)}, {})
+    assert secrets_of(settings) == {"the-token-of-tomorrow", "the-token-of-yesterday"}

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairvisor.bundle import syntax
-from fairvisor.bundle.load import Parsed, check_successor, parse, parse_policy, verify_signature
+from fairvisor.bundle.load import Parsed, check_successor, parse, parse_policy, sign, verify_signature
 from fairvisor.bundle.model import CostBased, LlmTokens, Policy, TokenBucket
 from fairvisor.clock import NS_PER_S
 from fairvisor.errors import MAX_PROBLEMS, BundleInvalid, BundleRefused, EstimatorUnavailable
@@ -300,7 +300,7 @@ def signed(payload: bytes, key: bytes = KEY) -> bytes:
 
 
 def test_a_signed_bundle_gives_its_payload() -> None:
-    assert verify_signature(signed(PAYLOAD), KEY) == PAYLOAD
+    assert verify_signature(signed(PAYLOAD), (KEY,)) == PAYLOAD
 
 
 @pytest.mark.parametrize(
@@ -318,13 +318,20 @@ def test_a_signed_bundle_gives_its_payload() -> None:
 )
 def test_anything_else_is_not_signed(data: bytes) -> None:
     with pytest.raises(BundleRefused) as refused:
-        verify_signature(data, KEY)
+        verify_signature(data, (KEY,))
     assert refused.value.code == "invalid_signature"
 
 
 @pytest.mark.parametrize("data", [PAYLOAD, signed(PAYLOAD)])
 def test_without_a_key_the_payload_is_what_counts(data: bytes) -> None:
-    assert verify_signature(data, None) == PAYLOAD
+    assert verify_signature(data, ()) == PAYLOAD
+
+
+def test_while_a_signing_key_is_rotated_a_bundle_may_be_signed_with_either() -> None:
+    for key in (KEY, b"the one before"):
+        assert verify_signature(sign(PAYLOAD, key), (KEY, b"the one before")) == PAYLOAD
+    with pytest.raises(BundleRefused, match="invalid_signature"):
+        verify_signature(sign(PAYLOAD, b"a third one"), (KEY, b"the one before"))
 
 
 def test_the_active_bytes_again_are_nothing_new() -> None:

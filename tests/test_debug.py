@@ -15,9 +15,9 @@ from fairvisor.http.request import Peer, Request
 SECRET = "open-sesame-open-sesame"
 
 
-def sessions(segment: Segment, secret: str = SECRET) -> DebugSessions:
+def sessions(segment: Segment, *secrets: str) -> DebugSessions:
     """Those of one worker."""
-    return DebugSessions(secret, segment, Complaints())
+    return DebugSessions(secrets or (SECRET,), segment, Complaints())
 
 
 def request(secret: str = "", cookie: str = "", peer: str = "203.0.113.9") -> Request:
@@ -71,6 +71,20 @@ def test_another_secret_ends_the_sessions_of_the_one_before() -> None:
     segment = Segment.private(SEGMENT_BYTES)
     cookie = cookie_of(sessions(segment), moment(0))
     assert not is_good(sessions(segment, SECRET + "!"), cookie, moment(0))
+
+
+def test_while_a_secret_is_rotated_either_opens_a_session_and_no_session_ends() -> None:
+    segment = Segment.private(SEGMENT_BYTES)
+    before, while_rotated, after = (
+        sessions(segment, SECRET),
+        sessions(segment, SECRET + "!", SECRET),
+        sessions(segment, SECRET + "!"),
+    )
+    assert is_good(while_rotated, cookie_of(before, moment(0)), moment(0))
+    assert is_good(after, cookie_of(while_rotated, moment(0)), moment(0)), "made with the first"
+    assert while_rotated.open(request(SECRET + "!"), moment(0)).status == 204
+    with pytest.raises(Forbidden):
+        while_rotated.open(request("guess"), moment(0))
 
 
 def test_guesses_are_limited_for_all_workers_together_counted_and_told_once(

@@ -36,7 +36,7 @@ class Worker:
         self.failures += 1
 
     def serve(self, listener: socket.socket) -> AdminServer:
-        return AdminServer(listener, Api(), None, lambda: NOW)
+        return AdminServer(listener, Api(), (), lambda: NOW)
 
 
 @pytest.fixture

@@ -138,6 +138,20 @@ def test_the_token_is_asked_for_when_one_is_set(tmp_path: Path, target: str) -> 
     assert setup.ask(target, "POST", x_fairvisor_token=b"the-token-of-the-gateway").status != 403
 
 
+def test_both_tokens_are_good_while_one_is_rotated(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("the-token-of-tomorrow\nthe-token-of-yesterday\n")
+    file.chmod(0o600)
+    setup = Setup(tmp_path, decision_token_file=str(file))
+    for token, accepted in (
+        (b"the-token-of-tomorrow", True),
+        (b"the-token-of-yesterday", True),
+        (b"the-token-of-tomorrow\nthe-token-of-yesterday", False),
+        (b"", False),
+    ):
+        assert (setup.ask(x_fairvisor_token=token).status != 403) == accepted
+
+
 # what is where
 
 

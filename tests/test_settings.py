@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fairvisor.errors import SettingsError
-from fairvisor.settings import PREFIX, Bind, Settings, declared
+from fairvisor.settings import PREFIX, Bind, Declared, Settings, declared
 
 SECRETS = [each.name for each in declared() if each.secret]
 GOOD = "0123456789abcdef0123456789abcdef"
@@ -137,7 +137,7 @@ def test_a_setting_of_something_that_does_not_exist_yet_stops_the_start(name: st
 
 @pytest.mark.parametrize(
     "url",
-    ["https://user:hush@a:port/", "https://a:port/?token=hush", "user:hush@a", "https://user:hu/sh@a/\x01"],
+    ["https://user:hush@a:port/", "https://a:port/?token=hush", "user:hush@a", "https://user:hu/sh@a/é"],
 )
 def test_a_wrong_jwks_url_is_not_shown_as_it_may_hold_a_password(url: str) -> None:
     with pytest.raises(SettingsError) as caught:
@@ -149,7 +149,7 @@ def test_a_wrong_jwks_url_is_not_shown_as_it_may_hold_a_password(url: str) -> No
 
 def test_secrets_are_not_shown() -> None:
     settings = load(**dict.fromkeys(SECRETS, GOOD), jwks_url=f"https://user:{GOOD}@a.example/?token={GOOD}")
-    assert settings.decision_token == GOOD
+    assert settings.decision_token == (GOOD,)
     assert GOOD not in repr(settings)
     assert "https://a.example/?…" in repr(settings)
 
@@ -169,7 +169,7 @@ def test_a_secret_that_is_easy_to_guess_stops_the_start_and_is_not_shown(name: s
 def test_a_secret_that_no_header_carries_stops_the_start(name: str, odd: str) -> None:
     with pytest.raises(SettingsError, match="printable ASCII"):
         load(**{name: f"{GOOD[:8]}{odd}{GOOD[8:]}"})
-    for around in (f" {GOOD}", f"{GOOD}\n"):
+    for around in (f" {GOOD}", f"{GOOD} ", f"{GOOD}\t", f"\n{GOOD}"):
         with pytest.raises(SettingsError, match="printable ASCII"):
             load(**{name: around})
 
@@ -184,15 +184,33 @@ def secret_file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_may_stand_in_a_file(name: str, secret_file: Path) -> None:
-    assert getattr(load(**{f"{name}_file": str(secret_file)}), name) == GOOD
-    assert getattr(Settings.load({}, {name: str(secret_file)}), name) == GOOD, "the flag names a file"
+    assert getattr(load(**{f"{name}_file": str(secret_file)}), name) == (GOOD,)
+    assert getattr(Settings.load({}, {name: str(secret_file)}), name) == (GOOD,), "the flag names a file"
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_s_file_has_two_lines_while_it_is_rotated(name: str, secret_file: Path) -> None:
+    other = GOOD[::-1]
+    for ends in ("\n", "\r\n"):
+        secret_file.write_bytes(f"{GOOD}{ends}{other}{ends}".encode())
+        assert getattr(load(**{f"{name}_file": str(secret_file)}), name) == (GOOD, other)
+    for lines, why in (
+        (f"{GOOD}\n{other}\n{GOOD}x\n", "it has 3 lines"),
+        (f"{GOOD}\nshort\n", "too easy to guess"),
+        (f"{GOOD}\n\n{other}\n", "it has 3 lines"),
+        (f"\n{GOOD}\n", "it is empty"),
+    ):
+        secret_file.write_text(lines)
+        with pytest.raises(SettingsError, match=why) as caught:
+            load(**{f"{name}_file": str(secret_file)})
+        assert GOOD not in str(caught.value)
 
 
 def test_a_secret_is_given_once(secret_file: Path) -> None:
     with pytest.raises(SettingsError, match="ADMIN_TOKEN and FAIRVISOR_ADMIN_TOKEN_FILE are both set"):
         load(admin_token=GOOD, admin_token_file=str(secret_file))
     environ = {PREFIX + "ADMIN_TOKEN": GOOD + GOOD}
-    assert Settings.load(environ, {"admin_token": str(secret_file)}).admin_token == GOOD, "a flag wins"
+    assert Settings.load(environ, {"admin_token": str(secret_file)}).admin_token == (GOOD,), "a flag wins"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +220,7 @@ def test_a_secret_is_given_once(secret_file: Path) -> None:
 def test_a_secret_that_others_may_read_or_change_is_none(secret_file: Path, mode: int, fine: bool) -> None:
     secret_file.chmod(mode)
     if fine:
-        assert load(decision_token_file=str(secret_file)).decision_token == GOOD
+        assert load(decision_token_file=str(secret_file)).decision_token == (GOOD,)
         return
     with pytest.raises(SettingsError, match=f"others may read or change it .mode {mode:04o}") as caught:
         load(decision_token_file=str(secret_file))
@@ -220,6 +238,24 @@ def test_a_secret_file_of_another_user_is_none(secret_file: Path, monkeypatch: p
 
 
 def test_a_file_that_cannot_be_a_secret_names_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n"])
+@pytest.mark.parametrize("name", SECRETS)
+def test_the_line_end_of_a_secret_does_not_count(name: str, end: str) -> None:
+    assert getattr(load(**{name: GOOD + end}), name) == (GOOD,)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_of_nothing_but_white_space_is_not_taken_for_an_unset_one(name: str, tmp_path: Path) -> None:
+    for blank in ("\n", " ", "\r\n"):
+        with pytest.raises(SettingsError, match=f"{PREFIX}{name.upper()}: .a secret. is wrong"):
+            load(**{name: blank})
+    empty = tmp_path / "empty"
+    empty.touch(0o600)
+    for file in (str(empty), " "):
+        with pytest.raises(SettingsError, match=f"{PREFIX}{name.upper()}_FILE: .* is wrong"):
+            load(**{f"{name}_file": file})
+
+
     pipe, large = tmp_path / "pipe", tmp_path / "large"
     os.mkfifo(pipe, 0o600)
     large.write_text("0123456789abcdef" * 1000)

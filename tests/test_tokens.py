@@ -107,6 +107,15 @@ def test_every_hmac_algorithm_is_verified_with_a_secret(algorithm: str) -> None:
     assert reader(key_from_secret(SECRET)).claims(signed({"sub": "ann"}, algorithm), NOW) == {"sub": "ann"}
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+def test_a_line_end_after_a_secret_does_not_count(end: str) -> None:
+    assert reader(key_from_secret(SECRET + end)).claims(signed({"sub": "ann"}, "HS256"), NOW) == {
+        "sub": "ann"
+    }
+    with pytest.raises(UnusableKey):
+        key_from_secret("short" + "\n" * 100)
+
+
 @pytest.mark.parametrize("scheme", [b"Bearer ", b"bearer ", b"BEARER ", b"Bearer   "])
 def test_the_scheme_is_case_insensitive(scheme: bytes) -> None:
     token = signed({"sub": "ann"}, "HS256").removeprefix(b"Bearer ")

@@ -14,7 +14,7 @@ import gc
 import hashlib
 import hmac
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -37,6 +37,7 @@ from fairvisor.errors import (
     listed,
 )
 from fairvisor.llm.estimate import load_estimator
+from fairvisor.secret_values import is_one_of
 
 MAX_VALUES: Final = 100_000  # of one policy, or of a bundle without its policies and kill switches
 
@@ -97,24 +98,34 @@ def parse_head(raw: dict[str, Any], environ: Mapping[str, str]) -> Bundle:
     return head
 
 
-def verify_signature(data: bytes, key: bytes | None) -> bytes:
-    """The payload of `<base64 HMAC-SHA256>\\n<payload>`, verified with `key`.
+def verify_signature(data: bytes, keys: Sequence[bytes]) -> bytes:
+    """The payload of `<base64 HMAC-SHA256>\\n<payload>`, verified with one of the keys.
 
     Without a key nothing is verified and a signature line is cut off. Raises BundleRefused (`invalid_signature`).
     """
     signature, _, payload = data.partition(b"\n")
-    if key is None:
-        return payload if _SIGNATURE_LINE.match(data) else data
+    if not keys:
+        return payload if is_signed(data) else data
     try:
         given = base64.b64decode(signature.strip(), validate=True)
     except binascii.Error:
         given = b""
-    if not hmac.compare_digest(given, hmac.digest(key, payload, "sha256")):
+    if not is_one_of(given, [hmac.digest(key, payload, "sha256") for key in keys]):
         raise BundleRefused(
             "invalid_signature",
             "the first line is not the base64 HMAC-SHA256 of what follows it under FAIRVISOR_BUNDLE_SIGNING_KEY",
         )
     return payload
+
+
+def is_signed(data: bytes) -> bool:
+    """Whether the first line has the form of a signature."""
+    return bool(_SIGNATURE_LINE.match(data))
+
+
+def sign(payload: bytes, key: bytes) -> bytes:
+    """Return the payload with its signature line in front: what `verify_signature` takes."""
+    return base64.b64encode(hmac.digest(key, payload, "sha256")) + b"\n" + payload
 
 
 def check_successor(

@@ -8,7 +8,7 @@ process of its own (`apart.py`). A refusal leaves nothing behind. Nothing here r
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from fairvisor.bundle.model import CostBased, Policy
 from fairvisor.bundle.shared import About, Contents
 from fairvisor.errors import BundleRefused
 from fairvisor.memory import InstanceMemory
+from fairvisor.secret_values import encoded
 
 Rule = Literal["successor", "file_at_start", "accept_older", "restore"]
 
@@ -39,7 +40,7 @@ class Order(NamedTuple):
     generation: int
     rule: Rule
     source: str
-    signing_key: str
+    signing_keys: Sequence[str]
     active_version: float | None
     active_sha256: str | None
     wall_ns: int
@@ -50,7 +51,7 @@ def prepare(data: bytes, order: Order, environ: Mapping[str, str]) -> About | No
 
     Raises BundleInvalid, BundleRefused, or SegmentError when the object finds no room.
     """
-    payload = verify_signature(data, order.signing_key.encode() or None)
+    payload = verify_signature(data, encoded(order.signing_keys))
     parsed = parse(payload, wall_ns=order.wall_ns, environ=environ)
     if not _accepted(parsed, order):
         return None

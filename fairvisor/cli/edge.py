@@ -19,6 +19,7 @@ import orjson
 
 from fairvisor.errors import FairvisorError, Problem
 from fairvisor.http.admin_listener import short_path
+from fairvisor.secret_values import Secret
 from fairvisor.settings import Settings, environment
 
 TIMEOUT_S: Final = 120.0  # validating a large bundle takes seconds, a busy publisher half a minute
@@ -54,7 +55,7 @@ class Reply(NamedTuple):
 class Edge:
     """One edge, by `http://host:port`, `https://host:port` or `unix:/path`."""
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str, token: Secret) -> None:
         self.url = url
         self._token = token
 
@@ -83,7 +84,7 @@ class Edge:
     def send(self, method: str, target: str, body: bytes | None = None) -> Reply:
         """One request. Raises Unreachable."""
         connection = self._connection()
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        headers = {"Authorization": f"Bearer {self._token[0]}"} if self._token else {}
         try:
             connection.request(method, target, body=body, headers=headers)
             response = connection.getresponse()

@@ -8,6 +8,7 @@ from pathlib import Path
 from fairvisor.bundle.load import Parsed, parse, verify_signature
 from fairvisor.clock import read_now
 from fairvisor.errors import FairvisorError
+from fairvisor.secret_values import encoded
 from fairvisor.settings import Settings, environment
 
 
@@ -40,8 +41,8 @@ def read_bundle(name: str, *, strict: bool = False) -> Parsed:
 
     """
     environ = environment()
-    key = Settings.load(environ, {}).bundle_signing_key
-    payload = verify_signature(read_file(name), key.encode() if key else None)
+    keys = encoded(Settings.load(environ, {}).bundle_signing_key)
+    payload = verify_signature(read_file(name), keys)
     return parse(payload, wall_ns=read_now().wall_ns, environ=environ, strict=strict)
 
 

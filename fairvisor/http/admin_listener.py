@@ -12,7 +12,6 @@ is read before the token was checked.
 
 from __future__ import annotations
 
-import hmac
 import logging
 import os
 import socket
@@ -33,6 +32,7 @@ from fairvisor.errors import BodyTooLarge, Busy, Forbidden, RequestError
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.wire import NO_STORE
 from fairvisor.response import Answer, error_answer, json_answer
+from fairvisor.secret_values import Secret, encoded, is_one_of
 from fairvisor.settings import Bind
 
 MAX_AUTHENTICATED: Final = 16  # connections per worker
@@ -143,12 +143,12 @@ class AdminServer(ThreadingMixIn, BaseServer):
     daemon_threads = True
 
     def __init__(
-        self, listener: socket.socket, api: Answering, token: str | None, read_now: Callable[[], Now]
+        self, listener: socket.socket, api: Answering, token: Secret, read_now: Callable[[], Now]
     ) -> None:
         """`token` is what clients must send over TCP; on a unix socket its permissions decide."""
         super().__init__(("", 0), _Exchange)
         self.api = api
-        self.token = b"" if listener.family == socket.AF_UNIX else (token or "").encode()
+        self.tokens = encoded(token)
         self.guarded = listener.family != socket.AF_UNIX
         self.read_now = read_now
         self._listener = listener
@@ -291,8 +291,7 @@ class _Exchange(BaseHTTPRequestHandler):
             return
         kind, _, token = self.headers.get("Authorization", "").partition(" ")
         given = token.strip().encode("utf-8", "surrogateescape")
-        expected = self.server.token
-        if not expected or kind.lower() != "bearer" or not hmac.compare_digest(given, expected):
+        if kind.lower() != "bearer" or not is_one_of(given, self.server.tokens):
             raise Forbidden("the token in Authorization: Bearer is missing or wrong (FAIRVISOR_ADMIN_TOKEN)")
 
     def _body(self) -> bytes | None:

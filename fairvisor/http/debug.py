@@ -31,6 +31,7 @@ from fairvisor.response import Answer
 from fairvisor.rules.budget import Budget
 from fairvisor.rules.llm_tokens import LlmTokens
 from fairvisor.rules.token_bucket import TokenBucket
+from fairvisor.secret_values import Secret, encoded, is_one_of
 
 COOKIE: Final = "fv_dbg"
 LIFETIME_S: Final = 15 * 60
@@ -50,11 +51,12 @@ _READABLE: Final = "!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~ "
 class DebugSessions:
     """Opens, closes and recognises debug sessions. Without a secret there are none."""
 
-    def __init__(self, secret: str | None, segment: Segment, complaints: Complaints) -> None:
-        self._secret = secret.encode() if secret else b""
-        self._key = hmac.digest(
-            segment.reservation_key, b"fairvisor debug session\0" + self._secret, "sha256"
-        )
+    def __init__(self, secret: Secret, segment: Segment, complaints: Complaints) -> None:
+        self._secrets = encoded(secret)
+        self._keys = [
+            hmac.digest(segment.reservation_key, b"fairvisor debug session\0" + each, "sha256")
+            for each in self._secrets
+        ]
         self._table = segment.table
         self._results = {result: Counter(segment, DEBUG_SESSIONS, result) for result in DEBUG_SESSIONS.known}
         self._complaints = complaints
@@ -64,14 +66,14 @@ class DebugSessions:
 
         Raises NotFound without a secret, Forbidden on a wrong one, TooManyGuesses after too many of those.
         """
-        if not self._secret:
+        if not self._secrets:
             raise NotFound(_OFF)
         second, guesses = self._guesses(now)
         if guesses >= GUESSES_PER_S:
             self._results["throttled"].add()
             raise TooManyGuesses("too many wrong secrets were given: wait a second")
         given = request.headers.get("x-fairvisor-debug-secret", b"")
-        if not hmac.compare_digest(given, self._secret):
+        if not is_one_of(given, self._secrets):
             # Two workers at once may count one: a few more guesses are no harm.
             self._table.word_set(Word.DEBUG_GUESSES, second << _COUNT_BITS | guesses + 1)
             self._results["wrong_secret"].add()
@@ -79,12 +81,12 @@ class DebugSessions:
             raise Forbidden("the header X-Fairvisor-Debug-Secret is missing or wrong")
         self._results["opened"].add()
         terms = _TERMS.pack(now.wall_ns // NS_PER_S + LIFETIME_S, self._epoch)
-        token = base64.urlsafe_b64encode(terms + self._seal(terms)).decode("ascii").rstrip("=")
+        token = base64.urlsafe_b64encode(terms + self._seals(terms)[0]).decode("ascii").rstrip("=")
         return Answer(204, f"Set-Cookie: {COOKIE}={token}; Max-Age={LIFETIME_S}; {_ATTRIBUTES}\r\n")
 
     def close(self, request: Request, now: Now) -> Answer:
         """POST /v1/debug/logout: 204, and the cookie is cleared; if it was good, every session is over."""
-        if not self._secret:
+        if not self._secrets:
             raise NotFound(_OFF)
         cookies = parse_cookies(request.headers.get("cookie", b""), joined=False)
         if self._is_open(cookies.first.get(COOKIE, ""), now):
@@ -94,7 +96,7 @@ class DebugSessions:
 
     def wanted(self, context: Context) -> bool:
         """Whether this request carries a cookie of a session that is still open."""
-        if not self._secret or _COOKIE_START not in context.headers.get("cookie", b""):
+        if not self._secrets or _COOKIE_START not in context.headers.get("cookie", b""):
             return False
         return self._is_open(context.cookies.first.get(COOKIE, ""), context.now)
 
@@ -104,7 +106,7 @@ class DebugSessions:
         except (ValueError, binascii.Error):
             return False
         terms, seal = sealed[: _TERMS.size], sealed[_TERMS.size :]
-        if not hmac.compare_digest(seal, self._seal(terms)) or len(terms) != _TERMS.size:
+        if not is_one_of(seal, self._seals(terms)) or len(terms) != _TERMS.size:
             return False
         end_s, epoch = _TERMS.unpack(terms)
         return now.wall_ns < int(end_s) * NS_PER_S and epoch == self._epoch
@@ -119,8 +121,8 @@ class DebugSessions:
         second = now.wall_ns // NS_PER_S
         return second, word & ((1 << _COUNT_BITS) - 1) if word >> _COUNT_BITS == second else 0
 
-    def _seal(self, terms: bytes) -> bytes:
-        return hmac.digest(self._key, terms, "sha256")
+    def _seals(self, terms: bytes) -> list[bytes]:
+        return [hmac.digest(key, terms, "sha256") for key in self._keys]
 
 
 def explanation(decision: Decision, context: Context, latency_ns: int) -> str:

@@ -7,7 +7,6 @@ and no clock: time comes with the request.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 from http import HTTPStatus
 from itertools import cycle
@@ -39,6 +38,7 @@ from fairvisor.metrics import Counter, Latency, TokenMeter
 from fairvisor.metrics.families import SETTLEMENTS
 from fairvisor.response import Answer, Renderer, carried, error_answer, rejection
 from fairvisor.rules.llm_tokens import claim, settle
+from fairvisor.secret_values import encoded, is_one_of
 from fairvisor.settings import Settings
 from fairvisor.top_keys import TopKeys
 
@@ -81,7 +81,7 @@ class Service:
         self._renderer = Renderer(settings.ratelimit_headers, settings.llm_headers)
         self._allow_status = settings.allow_status
         self._max_body = BodyRule(settings.max_body)
-        self._token = settings.decision_token.encode() if settings.decision_token else b""
+        self._known_tokens = encoded(settings.decision_token)
         self._complaints = Complaints()
         self._debug = DebugSessions(settings.debug_session_secret, segment, self._complaints)
         self._pages = self._make_pages(with_health=settings.health_bind is None)
@@ -183,7 +183,7 @@ class Service:
         self, endpoint: Endpoint, request: Request, now: Now, decoding: Decoding | None = None
     ) -> Answer:
         peer, headers = request.peer, request.headers
-        if not peer.trusted or self._token:
+        if not peer.trusted or self._known_tokens:
             self._check_peer(request, now)
         active = self._active.current
         if active is None:
@@ -227,9 +227,8 @@ class Service:
         if not request.peer.trusted:
             self._complaints.stranger(request.peer.address, now)
             raise Forbidden("this peer may not ask for decisions (FAIRVISOR_TRUSTED_PEERS)")
-        if self._token and not hmac.compare_digest(
-            request.headers.get("x-fairvisor-token", b""), self._token
-        ):
+        given = request.headers.get("x-fairvisor-token", b"")
+        if self._known_tokens and not is_one_of(given, self._known_tokens):
             raise Forbidden("the header X-Fairvisor-Token is missing or wrong")
 
     def _failed(self, endpoint: Endpoint | None) -> Answer:

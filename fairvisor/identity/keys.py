@@ -106,13 +106,14 @@ def key_from_secret(
     issuer: str | None = None,
     audiences: Sequence[str] = (),
 ) -> TokenKey:
-    """A key from a shared secret (its UTF-8 bytes) for HS256, HS384 and HS512, or only `algorithm` of them.
+    """A key from a shared secret (its UTF-8 bytes) for HS256, HS384 and HS512, or only `algorithm` of them. A line end
+    that a Secret or a file left after it does not count.
 
     Raises:
         UnusableKey: the secret is shorter than the algorithm's hash.
 
     """
-    encoded = base64.urlsafe_b64encode(secret.encode()).rstrip(b"=").decode()
+    encoded = base64.urlsafe_b64encode(secret.rstrip("\r\n").encode()).rstrip(b"=").decode()
     members = {"kty": "oct", "k": encoded, "kid": kid, "alg": algorithm}
     jwk = {name: value for name, value in members.items() if value is not None}
     return key_from_jwk(jwk, issuer, audiences, shared=True)

@@ -100,7 +100,7 @@ def _shape(text: object) -> str:
 
 def _bundle(data: bytes) -> Hashable:
     try:
-        parsed = parse(verify_signature(data, None), wall_ns=WALL_NS, environ={"LONG": "s" * 64})
+        parsed = parse(verify_signature(data, ()), wall_ns=WALL_NS, environ={"LONG": "s" * 64})
     except BundleInvalid as invalid:
         return tuple(_shape(problem) for problem in invalid.problems[:3])
     segment = Segment.private(SEGMENT_BYTES)
