@@ -78,6 +78,7 @@ def serve(settings: Settings, *, accept_older: bool = False) -> None:
     check_side(settings, worker_class(settings.worker_class), handed)
     configure(settings)
     # A proxied request has a connection on either side.
+    check_environment(settings)
     _allow_descriptors(settings.max_connections * (2 if settings.mode == PROXY else 1))
     replaces = environment().get("GUNICORN_PID", "")
     refuse_second(InstanceMemory.find(settings.instance, os.geteuid()), replaces)

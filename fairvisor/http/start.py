@@ -7,6 +7,7 @@ knows how the parts fit; it knows nothing of requests.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 from fairvisor.beside import Beside
 from fairvisor.bundle import earlier
@@ -21,11 +22,24 @@ from fairvisor.memory import InstanceMemory
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import BEARER_REFUSED
 from fairvisor.proxy.start import Proxy
-from fairvisor.settings import Settings, environment
+from fairvisor.setting_names import check_names, secrets_named_in
+from fairvisor.settings import Settings, declared, environment
 from fairvisor.snapshots import Snapshots
 from fairvisor.state import StateDirectory
 
 _log = logging.getLogger(__name__)
+
+
+def check_environment(settings: Settings) -> None:
+    """Raise SettingsError for a variable that is no setting; bundles may name variables of their own."""
+    state = StateDirectory(settings.state_dir, settings.instance)
+    secrets: set[str] = set()
+    with suppress(OSError):  # a missing or unreadable one is reported where it is offered
+        secrets |= secrets_named_in(state.read(state.bundle))
+    if settings.config_file is not None:
+        with suppress(OSError):
+            secrets |= secrets_named_in(settings.config_file.read_bytes())
+    check_names(environment(), declared(), secrets)
 
 
 def open_segment(settings: Settings) -> Segment:

@@ -20,7 +20,7 @@ from fairvisor.clock import Now, read_now
 from fairvisor.errors import BodyTooLarge, RequestError, SettingsError
 from fairvisor.http.hub import Answering, BodyRule
 from fairvisor.http.request import Request
-from fairvisor.http.start import make_beside, make_service, open_segment
+from fairvisor.http.start import check_environment, make_beside, make_service, open_segment
 from fairvisor.http.wire import NO_STORE
 from fairvisor.reading import JOINED
 from fairvisor.response import Answer
@@ -65,6 +65,7 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
 @cache
 def _of_this_process() -> Application:
     settings = Settings.load(environment(), {})
+    check_environment(settings)
     if settings.health_bind is not None:
         raise SettingsError(
             f"FAIRVISOR_HEALTH_BIND: {settings.health_bind} is wrong: only fairvisor serve listens there"
