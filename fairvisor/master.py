@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, Final
 
 from gunicorn.app.base import BaseApplication
@@ -36,10 +35,12 @@ from fairvisor.http.listeners import Handed, Listeners, from_systemd, handed_ove
 from fairvisor.http.operators import Operators, open_or_tell
 from fairvisor.http.service import Service
 from fairvisor.http.side import serve_in_thread
-from fairvisor.http.start import make_beside, make_proxy, make_service, open_segment
-from fairvisor.http.worker import STOPS, EdgeWorker, limits_of, stop_at_once
+from fairvisor.http.start import check_environment, make_beside, make_proxy, make_service, open_segment
+from fairvisor.http.worker import EdgeWorker, limits_of
 from fairvisor.http.wsgi import Application
 from fairvisor.memory import SHM_DIR, InstanceMemory
+from fairvisor.lame_duck import LameDuck
+from fairvisor.master_signals import be_lame_before_stopping, take_signals
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import THREAD_FAILURES, WORKER_RESTARTS
 from fairvisor.processes import start_time
@@ -122,6 +123,7 @@ class Master(BaseApplication):  # type: ignore[misc]
         choices: Mapping[str, Any] = {
             "bind": [str(bind) for bind in settings.bind],
             "workers": settings.worker_processes or available_processors(),
+        self.lame_duck = LameDuck()
             "worker_class": served_by,
             "proc_name": f"fairvisor-{settings.instance}",
             "timeout": _WORKER_TIMEOUT_S,
@@ -165,9 +167,11 @@ class Master(BaseApplication):  # type: ignore[misc]
         if self.side_sockets:
             serve_in_thread(self.side_sockets, service.health, limits_of(settings), read_now)
         return Application(service, read_now)
+            proxy.health.lame_duck = self.lame_duck
 
     def open_admin(self) -> None:
         """Open the operators' listener, or open it again when its file is gone. Decisions go on without it."""
+        service.health.lame_duck = self.lame_duck
         bind = self.settings.admin_address
         if bind is None or (self.admin is not None and self.admin.is_there):
             return
@@ -324,21 +328,10 @@ def _post_fork(server: Any, worker: Any) -> None:
     listeners = worker.app.listeners
     worker.sockets = listeners.requests
     worker.app.side_sockets = [listener.sock for listener in listeners.health]
-    worker.init_signals = partial(_take_signals, worker.init_signals, server.SIG_QUEUE)
+    worker.init_signals = partial(take_signals, worker.init_signals, server.SIG_QUEUE)
+    be_lame_before_stopping(server, master.lame_duck, master.settings.lame_duck_s)
     if worker.age > server.cfg.workers:
         worker.init_process = partial(_boot_or_leave, worker, worker.init_process)
-
-
-def _take_signals(take: Callable[[], None], queued: SimpleQueue[int]) -> None:
-    """Let a new worker take its signals, and heed those that were queued before.
-
-    Until then it queues them as the master does, and nobody reads its copy of the queue. A stop would be lost, and the
-    master, which tells each worker once, would wait for the whole time of a graceful stop. So is still one that comes
-    before Python is ready in the child: it clears what was noted for the process it was.
-    """
-    take()
-    if any(queued.get_nowait() in STOPS for _ in range(queued.qsize())):
-        stop_at_once()
 
 
 def _boot_or_leave(worker: Any, boot: Callable[[], None]) -> None:

@@ -122,8 +122,17 @@ class Settings:
         read.integer(0, 3_600_000),
         "How long an unused connection to an upstream is kept, in milliseconds.",
     )
-    worker_processes: int | None = _setting(
-        "auto", read.processes, "Worker processes; auto: one for each processor this process may use."
+    worker_processes: int | None = setting(
+        "auto",
+        read.processes,
+        "Worker processes; auto: one for each processor that this process may use, by its affinity and the CPU quota "
+        "of its cgroups, rounded up.",
+    )
+    lame_duck_s: int = setting(
+        "0",
+        read.integer(0, 60),
+        "How long decisions go on after SIGTERM while /readyz answers 503 already, in seconds: as long as senders of "
+        "requests take to notice. A second SIGTERM ends it.",
     )
     worker_class: str = setting("edge", read.text, "edge, meinheld or any gunicorn WSGI worker class.")
     max_connections: int = setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -21,17 +22,15 @@ from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.errors import SegmentError, SettingsError
 from fairvisor.http.listeners import Listeners
-from fairvisor.http.worker import STOPS, EdgeWorker
-from fairvisor.master import available_processors, claim, start_time, worker_class
+from fairvisor.http.worker import FOR_THE_MASTER, STOPS, EdgeWorker
+from fairvisor.lame_duck import LameDuck
+from fairvisor.master import claim, start_time, worker_class
+from fairvisor.master_signals import be_lame_before_stopping
 
 
 @pytest.fixture
 def segment() -> Segment:
     return Segment.private(1 << 20)
-
-
-def test_auto_is_the_processors_this_process_may_use() -> None:
-    assert available_processors() == len(os.sched_getaffinity(0))
 
 
 def test_worker_classes_by_name() -> None:
@@ -111,15 +110,17 @@ def test_a_worker_that_takes_the_place_of_another_one_and_cannot_boot_stops_nobo
 
 
 @pytest.fixture
-def own_stops() -> Iterator[None]:
-    """To be told to stop ends this process, however it was started; afterwards that is as before."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOPS}
+def own_signals() -> Iterator[None]:
+    """Signals do to this process what they do by default, however it was started; afterwards that is as before."""
+    before = {
+        number: signal.signal(number, signal.SIG_DFL) for number in (*STOPS, *FOR_THE_MASTER, signal.SIGALRM)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("own_stops")
+@pytest.mark.usefixtures("own_signals")
 @pytest.mark.parametrize(
     ("number", "leaves"), [(signal.SIGTERM, True), (signal.SIGQUIT, True), (signal.SIGHUP, False)]
 )
@@ -131,6 +132,57 @@ def test_a_stop_told_to_a_worker_before_it_takes_its_signals_is_heeded(number: i
         worker.init_signals()
     assert taken == [True]
     assert all((signal.getsignal(number) == signal.SIG_IGN) == leaves for number in STOPS), "told once more"
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_a_worker_of_any_class_ignores_what_is_for_the_master() -> None:
+    """gunicorn's own workers would end from HUP and USR2."""
+    forked(init_signals=lambda: None).init_signals()
+    assert {signal.getsignal(number) for number in FOR_THE_MASTER} == {signal.SIG_IGN}
+    assert {signal.SIGHUP, signal.SIGUSR2} < set(FOR_THE_MASTER)
+
+
+class Arbiter:
+    """gunicorn's master, as far as stopping goes."""
+
+    def __init__(self) -> None:
+        self.stopped = 0
+        self.queued: list[int] = []
+        self.log = logging.getLogger(__name__)
+
+    def handle_term(self) -> None:
+        self.stopped += 1
+
+    def signal(self, number: int, _: object) -> None:
+        self.queued.append(number)
+
+
+@pytest.fixture
+def alarms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """In how many seconds an alarm was asked for; none comes by itself."""
+    asked: list[float] = []
+    monkeypatch.setattr("signal.setitimer", lambda which, seconds: asked.append(seconds))
+    return asked
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_a_stop_comes_after_the_lame_duck(alarms: list[float]) -> None:
+    arbiter, lame_duck = Arbiter(), LameDuck()
+    be_lame_before_stopping(arbiter, lame_duck, 5)
+    arbiter.handle_term()
+    assert (lame_duck.has_begun, arbiter.stopped, alarms) == (True, 0, [5])
+    signal.raise_signal(signal.SIGALRM)
+    assert arbiter.queued == [signal.SIGTERM]
+    arbiter.handle_term()
+    assert arbiter.stopped == 1
+    assert alarms == [5]
+
+
+def test_without_a_lame_duck_a_stop_comes_at_once(alarms: list[float]) -> None:
+    arbiter, lame_duck = Arbiter(), LameDuck()
+    be_lame_before_stopping(arbiter, lame_duck, 0)
+    arbiter.handle_term()
+    assert (lame_duck.has_begun, arbiter.stopped, alarms) == (False, 1, [])
 
 
 def test_start_times_tell_processes_apart() -> None:

@@ -22,6 +22,7 @@ from fairvisor.http.complaints import Complaints
 from fairvisor.http.hub import BodyRule
 from fairvisor.http.pages import NO_BODY, READING, Page, Sliced, open_page, page_at, path_of
 from fairvisor.http.request import Peer, Request
+from fairvisor.lame_duck import LameDuck
 from fairvisor.response import Answer, error_answer, json_answer
 
 _TEXT: Final = "Content-Type: text/plain\r\n"
@@ -37,6 +38,7 @@ class Health:
         self._registry = Registry(segment.table)
         self._exposition = Exposition(segment, Sources(self._active_bundle, active.notes.faults, self._crowd))
         self._complaints = Complaints()
+        self.lame_duck: LameDuck | None = None  # the master's, if there is one
         self.pages = {
             "/livez": Page(self._livez, READING),
             "/readyz": Page(self._readyz, READING),
@@ -74,6 +76,8 @@ class Health:
         return Answer(HTTPStatus.OK, _TEXT, b"ok")
 
     def _readyz(self, request: Request, now: Now) -> Answer:
+        if self.lame_duck is not None and self.lame_duck.has_begun:
+            return _not_ready("stopping", "the instance was asked to stop; decisions go on", request.peer)
         active = self._active.current
         if active is None:
             return _not_ready(Reason.NO_BUNDLE_LOADED.value, self._active.reason, request.peer)

@@ -33,8 +33,8 @@ from fairvisor.settings import Settings
 _HEARTBEAT_S: Final = 1.0
 _STOP_POLL_S: Final = 0.02
 STOPS: Final = (signal.SIGTERM, signal.SIGQUIT)
-# The terminal sends Ctrl-C to everybody: what follows from it is the master's decision, told with SIGQUIT.
-_FOR_THE_MASTER: Final = (signal.SIGINT, signal.SIGWINCH)
+# A terminal, `pkill` and `systemctl kill` send these to every process: what follows from them is the master's decision.
+FOR_THE_MASTER: Final = (signal.SIGINT, signal.SIGWINCH, signal.SIGHUP, signal.SIGUSR2)
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 
 
@@ -83,7 +83,7 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         None has its default for a moment where it gets something else: a worker that just starts would end violently.
         """
         handlers: dict[int, Any] = dict.fromkeys(self.SIGNALS, signal.SIG_DFL)
-        handlers |= dict.fromkeys(_FOR_THE_MASTER, signal.SIG_IGN)
+        handlers |= dict.fromkeys(FOR_THE_MASTER, signal.SIG_IGN)
         handlers[signal.SIGUSR1] = signal.SIG_IGN  # until the loop is there
         handlers |= dict.fromkeys(STOPS, stop_at_once)  # until the loop is there
         for number, handler in handlers.items():
