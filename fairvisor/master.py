@@ -69,12 +69,14 @@ _DESCRIPTORS_BESIDE_CONNECTIONS: Final = 64
 _log = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, *, accept_older: bool = False) -> None:
+def serve(read_settings: Callable[[], Settings], *, accept_older: bool = False) -> None:
     """Serve until stopped; does not return. Raises SettingsError or SegmentError when it cannot start.
 
-    `accept_older`: take the bundle file even if its version is lower than that of the last good bundle.
+    `read_settings` is called again on HUP, for the files of secrets. `accept_older`: take the bundle file even
+    if its version is lower than that of the last good bundle.
     """
     # What cannot be is rejected before anything is claimed.
+    settings = read_settings()
     handed = handed_over(environment(), settings)
     check_side(settings, worker_class(settings.worker_class), handed)
     configure(settings)
@@ -92,7 +94,7 @@ def serve(settings: Settings, *, accept_older: bool = False) -> None:
     publisher.start(accept_older=accept_older)
     if publisher.generation == before:
         warn_again(publisher, environment())
-    master = Master(settings, segment, publisher, handed)
+    master = Master(settings, segment, publisher, handed, read_settings)
     master.open_admin()
     master.run()
 
@@ -101,10 +103,16 @@ class Master(BaseApplication):  # type: ignore[misc]
     """The gunicorn application. Workers read `settings` and `board`; `load` makes what they serve."""
 
     def __init__(
-        self, settings: Settings, segment: Segment, publisher: Publisher, handed: Sequence[Handed] = ()
+        self,
+        settings: Settings,
+        segment: Segment,
+        publisher: Publisher,
+        handed: Sequence[Handed],
+        read_settings: Callable[[], Settings],
     ) -> None:
         self.settings = settings
         self.segment = segment
+        self._read_settings = read_settings
         self.publisher = publisher
         self.handed = handed
         self.listeners = Listeners([], [])
@@ -198,11 +206,21 @@ class Master(BaseApplication):  # type: ignore[misc]
         self.operators.start()
 
     def reload(self) -> None:
-        """SIGHUP: read the bundle file again, then restart the workers."""
+        """SIGHUP: read secrets and the bundle file again, then restart the workers."""
         super().reload()
         self.open_admin()
+        self._read_secrets()
         self.publisher.read_file()
 
+
+    def _read_secrets(self) -> None:
+        """Take over what the files of secrets hold now: nothing else can have changed. A wrong one changes nothing."""
+        try:
+            self.settings = self.publisher.settings = self._read_settings()
+        except SettingsError as error:
+            _log.error("the secrets stay as they are: %s", error)
+            return
+        configure(self.settings)  # no line shows the new ones either
 
 def warn_again(publisher: Publisher, environ: Mapping[str, str]) -> None:
     """Log what is odd about the active bundle under the settings of this start: it was published under others."""

@@ -193,7 +193,7 @@ def test_settings_that_exclude_each_other_are_refused_before_anything_is_touched
     monkeypatch.setattr("fairvisor.master.open_segment", lambda _: pytest.fail("the segment was opened"))
     settings = Settings.load({"FAIRVISOR_HEALTH_BIND": "127.0.0.1:9090"}, {})
     with pytest.raises(SettingsError, match="FAIRVISOR_HEALTH_BIND"):
-        serve(replace(settings, worker_class="gevent"))
+        serve(lambda: replace(settings, worker_class="gevent"))
 
 
 class Green(SyncWorker):

@@ -34,4 +34,4 @@ def serve(accept_older: bool, **flags: str | None) -> None:
     a file, or in the variable without _FILE.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    master.serve(Settings.load(environment(), given), accept_older=accept_older)
+    master.serve(lambda: Settings.load(environment(), given), accept_older=accept_older)
