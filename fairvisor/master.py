@@ -27,6 +27,7 @@ from fairvisor.bundle.load import parse, verify_signature
 from fairvisor.clock import read_now
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
+from fairvisor.cpu_quota import usable_processors
 from fairvisor.errors import BundleInvalid, SegmentError, SettingsError
 from fairvisor.http.accept import Board
 from fairvisor.http.admin import Admin
@@ -38,9 +39,9 @@ from fairvisor.http.side import serve_in_thread
 from fairvisor.http.start import check_environment, make_beside, make_proxy, make_service, open_segment
 from fairvisor.http.worker import EdgeWorker, limits_of
 from fairvisor.http.wsgi import Application
-from fairvisor.memory import SHM_DIR, InstanceMemory
 from fairvisor.lame_duck import LameDuck
 from fairvisor.master_signals import be_lame_before_stopping, take_signals
+from fairvisor.memory import SHM_DIR, InstanceMemory
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import THREAD_FAILURES, WORKER_RESTARTS
 from fairvisor.processes import start_time
@@ -75,13 +76,13 @@ def serve(read_settings: Callable[[], Settings], *, accept_older: bool = False) 
     `read_settings` is called again on HUP, for the files of secrets. `accept_older`: take the bundle file even
     if its version is lower than that of the last good bundle.
     """
-    # What cannot be is rejected before anything is claimed.
     settings = read_settings()
+    # What cannot be is rejected before anything is claimed.
+    check_environment(settings)
     handed = handed_over(environment(), settings)
     check_side(settings, worker_class(settings.worker_class), handed)
     configure(settings)
     # A proxied request has a connection on either side.
-    check_environment(settings)
     _allow_descriptors(settings.max_connections * (2 if settings.mode == PROXY else 1))
     replaces = environment().get("GUNICORN_PID", "")
     refuse_second(InstanceMemory.find(settings.instance, os.geteuid()), replaces)
@@ -111,8 +112,8 @@ class Master(BaseApplication):  # type: ignore[misc]
         read_settings: Callable[[], Settings],
     ) -> None:
         self.settings = settings
-        self.segment = segment
         self._read_settings = read_settings
+        self.segment = segment
         self.publisher = publisher
         self.handed = handed
         self.listeners = Listeners([], [])
@@ -122,6 +123,7 @@ class Master(BaseApplication):  # type: ignore[misc]
         self.operators: Operators | None = None
         self.side_sockets: list[socket.socket] = []
         self.board = Board()
+        self.lame_duck = LameDuck()
         super().__init__()
 
     def load_config(self) -> None:
@@ -130,8 +132,7 @@ class Master(BaseApplication):  # type: ignore[misc]
         served_by = worker_class(settings.worker_class)
         choices: Mapping[str, Any] = {
             "bind": [str(bind) for bind in settings.bind],
-            "workers": settings.worker_processes or available_processors(),
-        self.lame_duck = LameDuck()
+            "workers": settings.worker_processes or usable_processors(),
             "worker_class": served_by,
             "proc_name": f"fairvisor-{settings.instance}",
             "timeout": _WORKER_TIMEOUT_S,
@@ -166,20 +167,20 @@ class Master(BaseApplication):  # type: ignore[misc]
         self.beside = make_beside(settings, self.segment)
         if settings.mode == PROXY:
             proxy = make_proxy(settings, self.segment, self.beside)
+            proxy.health.lame_duck = self.lame_duck
             self._serve_admin(self.beside)
             return proxy
         service = make_service(settings, self.segment, self.beside, can_wait=waits)
+        service.health.lame_duck = self.lame_duck
         self._serve_admin(self.beside)
         if waits:
             return service
         if self.side_sockets:
             serve_in_thread(self.side_sockets, service.health, limits_of(settings), read_now)
         return Application(service, read_now)
-            proxy.health.lame_duck = self.lame_duck
 
     def open_admin(self) -> None:
         """Open the operators' listener, or open it again when its file is gone. Decisions go on without it."""
-        service.health.lame_duck = self.lame_duck
         bind = self.settings.admin_address
         if bind is None or (self.admin is not None and self.admin.is_there):
             return
@@ -208,10 +209,9 @@ class Master(BaseApplication):  # type: ignore[misc]
     def reload(self) -> None:
         """SIGHUP: read secrets and the bundle file again, then restart the workers."""
         super().reload()
-        self.open_admin()
         self._read_secrets()
+        self.open_admin()
         self.publisher.read_file()
-
 
     def _read_secrets(self) -> None:
         """Take over what the files of secrets hold now: nothing else can have changed. A wrong one changes nothing."""
@@ -221,6 +221,7 @@ class Master(BaseApplication):  # type: ignore[misc]
             _log.error("the secrets stay as they are: %s", error)
             return
         configure(self.settings)  # no line shows the new ones either
+
 
 def warn_again(publisher: Publisher, environ: Mapping[str, str]) -> None:
     """Log what is odd about the active bundle under the settings of this start: it was published under others."""
@@ -280,11 +281,6 @@ def _last_line(error: Exception) -> str:
     return str(error).rstrip("]\n ").rpartition("\n")[2]
 
 
-def available_processors() -> int:
-    """The processors this process may run on."""
-    return len(os.sched_getaffinity(0))
-
-
 def claim(segment: Segment, replaces: str) -> None:
     """Become the master of this instance. Raises SegmentError when another one lives, unless it is the one that
     started this one in its place (`replaces`, its pid, on USR2)."""
@@ -333,6 +329,7 @@ def _on_starting(server: Any) -> None:
     master = server.app
     master.listeners = open_listeners(server.cfg, server.log, master.settings, master.handed)
     server.LISTENERS = [*master.listeners.requests, *master.listeners.health]
+    be_lame_before_stopping(server, master.lame_duck, master.settings.lame_duck_s)
     server.systemd = from_systemd(environment()) > 0  # whose unix sockets are not removed at the end
 
 
@@ -347,7 +344,6 @@ def _post_fork(server: Any, worker: Any) -> None:
     worker.sockets = listeners.requests
     worker.app.side_sockets = [listener.sock for listener in listeners.health]
     worker.init_signals = partial(take_signals, worker.init_signals, server.SIG_QUEUE)
-    be_lame_before_stopping(server, master.lame_duck, master.settings.lame_duck_s)
     if worker.age > server.cfg.workers:
         worker.init_process = partial(_boot_or_leave, worker, worker.init_process)
 
