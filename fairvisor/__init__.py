@@ -25,12 +25,20 @@ Before the first request:
     replay/         access logs, decided as they would have been
     applog.py       where log lines go, and how they look
     settings.py     every FAIRVISOR_* variable, declared once
+    setting_reading.py how one setting is read, from a flag, a variable or a file
     setting_values.py how the values of settings are read
+    secret_values.py  secrets of the settings: read, and compared with what is shown
+    setting_names.py  variables that look like settings and are none
     master.py       the process that starts, reloads and replaces the workers
+    master_signals.py what signals mean to it and to the workers
+    lame_duck.py    the time between being asked to stop and stopping
+    cpu_quota.py    how many processors this process may use
     bundle/         the policy bundle: load, validate, compile
+    bundle_file.py  whether the bundle file changed since it was offered, or in force
     reload.py       a new bundle for all workers: checked, shared, acknowledged
     follow.py       the active bundle of a worker, and how it switches
     leader.py       what one worker does for all: watch the file, save, sweep, tidy
+    reset.py        an instance that does not run, forgotten
     snapshots.py    what outlives a reboot, written and found again
     key_sets.py     the key sets that one worker fetched, for all of them and for the next start
     beside.py       the threads beside the requests of a worker

@@ -113,6 +113,10 @@ class BundleFile:
         self._sha256 = sha256
         return data
 
+    def forget(self) -> None:
+        """Give the same bytes once more, when they are read the next time."""
+        self._sha256 = ""
+
 
 def _stamp(path: Path) -> Stamp:
     status = os.stat(path)
@@ -200,8 +204,8 @@ class Leader:
             self._publisher.file_is_missing(self._file.problem)
             return
         self._publisher.healed(BUNDLE_FILE)
-        if data is not None:
-            self._publisher.offer_file(data)
+        if data is not None and not self._publisher.offer_file(data):
+            self._file.forget()
 
     def _tidy(self, now: Now) -> None:
         """Put back what somebody removed, remove what nobody reads, and make the bundle durable if it is not."""

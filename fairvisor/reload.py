@@ -11,7 +11,6 @@ Workers switch in `follow.py`; who watches the file is `leader.py`. Nothing here
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import itertools
 import logging
 import os
@@ -21,22 +20,22 @@ from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
 from fairvisor import notes
-from fairvisor.bundle import earlier, shared
+from fairvisor.bundle import shared
 from fairvisor.bundle.apart import prepare_apart
 from fairvisor.bundle.offer import Order, Rule, prepare
 from fairvisor.bundle.shared import About, SharedBundle
 from fairvisor.bundle.syntax import MAX_BUNDLE_BYTES
+from fairvisor.bundle_file import FileRecord, digest_of
 from fairvisor.clock import NS_PER_S, Now, read_now
 from fairvisor.counters.layout import Word
 from fairvisor.counters.registry import Registry
 from fairvisor.counters.segment import Segment
 from fairvisor.errors import BundleInvalid, BundleRefused, FairvisorError, Problem, SegmentError
-from fairvisor.memory import InstanceMemory
 from fairvisor.metrics.counting import Counter
 from fairvisor.metrics.families import RELOADS
 from fairvisor.notes import Notes
-from fairvisor.processes import identity, pid_of, start_time
-from fairvisor.settings import Settings
+from fairvisor.processes import identity, pid_of
+from fairvisor.settings import FILE_ORDER, Settings
 from fairvisor.state import StateDirectory
 
 # Reading a bundle of this size takes a thread 3 ms and no single step of it 0.5 ms; a process takes 300 ms to start.
@@ -45,6 +44,8 @@ ACKNOWLEDGED_WITHIN_NS: Final = 5 * NS_PER_S
 _LOCKED_WITHIN_NS: Final = 30 * NS_PER_S
 _POLL_S: Final = 0.004
 _LOCK: Final = "publish-lock"
+# Codes of BundleRefused that say nothing about the bundle: the same bytes may be accepted later.
+NOT_NOW: Final = frozenset({"busy", "no_room", "not_validated"})
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class Publisher:
         self.registry = Registry(segment.table)
         self.notes = Notes(segment.directory)
         self.state = StateDirectory(settings.state_dir, settings.instance)
+        self._record = FileRecord(segment.table, self.state)
 
     # what there is
 
@@ -112,6 +114,10 @@ class Publisher:
                 return None
         return None
 
+    @property
+    def _file_decides(self) -> bool:
+        return self.settings.bundle_order == FILE_ORDER
+
     # changing it
 
     def publish(
@@ -119,8 +125,8 @@ class Publisher:
     ) -> Published:
         """Make these bytes the active bundle, and wait until every worker has switched, at most 5 s.
 
-        `source` says in log and status where they came from; `about` marks a refusal, so that the same bytes are not
-        offered again and again. Raises BundleInvalid (every error with its JSON path),
+        `source` says in log and status where they came from; `about` marks a refusal of the file, which the file takes
+        back. Raises BundleInvalid (every error with its JSON path),
         BundleRefused (`code`: invalid_signature, version_not_monotonic, bundle_expired, no_room, busy, not_validated).
         """
         try:
@@ -137,7 +143,8 @@ class Publisher:
         return published
 
     def start(self, *, accept_older: bool = False) -> None:
-        """Make active what wins at start: of last good bundle and file the greater version; equal: the file.
+        """Make active what wins at start: of last good bundle and file the greater version; equal: the file. Where the
+        file decides: the file, if it changed since it was last in force.
 
         What is in shared memory is the last good bundle, else its copy in the state directory. A lower file is
         reported and not taken, unless `accept_older`. Never raises because of a bundle: without one the process is
@@ -148,7 +155,7 @@ class Publisher:
             self.restore()
         else:
             active.close()
-        self.read_file("accept_older" if accept_older else "file_at_start")
+        self.read_file("any_version" if accept_older else "file_at_start")
 
     def restore(self) -> None:
         """Take the last good bundle out of the state directory, if there is one."""
@@ -164,6 +171,12 @@ class Publisher:
         with suppress(BundleInvalid, BundleRefused):
             self.publish(data, source=f"last good bundle {self.state.bundle}", rule="restore")
 
+    def push(self, data: bytes, *, take_over: bool = False) -> Published:
+        """Publish what an operator sends. Where the file decides, that needs `take_over`, and versions mean nothing."""
+        if not self._file_decides:
+            return self.publish(data)
+        return self.publish(data, rule="any_version" if take_over else "nothing_new")
+
     def read_file(self, rule: Rule = "successor") -> None:
         """Offer the configured file."""
         if self.file is None:
@@ -177,17 +190,38 @@ class Publisher:
             return
         self.offer_file(data, rule)
 
-    def offer_file(self, data: bytes, rule: Rule = "successor") -> None:
-        """Offer what the file holds. A refusal is told once, however often the same bytes come."""
-        if not self.generation:
-            rule = "file_at_start"
-        digest = hashlib.sha256(data).hexdigest()
-        told = self.notes.get(notes.RELOAD)
-        if told is not None and told.about == digest and rule == "successor":
-            return
+    def offer_file(self, data: bytes, rule: Rule = "successor") -> bool:
+        """Offer what the file holds, unless it did not change: while the edge runs since it was offered, at a start
+        where the file decides since it was in force. False: it may be accepted later."""
+        digest = digest_of(data)
+        if rule == "successor" and self._record.was_offered(digest):
+            return True
+        at_start = rule == "file_at_start" and self._file_decides and self.generation
+        if at_start and self._record.was_applied(digest):
+            self._record.offered(digest)
+            return True
         self.healed(notes.BUNDLE_FILE)
         with suppress(BundleInvalid, BundleRefused):
-            self.publish(data, source=str(self.file), rule=rule, about=digest)
+            self.take_file(data, rule, about=f"{digest:016x}")
+        return self._record.was_offered(digest)
+
+    def take_file(self, data: bytes, rule: Rule = "successor", about: str = "") -> Published:
+        """Publish what the file holds, changed or not, and note that it was offered. Raises as `publish` does."""
+        digest = digest_of(data)
+        if not self.generation:
+            rule = "file_at_start"
+        elif self._file_decides:
+            rule = "any_version"
+        try:
+            published = self.publish(data, source=str(self.file), rule=rule, about=about)
+        except FairvisorError as error:
+            if not (isinstance(error, BundleRefused) and error.code in NOT_NOW):
+                self._record.offered(digest)
+            raise
+        self._record.offered(digest)
+        self._record.applied(digest)
+        self.make_durable()
+        return published
 
     def file_is_missing(self, why: str) -> None:
         """The file cannot be read: a fault, and the reason when there is no bundle at all."""
@@ -223,6 +257,7 @@ class Publisher:
         table = self._segment.table
         generation = self.generation
         try:
+            self._record.make_durable()
             if table.word_get(Word.DURABLE_GENERATION) == generation and self.state.bundle.exists():
                 return True
             bundle = self.current()
@@ -335,30 +370,6 @@ class Publisher:
             yield
         finally:
             os.close(fd)
-
-
-def forget(directory: InstanceMemory, state: StateDirectory, *, with_bundle: bool) -> list[str]:
-    """Remove an instance's shared memory and its snapshot, and its last good bundle if wanted: what was removed.
-
-    Raises SegmentError when the instance runs, OSError.
-    """
-    refuse_running(directory)
-    places = (state.snapshot, state.bundle) if with_bundle else (state.snapshot,)
-    removed = Segment.unlink(directory) + earlier.remove(directory) + directory.remove_all()
-    return [str(path) for path in (*removed, *state.remove(*places))]
-
-
-def refuse_running(directory: InstanceMemory) -> None:
-    """Raises SegmentError when a master or a worker of this instance lives."""
-    try:
-        segment = Segment.attach(directory)
-    except (FileNotFoundError, SegmentError):
-        return  # there is none, or one that another version or boot left
-    master = segment.table.word_get(Word.MASTER_PID)
-    lives = master and start_time(master) == segment.table.word_get(Word.MASTER_START)
-    pids = [master] if lives else [pid_of(worker.process) for worker in Registry(segment.table).workers()]
-    if pids:
-        raise SegmentError(f"{segment.name} is in use by process {pids[0]}: stop it first")
 
 
 def _try_lock(fd: int) -> bool:

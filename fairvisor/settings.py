@@ -41,6 +41,8 @@ __all__ = [
 
 
 PROXY: Final = "reverse_proxy"
+VERSION_ORDER: Final = "version"
+FILE_ORDER: Final = "file"
 _PROXY_HEALTH: Final = "127.0.0.1:9090"
 
 _NOT_YET: Final = tuple(
@@ -268,7 +270,13 @@ class Settings:
         "When set, a bundle must be signed with this key (HMAC-SHA256): 32 characters or more.",
         secret=True,
     )
-    debug_session_secret: str | None = _setting(
+    bundle_order: str = setting(
+        VERSION_ORDER,
+        read.one_of(VERSION_ORDER, FILE_ORDER),
+        "Which bundle is the newer one: version, the greater bundle_version; file, whatever the bundle file holds when "
+        "it changes, older versions too.",
+    )
+    debug_session_secret: Secret = setting(
         "",
         secret(16),
         "When set, POST /v1/debug/session with this secret opens a debug session: 16 characters or more.",
@@ -330,6 +338,8 @@ class Settings:
         admin = settings.admin_address
         if admin and not admin.path and not settings.admin_token:
             raise SettingsError(f"FAIRVISOR_ADMIN_BIND: {admin} is wrong: TCP needs FAIRVISOR_ADMIN_TOKEN")
+        if settings.bundle_order == FILE_ORDER and settings.config_file is None:
+            raise SettingsError(f"{PREFIX}BUNDLE_ORDER: 'file' is wrong without {PREFIX}CONFIG_FILE")
         return settings
 
 

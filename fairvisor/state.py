@@ -21,6 +21,7 @@ from typing import Final
 
 _BUNDLE: Final = "bundle"
 _SNAPSHOT: Final = "snapshot"
+_FILE: Final = "file"
 _NEW: Final = ".new"
 _UNFINISHED_S: Final = 600  # no write takes that long
 
@@ -33,6 +34,7 @@ class StateDirectory:
         self._instance = instance
         self.bundle = self.of(_BUNDLE)
         self.snapshot = self.of(_SNAPSHOT)
+        self.file = self.of(_FILE)  # which bundle file was last in force
 
     def of(self, name: str) -> Path:
         """The path of a file of this instance by its name."""

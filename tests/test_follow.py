@@ -7,6 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from fairvisor.follow import SLICE_NS, TRY_AGAIN_NS, ActiveBundle, Follower
 from fairvisor.identity import Identity, KeyFetcher, Refresher, Web
 from fairvisor.memory import SHM_DIR, InstanceMemory
 from fairvisor.processes import identity, pid_of
-from fairvisor.reload import Publisher, forget
+from fairvisor.reload import Publisher
+from fairvisor.reset import forget
 from fairvisor.settings import Settings
 from fairvisor.state import StateDirectory
 
@@ -417,6 +419,210 @@ class TestStart:
         instance.publisher.start()
         assert instance.publisher.generation == 1
         assert set(instance.policies()) == {"c"}
+
+
+class File:
+    """The bundle file of an instance, and what a worker that just came to lead does with it."""
+
+    def __init__(self, instance: Instance, order: str) -> None:
+        self.name = instance.segment.directory.instance
+        self.order = order
+        self.use(instance)
+
+    def use(self, instance: Instance) -> None:
+        self.instance = instance
+        self.publisher = instance.publisher
+        self.publisher.settings = replace(self.publisher.settings, bundle_order=self.order)
+
+    def becomes(self, data: bytes) -> None:
+        (self.instance.place / "policy.json").write_bytes(data)
+        self.is_looked_at()
+
+    def is_looked_at(self) -> None:
+        """By a leader that knows nothing of what the one before saw; HUP does the same."""
+        self.publisher.read_file()
+
+    def reboot(self) -> None:
+        gc.unfreeze()
+        remove_shared_memory(self.name)
+        self.use(Instance(self.name, self.instance.place))
+        self.publisher.start()
+
+    def outcomes(self) -> Iterator[tuple[object, int]]:
+        """How often bundles were applied, unchanged, refused and so on."""
+        for series, labels, value in self.instance.segment.series_values():
+            if series == "fairvisor_reloads_total":
+                yield labels, value
+
+    @property
+    def in_force(self) -> set[str]:
+        self.instance.follower.step(paced=False)
+        return set(self.instance.policies())
+
+
+OLD, NEW, PUSHED = bundle(1, policy("old")), bundle(2, policy("new")), bundle(9, policy("pushed"))
+
+
+class TestFileOrder:
+    @pytest.fixture
+    def file(self, instance: Instance) -> File:
+        file = File(instance, "file")
+        file.becomes(NEW)
+        return file
+
+    @pytest.mark.parametrize("data", [OLD, bundle(2, policy("old")), bundle(3, policy("old"))])
+    def test_a_changed_file_wins_whatever_its_version_is(self, file: File, data: bytes) -> None:
+        file.becomes(data)
+        assert file.in_force == {"old"}
+        file.becomes(NEW)
+        assert file.in_force == {"new"}
+
+    def test_a_push_needs_take_over_and_then_no_version(self, file: File) -> None:
+        for data in (PUSHED, OLD):
+            with pytest.raises(BundleRefused, match="--take-over") as refused:
+                file.publisher.push(data)
+            assert refused.value.code == "file_decides"
+        assert file.in_force == {"new"}
+        assert not file.publisher.push(NEW).changed, "the bundle in force is no push"
+        for data, name in ((PUSHED, "pushed"), (OLD, "old")):
+            assert file.publisher.push(data, take_over=True).changed
+            assert file.in_force == {name}
+
+    def test_a_push_that_is_not_valid_is_told_what_is_wrong_with_it(self, file: File) -> None:
+        for take_over in (False, True):
+            with pytest.raises(BundleInvalid):
+                file.publisher.push(b"{", take_over=take_over)
+
+    def test_an_unchanged_file_undoes_no_push(self, file: File) -> None:
+        file.publisher.push(PUSHED, take_over=True)
+        file.is_looked_at()
+        file.publisher.start()
+        file.reboot()
+        file.is_looked_at()
+        assert file.in_force == {"pushed"}
+
+    def test_a_file_that_changed_undoes_it_also_while_nothing_ran(self, file: File) -> None:
+        file.publisher.push(PUSHED, take_over=True)
+        (file.instance.place / "policy.json").write_bytes(OLD)
+        file.reboot()
+        assert file.in_force == {"old"}
+
+    def test_a_file_put_back_wins_over_the_push_that_came_between(self, file: File) -> None:
+        file.becomes(OLD)
+        file.publisher.push(PUSHED, take_over=True)
+        file.becomes(NEW)
+        assert file.in_force == {"new"}
+
+    def test_a_file_that_becomes_what_was_pushed_and_is_put_back(self, file: File) -> None:
+        file.publisher.push(PUSHED, take_over=True)
+        file.becomes(PUSHED)
+        file.becomes(NEW)
+        assert file.in_force == {"new"}
+
+    def test_without_the_record_the_file_wins(self, file: File) -> None:
+        file.publisher.push(PUSHED, take_over=True)
+        file.publisher.state.file.unlink()
+        file.reboot()
+        assert file.in_force == {"new"}
+
+    @pytest.mark.parametrize("record", [b"", b"no digest", b"\xff"])
+    def test_a_record_that_cannot_be_read_is_none(self, file: File, record: bytes) -> None:
+        file.publisher.push(PUSHED, take_over=True)
+        file.publisher.state.file.write_bytes(record)
+        file.reboot()
+        assert file.in_force == {"new"}
+
+    def test_a_record_that_cannot_be_written_is_a_fault_and_is_written_later(self, file: File) -> None:
+        state = file.instance.place / "state"
+        state.rename(state.with_name("away"))
+        state.write_text("in the way")
+        file.becomes(OLD)
+        assert "state_dir" in file.publisher.notes.faults()
+        state.unlink()
+        state.with_name("away").rename(state)
+        assert file.publisher.make_durable()
+        assert file.publisher.notes.faults() == {}
+        file.publisher.push(PUSHED, take_over=True)
+        file.reboot()
+        assert file.in_force == {"pushed"}
+
+    def test_a_file_that_is_not_valid_changes_nothing_and_is_taken_when_it_is_mended(
+        self, file: File
+    ) -> None:
+        file.becomes(b"{")
+        assert file.in_force == {"new"}
+        assert file.instance.active.reason != ""
+        file.becomes(NEW)
+        assert file.instance.active.reason == ""
+
+    def test_a_file_that_was_refused_is_offered_again_at_the_next_start(self, file: File) -> None:
+        """What it lacked may be in the environment now."""
+        file.publisher._environ = {}
+        file.becomes(bundle(3, policy("old"), jwt_keys=[{"secret_env": "S"}]))
+        assert file.in_force == {"new"}
+        file.publisher._environ = SECRETS
+        file.publisher.start()
+        active = file.publisher.current()
+        assert active is not None
+        assert active.about.version == 3
+        active.close()
+
+    def test_a_file_that_expired_is_not_taken(self, file: File) -> None:
+        file.becomes(bundle(1, policy("old"), expires_at="2020-01-01T00:00:00Z"))
+        assert file.in_force == {"new"}
+        assert "bundle_expired" in file.instance.active.reason
+
+
+class TestVersionOrder:
+    @pytest.fixture
+    def file(self, instance: Instance) -> File:
+        file = File(instance, "version")
+        file.becomes(NEW)
+        return file
+
+    def test_an_unchanged_older_file_is_offered_once(
+        self, file: File, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        file.publisher.push(PUSHED)
+        file.becomes(OLD)
+        assert "version_not_monotonic" in file.instance.active.reason
+        file.publisher.push(bundle(10, policy("pushed")))
+        assert file.instance.active.reason == ""
+        caplog.clear()
+        before = dict(file.outcomes())
+        for _ in range(3):
+            file.is_looked_at()
+        assert caplog.messages == []
+        assert file.instance.active.reason == ""
+        assert dict(file.outcomes()) == before
+        assert file.in_force == {"pushed"}
+
+    def test_a_file_that_found_no_room_is_offered_again(
+        self, file: File, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That said nothing about the file."""
+        with monkeypatch.context() as broken:
+            broken.setattr("fairvisor.bundle.shared.write", full)
+            file.becomes(bundle(3, policy("a")))
+            assert "no_room" in file.instance.active.reason
+            assert not file.publisher.offer_file(bundle(3, policy("a")))
+        file.is_looked_at()
+        assert file.in_force == {"a"}
+
+    def test_a_push_needs_a_greater_version_and_no_take_over(self, file: File) -> None:
+        with pytest.raises(BundleRefused, match="not greater"):
+            file.publisher.push(OLD, take_over=True)
+        assert file.publisher.push(PUSHED).changed
+
+    def test_what_was_applied_is_known_when_the_file_begins_to_decide(self, file: File) -> None:
+        file.publisher.push(PUSHED)
+        file.order = "file"
+        file.reboot()
+        assert file.in_force == {"pushed"}
+
+
+def full(*_: object) -> None:
+    raise SegmentError("no room")
 
 
 class TestDurability:

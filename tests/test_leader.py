@@ -121,6 +121,15 @@ class TestBundleFile:
         new.rename(place)
         assert [next(look), next(look), next(look)] == [None, b"two", None]
 
+    def test_what_was_forgotten_is_offered_again_at_the_next_reading(self, place: Path) -> None:
+        place.write_bytes(b"one")
+        file = BundleFile(place)
+        look = looks(file)
+        assert [next(look), next(look)] == [None, b"one"]
+        file.forget()
+        readings = [next(look) for _ in range(READ_EVERY_NS // LOOK_NS + 1)]
+        assert readings.count(b"one") == 1
+
     def test_a_link_that_is_swapped_is_followed(self, place: Path) -> None:
         for version in ("1", "2"):
             place.with_name(version).mkdir()
@@ -187,6 +196,7 @@ class Noted:
         self.done: list[tuple[str, int]] = []
         self.file: Path | None = None
         self.generation = 1
+        self.settled = True  # what was offered
 
     def now(self) -> Now:
         return Now(START_NS + self.elapsed_ns, START_NS + self.elapsed_ns)
@@ -208,8 +218,9 @@ class Noted:
     def healed(self, fault: str) -> None:
         self._note(f"no longer {fault}")
 
-    def offer_file(self, data: bytes) -> None:
+    def offer_file(self, data: bytes) -> bool:
         self._note(f"offer {data!r}")
+        return self.settled
 
     def file_is_missing(self, why: str) -> None:
         self._note("missing")
@@ -282,6 +293,19 @@ class TestLeader:
         assert noted.seconds("missing") != []
         assert max(noted.seconds("no longer bundle_file")) > max(noted.seconds("missing"))
         assert len(noted.seconds("offer b'one'")) == 1
+
+    def test_a_file_that_may_be_accepted_later_is_offered_until_it_is(
+        self, segment: Segment, noted: Noted, place: Path
+    ) -> None:
+        noted.file = place
+        leader = self.leader(segment, noted)
+        place.write_bytes(b"one")
+        noted.settled = False
+        self.run(leader, noted, 25)
+        assert noted.seconds("offer b'one'") == [0, 10, 20]
+        noted.settled = True
+        self.run(leader, noted, 40)
+        assert len(noted.seconds("offer b'one'")) == 4
 
     def test_without_a_bundle_the_last_good_one_is_looked_for(self, segment: Segment, noted: Noted) -> None:
         noted.generation = 0

@@ -73,6 +73,52 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert load(max_waiting="", config_file="") == load()
 
 
+# One value for each setting that is no secret; those with a fixed list of values are known by it.
+VALUES = {
+    "admin_bind": "127.0.0.1:9000",
+    "backend_ca": "/ca.pem",
+    "backend_url": "http://a:1",
+    "client_ip_header": "cf-connecting-ip",
+    "edge_url": "http://a:1",
+    "health_bind": "127.0.0.1:9001",
+    "instance": "blue",
+    "jwks_issuer": "https://issuer.example/",
+    "jwks_audience": "api",
+    "jwks_url": "https://issuer.example/keys",
+    **dict.fromkeys(
+        ("config_file", "geoip_db", "asn_db", "asn_types", "tor_exits", "jwks_file", "jwks_ca", "audit_log"),
+        "/some/where",
+    ),
+}
+PLAIN = [each for each in declared() if not each.secret]
+
+
+@pytest.mark.parametrize("setting", PLAIN, ids=lambda each: each.name)
+def test_white_space_around_a_value_does_not_count_and_a_control_byte_within_is_wrong(
+    setting: Declared,
+) -> None:
+    value = VALUES.get(setting.name) or setting.default
+    more = {"admin_token": GOOD} if setting.name == "admin_bind" else {}
+    clean = getattr(load(**more, **{setting.name: value}), setting.name)
+    for around in (f"{value}\r", f"{value}\r\n", f" {value}\t", f"\n{value} "):
+        assert getattr(load(**more, **{setting.name: around}), setting.name) == clean
+    for control in ("\n", "\r", "\0", "\x1b", "\x7f", "\x9b"):
+        with pytest.raises(SettingsError, match=f"{setting.variable}: .* is wrong: .*control character"):
+            load(**more, **{setting.name: f"{value}{control}{value}"})
+    for blank in (" ", "\n"):
+        assert load(**{setting.name: blank}) == load()
+
+
+def test_blank_peers_are_no_peers_of_a_proxy() -> None:
+    assert load(mode="reverse_proxy", backend_url="http://a", trusted_peers=" \n").trusted_peers == ()
+
+
+def test_the_file_decides_only_where_there_is_one() -> None:
+    assert load(bundle_order="file", config_file="policy.json").bundle_order == "file"
+    with pytest.raises(SettingsError, match="BUNDLE_ORDER: 'file' is wrong without FAIRVISOR_CONFIG_FILE"):
+        load(bundle_order="file")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
@@ -174,6 +220,24 @@ def test_a_secret_that_no_header_carries_stops_the_start(name: str, odd: str) ->
             load(**{name: around})
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n"])
+@pytest.mark.parametrize("name", SECRETS)
+def test_the_line_end_of_a_secret_does_not_count(name: str, end: str) -> None:
+    assert getattr(load(**{name: GOOD + end}), name) == (GOOD,)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_of_nothing_but_white_space_is_not_taken_for_an_unset_one(name: str, tmp_path: Path) -> None:
+    for blank in ("\n", " ", "\r\n"):
+        with pytest.raises(SettingsError, match=f"{PREFIX}{name.upper()}: .a secret. is wrong"):
+            load(**{name: blank})
+    empty = tmp_path / "empty"
+    empty.touch(0o600)
+    for file in (str(empty), " "):
+        with pytest.raises(SettingsError, match=f"{PREFIX}{name.upper()}_FILE: .* is wrong"):
+            load(**{f"{name}_file": file})
+
+
 @pytest.fixture
 def secret_file(tmp_path: Path) -> Path:
     path = tmp_path / "secret"
@@ -238,24 +302,6 @@ def test_a_secret_file_of_another_user_is_none(secret_file: Path, monkeypatch: p
 
 
 def test_a_file_that_cannot_be_a_secret_names_itself(tmp_path: Path) -> None:
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n"])
-@pytest.mark.parametrize("name", SECRETS)
-def test_the_line_end_of_a_secret_does_not_count(name: str, end: str) -> None:
-    assert getattr(load(**{name: GOOD + end}), name) == (GOOD,)
-
-
-@pytest.mark.parametrize("name", SECRETS)
-def test_a_secret_of_nothing_but_white_space_is_not_taken_for_an_unset_one(name: str, tmp_path: Path) -> None:
-    for blank in ("\n", " ", "\r\n"):
-        with pytest.raises(SettingsError, match=f"{PREFIX}{name.upper()}: .a secret. is wrong"):
-            load(**{name: blank})
-    empty = tmp_path / "empty"
-    empty.touch(0o600)
-    for file in (str(empty), " "):
-        with pytest.raises(SettingsError, match=f"{PREFIX}{name.upper()}_FILE: .* is wrong"):
-            load(**{f"{name}_file": file})
-
-
     pipe, large = tmp_path / "pipe", tmp_path / "large"
     os.mkfifo(pipe, 0o600)
     large.write_text("0123456789abcdef" * 1000)

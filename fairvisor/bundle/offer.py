@@ -22,7 +22,7 @@ from fairvisor.errors import BundleRefused
 from fairvisor.memory import InstanceMemory
 from fairvisor.secret_values import encoded
 
-Rule = Literal["successor", "file_at_start", "accept_older", "restore"]
+Rule = Literal["successor", "file_at_start", "any_version", "nothing_new", "restore"]
 
 _KEPT_WARNINGS: Final = 100  # of a bundle with more, the log has the rest
 
@@ -31,7 +31,8 @@ class Order(NamedTuple):
     """Where, under which name and generation an offer is packed, and what it must be to be accepted.
 
     `rule` is `successor` (a greater version than the active one), `file_at_start` (the same version will do),
-    `accept_older` (any version), or `restore` (the last good bundle: it was accepted before).
+    `any_version`, `nothing_new` (only the active bundle itself: the file decides), or `restore` (the last good bundle:
+    it was accepted before).
     """
 
     directory: str  # of the instance, in shared memory
@@ -101,6 +102,12 @@ def _accepted(parsed: Parsed, order: Order) -> bool:
     if order.rule == "successor":
         return check_successor(parsed, order.active_version, order.active_sha256, order.wall_ns)
     version, active = parsed.model.bundle_version, order.active_version
+    if order.rule == "nothing_new" and parsed.sha256 != order.active_sha256:
+        raise BundleRefused(
+            "file_decides",
+            "FAIRVISOR_BUNDLE_ORDER is file: change the bundle file, or push with --take-over, which holds until the "
+            "file changes",
+        )
     if order.rule == "file_at_start" and active is not None and version < active:
         raise BundleRefused(
             "version_not_monotonic",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import click
 
-from fairvisor import reload
 from fairvisor.cli.screen import print_line
 from fairvisor.memory import InstanceMemory
+from fairvisor.reset import forget
 from fairvisor.settings import Settings, environment
 from fairvisor.state import StateDirectory
 
@@ -38,7 +38,7 @@ def reset(state: bool, **flags: str | None) -> None:
     removed = [
         path
         for uid in _users(settings.state_dir)
-        for path in reload.forget(InstanceMemory.find(settings.instance, uid), kept, with_bundle=state)
+        for path in forget(InstanceMemory.find(settings.instance, uid), kept, with_bundle=state)
     ]
     for name in removed:
         print_line(f"removed {name}")

@@ -75,6 +75,8 @@ class Word(enum.IntEnum):
     SNAPSHOT_WALL_NS = 40
     DEBUG_EPOCH = 48  # debug sessions of an earlier one are over
     DEBUG_GUESSES = 49  # wrong debug secrets: the second (wall clock), and how many in it, in the low 16 bits
+    FILE_OFFERED = 50  # digest of the bundle file that was last offered
+    FILE_APPLIED = 51  # of the one that last came into force
     SPARE = 56  # 56 .. 127: for what is to come
     WORKER = 128  # the registry: WORKERS entries of 8 words
 

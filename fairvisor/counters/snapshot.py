@@ -48,6 +48,8 @@ _OWN_WORDS: Final = frozenset(
         Word.LEADER_LEASE_NS,
         Word.MASTER_PID,
         Word.MASTER_START,
+        Word.FILE_OFFERED,
+        Word.FILE_APPLIED,
     }
 )
 

@@ -2,7 +2,7 @@
 
     GET    /v1/admin/status             what the instance is doing
     GET    /v1/admin/bundle             the active bundle, as it was offered
-    PUT    /v1/admin/bundle             offer another one
+    PUT    /v1/admin/bundle             offer another one: take_over=true where the file decides
     POST   /v1/admin/reload             read the bundle file again
     GET    /v1/admin/limits             one counter: policy=, rule=, key=DESCRIPTOR=VALUE (repeatable)
     DELETE /v1/admin/limits             forget it
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qsl
 
 from fairvisor.audit import Audit
@@ -38,16 +38,13 @@ from fairvisor.follow import ActiveBundle, Current
 from fairvisor.http.pages import path_of
 from fairvisor.http.request import Request
 from fairvisor.lookup import Keys, Lookup
-from fairvisor.reload import Published, Publisher
+from fairvisor.reload import NOT_NOW, Published, Publisher
 from fairvisor.response import Answer, error_answer, json_answer
 from fairvisor.status import status_of
 from fairvisor.top_keys import read_top_keys
 
 MAX_TOP: Final = 1000
 DEFAULT_TOP: Final = 20
-
-# Refusals that say nothing about the bundle: the same push may succeed later.
-_NOT_NOW: Final = frozenset({"busy", "no_room", "not_validated"})
 
 Parameters = Mapping[str, list[str]]
 Handler = Callable[[Request, Parameters, Now], Answer]
@@ -82,7 +79,7 @@ class Admin:
         except BundleInvalid as error:
             return _invalid(error)
         except BundleRefused as error:
-            status = HTTPStatus.SERVICE_UNAVAILABLE if error.code in _NOT_NOW else HTTPStatus.CONFLICT
+            status = HTTPStatus.SERVICE_UNAVAILABLE if error.code in NOT_NOW else HTTPStatus.CONFLICT
             message = str(error).removeprefix(f"{error.code}: ")
             return json_answer(status, {"error": {"code": error.code, "message": message}})
         except RequestError as error:
@@ -123,7 +120,8 @@ class Admin:
             shared.close()
 
     def _put_bundle(self, request: Request, parameters: Parameters, now: Now) -> Answer:
-        return _published(self._publisher.publish(request.body or b"", source="admin"))
+        take_over = _flag(parameters, "take_over")
+        return _published(self._publisher.push(request.body or b"", take_over=take_over))
 
     def _reload(self, request: Request, parameters: Parameters, now: Now) -> Answer:
         file = self._publisher.file
@@ -134,9 +132,7 @@ class Admin:
         except OSError as error:
             self._publisher.file_is_missing(f"{file}: {error.strerror}")
             raise Conflict(f"{file}: {error.strerror}") from None
-        first = self._publisher.generation == 0
-        rule: Any = "file_at_start" if first else "successor"
-        return _published(self._publisher.publish(data, source=str(file), rule=rule))
+        return _published(self._publisher.take_file(data))
 
     # counters
 
@@ -240,6 +236,14 @@ def _one(parameters: Parameters, name: str) -> str:
     if len(values) != 1 or not values[0]:
         raise RequestError(f"the parameter {name} is needed, once")
     return values[0]
+
+
+def _flag(parameters: Parameters, name: str) -> bool:
+    """`take_over=true`; absent: false."""
+    text = _one(parameters, name) if name in parameters else "false"
+    if text not in ("true", "false"):
+        raise RequestError(f"the parameter {name} is true or false")
+    return text == "true"
 
 
 def _keys(parameters: Parameters) -> Keys:

@@ -267,6 +267,45 @@ def test_a_config_map_is_followed(start_edge: StartEdge, tmp_path: Path) -> None
     wait_until(lambda: publisher(edge).generation == 2)
 
 
+def test_a_config_map_that_is_put_back_is_in_force_again_where_the_file_decides(
+    start_edge: StartEdge, tmp_path: Path
+) -> None:
+    """As `helm rollback` and `git revert` do it: the older version comes back, and a push between them is undone."""
+    mount = tmp_path / "mount"
+
+    def swap(number: int, version: int) -> None:
+        """As the kubelet does it: a new directory each time, and a link to it that is renamed."""
+        (mount / f"..{number}").mkdir(parents=True)
+        (mount / f"..{number}" / "policy.json").write_text(json.dumps(marked(version)))
+        (mount / "..data_tmp").symlink_to(f"..{number}")
+        (mount / "..data_tmp").rename(mount / "..data")
+
+    swap(1, version=7)
+    (mount / "policy.json").symlink_to("..data/policy.json")
+    edge = start_edge(
+        workers=2, FAIRVISOR_CONFIG_FILE=str(mount / "policy.json"), FAIRVISOR_BUNDLE_ORDER="file"
+    )
+    publish = publisher(edge)
+
+    def decides_by(version: int) -> bool:
+        client = edge.connect()
+        client.send(ask())
+        found = version_of(client.answer()[1])
+        client.close()
+        return found == version and not publish.registry.lagging(publish.generation)
+
+    for number, version in ((2, 8), (3, 7), (4, 8)):
+        swap(number, version)
+        wait_until(lambda version=version: decides_by(version))  # type: ignore[misc]
+    publisher(edge).push(json.dumps(marked(3)).encode(), take_over=True)
+    assert decides_by(3)
+    edge.signal(signal.SIGHUP)
+    wait_until(lambda: edge.log.read_text().count("Hang up") == 1 and edge.registered() == 2)
+    assert decides_by(3)
+    swap(5, version=7)
+    wait_until(lambda: decides_by(7))
+
+
 def test_hangup_reads_the_file_and_new_workers_decide_by_it(start_edge: StartEdge) -> None:
     edge = start_edge(marked(1), workers=2)
     before = edge.workers()
