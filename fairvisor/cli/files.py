@@ -46,6 +46,12 @@ def read_bundle(name: str, *, strict: bool = False) -> Parsed:
     return parse(payload, wall_ns=read_now().wall_ns, environ=environ, strict=strict)
 
 
+def signing_key() -> bytes | None:
+    """The key that bundles are signed with; None: none is set. Raises SettingsError."""
+    keys = encoded(Settings.load(environment(), {}).bundle_signing_key)
+    return keys[0] if keys else None
+
+
 def shown_name(name: str) -> str:
     """How messages call the file `name`."""
     return "standard input" if name == "-" else name

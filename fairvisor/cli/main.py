@@ -24,6 +24,7 @@ from fairvisor.cli.reset import reset
 from fairvisor.cli.schema import schema
 from fairvisor.cli.screen import print_errors
 from fairvisor.cli.serve import serve
+from fairvisor.cli.sign import sign
 from fairvisor.cli.status import status
 from fairvisor.cli.test import test
 from fairvisor.cli.validate import validate
@@ -73,6 +74,7 @@ for _command in (
     reset,
     schema,
     serve,
+    sign,
     status,
     test,
     validate,

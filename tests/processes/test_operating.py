@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
-from edge_server import ROOT, Edge, StartEdge, ask, bundle_of, stand_still, wait_until
+from edge_server import PROGRAM, ROOT, Edge, StartEdge, ask, bundle_of, stand_still, wait_until
 
+from fairvisor.bundle.load import verify_signature
 from fairvisor.cli import main
 from fairvisor.cli.edge import Edge as Asked
 from fairvisor.cli.edge import Refused, Reply
@@ -38,7 +39,7 @@ def per_client(burst: float = 3, **more: Any) -> dict[str, Any]:
 
 
 def admin_of(edge: Edge) -> Asked:
-    return Asked(f"unix:{edge.policy.parent}/state/{edge.instance}.admin", None)
+    return Asked(f"unix:{edge.policy.parent}/state/{edge.instance}.admin", ())
 
 
 class Ran(NamedTuple):
@@ -246,9 +247,9 @@ def test_over_tcp_the_token_is_needed(start_edge: StartEdge) -> None:
         bundle_of(per_client()), FAIRVISOR_ADMIN_BIND=f"127.0.0.1:{port}", FAIRVISOR_ADMIN_TOKEN=TOKEN
     )
     with pytest.raises(Refused) as forbidden:
-        Asked(f"http://127.0.0.1:{port}", "x" * 32).ask("GET", "status")
+        Asked(f"http://127.0.0.1:{port}", ("x" * 32,)).ask("GET", "status")
     assert forbidden.value.status == 403
-    assert Asked(f"http://127.0.0.1:{port}", TOKEN).ask("GET", "status")["ready"]
+    assert Asked(f"http://127.0.0.1:{port}", (TOKEN,)).ask("GET", "status")["ready"]
     assert run(edge, "status").returncode == 0
 
 
@@ -282,7 +283,7 @@ def test_decisions_go_on_without_a_place_for_the_socket_and_the_fault_is_told(
 def outside(edge: Edge, path: str) -> Reply:
     """What the listener for decisions says."""
     assert not isinstance(edge.bind, str), "it listens on TCP"
-    return Asked(f"http://127.0.0.1:{edge.bind[1]}", None).send("GET", path)
+    return Asked(f"http://127.0.0.1:{edge.bind[1]}", ()).send("GET", path)
 
 
 @pytest.mark.parametrize("worker_class", ["sync", "gthread"])
@@ -363,6 +364,86 @@ def test_connect_pushes_a_file(start_edge: StartEdge, tmp_path: Path) -> None:
     assert (older.returncode, older.stdout) == (1, "")
     assert older.stderr == "Error: bundle_version 1 is not greater than that of the active bundle, 2\n"
     assert run(edge, "connect").returncode == 3
+
+
+def test_where_the_file_decides_a_push_takes_over_until_the_file_changes(
+    start_edge: StartEdge, tmp_path: Path
+) -> None:
+    edge = start_edge(bundle_of(per_client(1), version=5), workers=2, FAIRVISOR_BUNDLE_ORDER="file")
+    pushed = tmp_path / "pushed.json"
+    pushed.write_text(json.dumps(bundle_of(per_client(2), version=2)))
+    refused = run(edge, "connect", "--push", str(pushed))
+    assert (refused.returncode, "--take-over" in refused.stderr) == (1, True)
+    assert run(edge, "connect", "--push", str(pushed), "--take-over").stdout.startswith("in force  ")
+    assert exhaust(edge) == 2
+    with pytest.raises(Refused, match="take_over is true or false"):
+        admin_of(edge).ask("PUT", "bundle", [("take_over", "yes")], body=pushed.read_bytes())
+    assert admin_of(edge).ask("POST", "reload")["version"] == 5, "the way back to the file"
+
+
+SIGNING_KEY = "a signing key with $ and spaces, of yesterday"
+
+
+def test_what_was_signed_and_pulled_is_changed_and_pushed(start_edge: StartEdge, tmp_path: Path) -> None:
+    edge = start_edge(ready=False, FAIRVISOR_BUNDLE_SIGNING_KEY=SIGNING_KEY)
+    wait_until(edge.is_answering)
+    plain, out = tmp_path / "plain.json", tmp_path / "out.json"
+    plain.write_text(json.dumps(bundle_of(per_client(), version=2)))
+    signed = run(edge, "sign", str(plain))
+    assert verify_signature(signed.stdout.encode(), (SIGNING_KEY.encode(),)) == plain.read_bytes()
+    assert run(edge, "sign", "-", "-o", str(out), stdin=signed.stdout) == (0, "", "")
+    assert out.read_text() == signed.stdout, "signed once"
+    assert run(edge, "connect", "--push", str(out)).returncode == 0
+    assert run(edge, "connect", "--pull").stdout == signed.stdout
+    assert run(edge, "connect", "--pull", "--payload").stdout == plain.read_text()
+    plain.write_text(json.dumps(bundle_of(per_client(), version=3)))
+    assert run(edge, "connect", "--push", str(plain)).returncode == 0, "signed on the way"
+    out.write_bytes(out.read_bytes().replace(b'"bundle_version": 2', b'"bundle_version": 4'))
+    forged = run(edge, "connect", "--push", str(out))
+    assert (forged.returncode, "HMAC" in forged.stderr) == (1, True)
+
+
+def test_without_a_key_nothing_is_signed(start_edge: StartEdge, tmp_path: Path) -> None:
+    edge = start_edge(bundle_of(per_client()))
+    missing = run(edge, "sign", str(edge.policy))
+    assert missing.returncode == 1
+    assert "FAIRVISOR_BUNDLE_SIGNING_KEY is not set" in missing.stderr
+    assert run(edge, "connect", "--pull", "--payload").stdout == edge.policy.read_text()
+    for arguments in (["--payload", "--push", "x"], ["--take-over", "--pull"]):
+        assert run(edge, "connect", *arguments).returncode == 3
+
+
+@pytest.mark.parametrize(("order", "signed"), [("version", False), ("file", True)])
+def test_the_snippet_of_the_page_stops_who_does_damage(
+    start_edge: StartEdge, tmp_path: Path, order: str, signed: bool
+) -> None:
+    """Pasted as it is printed, into a shell that stops at the first failure."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    snippet = page.partition("fairvisor connect --pull --payload")
+    snippet = snippet[1] + snippet[2].partition("```")[0]
+    environ = {"FAIRVISOR_BUNDLE_SIGNING_KEY": SIGNING_KEY} if signed else {}
+    edge = start_edge(ready=False, workers=2, FAIRVISOR_BUNDLE_ORDER=order, **environ)
+    wait_until(edge.is_answering)
+    edge.write(bundle_of(per_client(1000)))
+    if signed:
+        run(edge, "sign", str(edge.policy), "-o", str(edge.policy))
+    wait_until(lambda: edge.status(ask()) == 204)
+    program = tmp_path / "bin" / "fairvisor"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {" ".join(PROGRAM[1:-1])} "$@"\n')
+    program.chmod(0o755)
+    environ = {**edge.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", snippet],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"in force  " in done.stdout
+    assert {edge.status(ask("/", "GET", "X-Tenant: acme")) for _ in range(4)} == {429}
+    assert edge.status(ask("/", "GET", "X-Tenant: globex")) == 204
 
 
 def test_limits_are_shown_reset_and_listed(start_edge: StartEdge) -> None:
