@@ -18,6 +18,7 @@ from fairvisor.settings import Settings, declared
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "conf" / "helm" / "fairvisor"
 SIDECAR = ROOT / "conf" / "kubernetes" / "sidecar.yaml"
+OF_THE_IMAGE = {"FAIRVISOR_CONFIG_FILE": "/etc/fairvisor/policy.json"}
 OLDEST, NEWEST = "1.25.0", "1.34.0"
 
 # What a chart is told, and the kinds it then has besides those that are always there.
@@ -83,14 +84,12 @@ def check_edge(container: dict[str, Any], pod: dict[str, Any]) -> None:
     """What holds for every container that runs the edge."""
     security = {**pod["securityContext"], **container["securityContext"]}
     assert security["runAsNonRoot"] is True
-    assert security["runAsUser"] == 10001 == security["fsGroup"]
     assert security["readOnlyRootFilesystem"] is True
     assert security["allowPrivilegeEscalation"] is False
     assert security["capabilities"] == {"drop": ["ALL"]}
     assert security["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
     assert pod["enableServiceLinks"] is False, "FAIRVISOR_PORT and its kin are not ours"
-    assert pod["terminationGracePeriodSeconds"] > 35, "a held answer is finished first"
 
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
@@ -99,7 +98,12 @@ def check_edge(container: dict[str, Any], pod: dict[str, Any]) -> None:
 
     environ = {each["name"]: each.get("value", "a secret of sixteen") for each in container["env"]}
     assert set(environ) <= {variable for setting in declared() for variable in setting.variables}
-    settings = Settings.load(environ, {})
+    settings = Settings.load(OF_THE_IMAGE | environ, {})
+    assert pod["terminationGracePeriodSeconds"] >= settings.lame_duck_s + 35, (
+        "a held answer is finished first"
+    )
+    assert settings.lame_duck_s > 0, "connections come while the pod is taken out of the Services"
+    assert settings.bundle_order == "file", "a ConfigMap that is put back is in force"
     assert settings.state_dir.parent == Path("/var/lib/fairvisor"), (
         "each user in the pod can write the volume itself"
     )
@@ -132,6 +136,43 @@ def test_the_chart_renders_to_what_kubernetes_takes(given: str) -> None:
         check_schema(document)
     (edge,) = edges(kind(documents, "Deployment"))
     check_edge(*edge)
+    security = edge[1]["securityContext"]
+    assert security["runAsUser"] == 10001 == security["fsGroup"]
+
+
+def snippet(name: str) -> str:
+    """The YAML that docs/install/kubernetes.md shows under this name."""
+    page = (ROOT / "docs" / "install" / "kubernetes.md").read_text()
+    return page.partition(f"```yaml {name}\n")[2].partition("```")[0]
+
+
+@pytest.mark.needs("helm_python", "kubernetes_validate")
+def test_the_platform_chooses_users_where_the_values_name_none() -> None:
+    """The restricted policies of OpenShift admit no fixed user: each namespace has a range of its own."""
+    (values,) = read(snippet("openshift.yaml"))
+    deployment = kind(rendered(values), "Deployment")
+    check_schema(deployment)
+    ((container, pod),) = edges(deployment)
+    check_edge(container, pod)
+    for context in (pod["securityContext"], container["securityContext"]):
+        assert not {"runAsUser", "runAsGroup", "fsGroup", "supplementalGroups"} & set(context)
+
+
+@pytest.mark.needs("helm_python")
+def test_other_users_may_be_named() -> None:
+    deployment = kind(rendered({"user": {"runAsUser": 1000680000, "fsGroup": None}}), "Deployment")
+    ((_, pod),) = edges(deployment)
+    assert pod["securityContext"]["runAsUser"] == 1000680000
+    assert pod["securityContext"]["runAsGroup"] == 10001
+    assert "fsGroup" not in pod["securityContext"]
+
+
+@pytest.mark.needs("helm_python")
+def test_the_order_of_bundles_and_the_lame_duck_are_values() -> None:
+    ((container, _),) = edges(kind(rendered({"bundleOrder": "version", "lameDuckSeconds": 0}), "Deployment"))
+    environ = {each["name"]: each["value"] for each in container["env"]}
+    settings = Settings.load(OF_THE_IMAGE | environ, {})
+    assert (settings.bundle_order, settings.lame_duck_s) == ("version", 0)
 
 
 @pytest.mark.needs("helm_python")
@@ -190,7 +231,5 @@ def test_the_sidecar_mounts_the_gateway_s_configuration_whole() -> None:
     text = "".join((nginx / path).read_text() for path in paths)
     assert set(re.findall(r"^\s*include (\S+);", text, re.MULTILINE)) | {"nginx.conf"} == paths
     (edge,) = edges(read(SIDECAR.read_text())[0])
-    assert (
-        f"server {Settings.load({each['name']: each['value'] for each in edge[0]['env']}, {}).bind[0]};"
-        in text
-    )
+    environ = OF_THE_IMAGE | {each["name"]: each["value"] for each in edge[0]["env"]}
+    assert f"server {Settings.load(environ, {}).bind[0]};" in text
