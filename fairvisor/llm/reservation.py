@@ -48,7 +48,6 @@ _WEIGHTED: Final = 2
 _OWNED: Final = 4
 _MAX_OWNED: Final = 8  # takes of a token that names owners: a header must hold it
 _MAX_TOKEN: Final = 32 * 1024  # 255 takes with weights need 29 KB
-_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 # Nonces must differ, between processes too; to foresee one helps nobody, who cannot seal it. The system seeds the
 # generator when a process starts, and again in every process that is forked from it.
@@ -135,7 +134,8 @@ def seal(signing: blake2b, nonce: int, expires_wall_ns: int, taken: list[Taken])
     for terms, key, amount_u, until_mono_ns in taken:
         payload += terms.pack(key, amount_u, until_mono_ns, named)
     sealed = binascii.b2a_base64(payload + _mac(signing, payload), newline=False)
-    return sealed.translate(_URL_SAFE).rstrip(b"=").decode("ascii")
+    # base64url (RFC 4648 section 5); for two letters, replacing is quicker than a table
+    return sealed.replace(b"+", b"-").replace(b"/", b"_").rstrip(b"=").decode("ascii")
 
 
 def unseal(key: bytes, token: str, wall_ns: int) -> Reservation:
