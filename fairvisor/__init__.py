@@ -47,6 +47,7 @@ Before the first request:
     top_keys.py     who is rejected most
     lookup.py       one counter or breaker, found by names and values
     status.py       what an instance is doing, for the person on call
+    chain.py        lines that name the line before by its hash
     linefile.py     a log that several processes append whole lines to
     state.py        files that outlive the machine's memory
     memory.py       the directory of an instance in shared memory, closed to other users

@@ -44,6 +44,7 @@ STAGES = [
     {
         "audit",
         "beside",
+        "chain",
         "bundle_file",
         "exposition",
         "follow",

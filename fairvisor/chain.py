@@ -1,0 +1,152 @@
+"""The chain of an audit log: each line names the line before by its hash, so that a change to the log shows.
+
+Three fields are added at the end of a line, `chain`, `seq` and `prev`, and two before them where there is a reason:
+
+    {"time": ..., "worker": 4711, "lost": 3, "torn": 17, "chain": "file-9f86d081884c", "seq": 12, "prev": "sha256:…"}
+
+`seq` counts the lines of a chain from 1. `prev` is the hash of the line with the number before, over its exact bytes
+without the line end; null in the first line. It is SHA-256 (FIPS 180-4), or HMAC-SHA256 (RFC 2104) where there is a
+key: then a chain cannot be made anew by whoever can write the file. `torn` is how many bytes are between the line
+before and this one: the beginning of a line whose writer was killed, or found the disk full. The hash covers them too:
+it is that of the line's hash, a newline and these bytes. `lost` counts the events before it that are in no line.
+
+A `Head` says where a chain has got to; the next line continues from it, in whichever file and process. It is kept as
+text with a checksum, made with the same key. This module knows lines and hashes, and neither files nor what lines say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from fairvisor.secret_values import encoded, is_one_of
+
+HEAD_BYTES: Final = 512  # of a head as text, padded: it replaces another one in place, also on a full disk
+OF_FILE: Final = "file"
+OF_PROCESS: Final = "process"
+_LINE_END: Final = b"}\n"
+
+
+class Head(NamedTuple):
+    """The last line of a chain: its number, its hash and where it ends. The next line reports `lost` events."""
+
+    chain: str
+    seq: int = 0
+    digest: str = ""
+    lost: int = 0
+    device: int = 0
+    inode: int = 0
+    end: int = 0
+
+
+class Link(NamedTuple):
+    """What a line says of its place in a chain; `prev` is "" in the first line."""
+
+    chain: str
+    seq: int
+    prev: str
+    torn: int
+    lost: int
+
+
+def keys_of(secret: Sequence[str]) -> tuple[bytes, ...]:
+    """Return the key of a chain from the setting, b"" if it is not set; and the earlier one while it is replaced."""
+    return encoded(secret) or (b"",)
+
+
+def begin(kind: str) -> Head:
+    """Return the head of a new chain, of a `kind` (a file's or a process's)."""
+    return Head(f"{kind}-{secrets.token_hex(6)}")
+
+
+def digest(key: bytes, data: bytes) -> str:
+    """Return the hash of these bytes, as `prev` has it."""
+    if key:
+        return "hmac-sha256:" + hmac.digest(key, data, "sha256").hex()
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def over(key: bytes, before: str, torn: bytes) -> str:
+    """Return the `prev` of a line that follows the one with the hash `before`, with `torn` between them."""
+    return digest(key, before.encode("ascii") + b"\n" + torn) if torn else before
+
+
+def link(
+    head: Head, lines: Sequence[bytes], key: bytes, torn: bytes = b"", lost: int = 0
+) -> tuple[list[bytes], list[str]]:
+    """Return lines with their places in the chain, and the hash of each. Each is a JSON object and a newline."""
+    linked, digests = [], []
+    before, seq = over(key, head.digest, torn), head.seq
+    more = b""
+    if lost:
+        more += b',"lost":%d' % lost
+    if torn:
+        more += b',"torn":%d' % len(torn)
+    chain = head.chain.encode("ascii")
+    for line in lines:
+        assert line.endswith(_LINE_END), "a line is a JSON object and a newline"
+        seq += 1
+        prev = b'"%b"' % before.encode("ascii") if before else b"null"
+        whole = b'%b%b,"chain":"%b","seq":%d,"prev":%b}' % (line[:-2], more, chain, seq, prev)
+        before = digest(key, whole)
+        linked.append(whole + b"\n")
+        digests.append(before)
+        more = b""
+    return linked, digests
+
+
+def link_of(line: bytes) -> Link | None:
+    """Return the chain fields of a line, or None if it has none."""
+    try:
+        document = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return link_in(document) if isinstance(document, dict) else None
+
+
+def link_in(document: Mapping[str, Any]) -> Link | None:
+    """Return the chain fields of a parsed line, or None if it has none."""
+    chain, seq, prev = document.get("chain"), document.get("seq"), document.get("prev")
+    torn, lost = document.get("torn", 0), document.get("lost", 0)
+    if not isinstance(chain, str) or not isinstance(prev, str | None):
+        return None
+    if type(seq) is not int or type(torn) is not int or type(lost) is not int:
+        return None
+    return Link(chain, seq, prev or "", torn, lost)
+
+
+def follow(head: Head, found: bytes, key: bytes) -> tuple[Head, bytes]:
+    """Return the head after the lines in `found` that continue its chain, and the bytes after those lines.
+
+    There are such lines when a writer was killed after it wrote them and before it updated the head.
+    """
+    while found:
+        line, _, rest = found.partition(b"\n")
+        place = link_of(line)
+        if place is None or (place.chain, place.seq, place.prev) != (head.chain, head.seq + 1, head.digest):
+            break
+        head, found = head._replace(seq=place.seq, digest=digest(key, line), lost=0), rest
+    return head, found
+
+
+def pack(head: Head, key: bytes) -> bytes:
+    """Return a head as text, HEAD_BYTES long."""
+    text = orjson.dumps(head._asdict())
+    return orjson.dumps({"head": head._asdict(), "sum": digest(key, text)}).ljust(HEAD_BYTES - 1) + b"\n"
+
+
+def unpack(data: bytes, *keys: bytes) -> Head | None:
+    """Return the head in a text, or None if there is none that was made with one of the keys."""
+    try:
+        document = orjson.loads(data)
+        head = Head(**document["head"])
+        checksum = str(document["sum"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    text = orjson.dumps(head._asdict())
+    return head if is_one_of(checksum.encode(), [digest(key, text).encode() for key in keys]) else None
