@@ -36,6 +36,7 @@ Before the first request:
     bundle/         the policy bundle: load, validate, compile
     bundle_file.py  whether the bundle file changed since it was offered, or in force
     reload.py       a new bundle for all workers: checked, shared, acknowledged
+    offered.py      what the audit log says of a bundle that was offered
     follow.py       the active bundle of a worker, and how it switches
     leader.py       what one worker does for all: watch the file, save, sweep, tidy
     reset.py        an instance that does not run, forgotten
@@ -47,6 +48,8 @@ Before the first request:
     top_keys.py     who is rejected most
     lookup.py       one counter or breaker, found by names and values
     status.py       what an instance is doing, for the person on call
+    actor.py        who did something, as the audit log names them
+    pending.py      records on their way to the audit log, from any process
     chain.py        lines that name the line before by its hash
     linefile.py     a log that several processes append whole lines to
     state.py        files that outlive the machine's memory

@@ -4,7 +4,8 @@ Requests leave a count behind (`note`), a thread writes them as lines every 100 
 reason and key within a batch are one line with a count. A batch has at most 1,000 lines with a key, and a worker at
 most 200 a second in the long run; what comes beyond that is one line for each policy, rule and reason, without a key.
 What cannot be written is kept in that form until it can be: the sum of all counts is what happened. Keys are logged
-as keyed hashes, unless the operator wants them plain.
+as keyed hashes, unless the operator wants them plain. What happens once (an operator's action, a new bundle) is a line
+of its own.
 
 It knows decisions and lines. It knows nothing of HTTP, threads or files; time is passed in.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from hashlib import blake2b
 from typing import Final, NamedTuple, Protocol
@@ -36,7 +38,7 @@ LINES_SAVED: Final = 10 * LINES_PER_S
 CHARACTERS_PER_LINE: Final = (
     1024  # of a key that waits to be written: a longer one takes the room of several lines
 )
-MAX_RECORDS: Final = 1000  # of the operators' actions, while the log cannot be written
+MAX_RECORDS: Final = 1000  # of what happens once, while the log cannot be written
 
 MAX_VALUE: Final = 128  # characters of a plain value, and descriptors of a key: a line stays below 4 KiB
 MAX_DESCRIPTORS: Final = 8
@@ -45,6 +47,7 @@ _SLICE: Final = 50  # lines made at once; other threads run in between
 REJECT: Final = "reject"
 WOULD_REJECT: Final = "would_reject"
 TRIPPED: Final = "circuit_breaker_opened"
+STREAM_ENDED: Final = "stream_ended"
 
 
 class Subject(NamedTuple):
@@ -58,9 +61,9 @@ class Subject(NamedTuple):
 
 
 class Entry:
-    """Actions on one key: how many in this batch."""
+    """Actions on one key: how many in this batch, and how many tokens the streams had that were ended."""
 
-    __slots__ = ("count", "described", "limit", "reason", "subject")
+    __slots__ = ("count", "described", "limit", "reason", "subject", "tokens")
 
     def __init__(self, limit: Limit, reason: str, subject: Subject, described: Described) -> None:
         self.limit = limit  # it and `reason` are held: their identity is the batch's key
@@ -68,12 +71,20 @@ class Entry:
         self.subject = subject
         self.described = described
         self.count = 1
+        self.tokens = 0
 
 
 class Lines(Protocol):
-    """Where lines go. `append` raises PartlyWritten when not all of them could be written."""
+    """The target of the lines. `append` raises PartlyWritten when it could not write all of them.
+
+    `lose` counts events that will never be written. `close` ends the target and raises OSError.
+    """
 
     def append(self, lines: Sequence[bytes], /) -> None: ...
+
+    def lose(self, events: int, /) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Audit:
@@ -101,6 +112,7 @@ class Audit:
         self._batch: dict[tuple[int, int, int], Entry] = {}
         self._merged: dict[Subject, int] = {}
         self._records: list[Mapping[str, object]] = []
+        self._lost = 0
         self._saved = LINES_SAVED
         self._room = LINES_PER_BATCH
         self._flushed_ns = 0
@@ -124,13 +136,36 @@ class Audit:
         with self._lock:
             self._merge(Subject(action, reason.value, "", "", ""), 1)
 
-    def record(self, action: str, fields: Mapping[str, object], now: Now) -> None:
-        """Log something that happens once: a bundle was replaced, an operator did something."""
+    def stream_ended(self, limit: Limit, described: Described, reason: str, tokens: int) -> None:
+        """Count a stream that was ended at its limit, after so many tokens."""
+        spot = (id(limit), id(reason), hash(described))
         with self._lock:
-            if len(self._records) < MAX_RECORDS:
-                self._records.append({"time": _time(now), "action": action, **fields, "worker": self._worker})
+            entry = self._batch.get(spot)
+            if entry is not None:
+                entry.count += 1
             else:
-                self._counters[AUDIT_DROPPED].add()
+                entry = Entry(limit, reason, _subject(STREAM_ENDED, limit, reason), described)
+                self._begin(spot, entry)
+            entry.tokens += tokens
+
+    def record(self, action: str, fields: Mapping[str, object], now: Now) -> None:
+        """Log an event that is not counted with others: an action of an operator."""
+        self.log([record_of(action, fields, now)])
+
+    def log(self, records: Sequence[Mapping[str, object]]) -> None:
+        """Log records that `record_of` made, in this or another process."""
+        with self._lock:
+            room = max(0, MAX_RECORDS - len(self._records))
+            self._records += [{**record, "worker": self._worker} for record in records[:room]]
+            if records[room:]:
+                self._lose(len(records) - room)
+
+    def key_of(self, described: Described) -> dict[str, str | None]:
+        """Return a key as it is written."""
+        return {
+            name: None if value is None else self._key_text(name, value)
+            for name, value in described[:MAX_DESCRIPTORS]
+        }
 
     def probe(self) -> None:
         """Find out whether the log can be written, before there is anything to write."""
@@ -141,9 +176,15 @@ class Audit:
             self.problem = problem
 
     def flush(self, now: Now) -> int:
-        """Write what has come together; how many lines. `problem` says why some could not be written."""
-        batch, merged, records = self._take(now)
+        """Write what has come together; how many lines. `problem` says why some could not be written.
+
+        With nothing to write, a problem is looked at again: it may be gone.
+        """
+        batch, merged, records, lost = self._take(now)
+        self._target.lose(lost)
         if not (batch or merged or records):
+            if self.problem is not None:
+                self.probe()
             return 0
         entries: list[tuple[Subject, int, bool]] = []
         lines = [visible_json(orjson.dumps(record, default=str)) + b"\n" for record in records]
@@ -162,12 +203,19 @@ class Audit:
         return written
 
     def give_up(self) -> None:
-        """The process stops and nothing more can be written: say how much is lost."""
+        """Count what is lost when the process stops and cannot write any more, for the metrics and the next writer."""
         with self._lock:
             lost = sum(self._merged.values()) + sum(entry.count for entry in self._batch.values())
             if lost + len(self._records):
-                self._counters[AUDIT_DROPPED].add(lost + len(self._records))
+                self._lose(lost + len(self._records))
             self._batch, self._merged, self._records = {}, {}, []
+            self._target.lose(self._lost)
+        with suppress(OSError):  # the directory of the log is gone too: only the metric has the number
+            self._target.close()
+
+    def _lose(self, events: int) -> None:
+        self._lost += events
+        self._counters[AUDIT_DROPPED].add(events)
 
     def _count(self, action: str, limit: Limit, reason: str, key: int, context: Context) -> None:
         spot = (id(limit), id(reason), key or hash(limit.describe(context)) or 1)
@@ -177,27 +225,31 @@ class Audit:
             if entry is not None:  # what a flood consists of: another reject of the same key
                 entry.count += 1
                 return
-            tally = limit.tally
-            name = reason.value if isinstance(reason, Reason) else reason
-            subject = Subject(action, name, tally.policy_id, tally.rule, tally.mode)
+            subject = _subject(action, limit, reason)
             if self._room > 0:
-                described = limit.describe(context)
-                self._room -= _room_of(described)
-                self._batch[spot] = Entry(limit, reason, subject, described)
+                self._begin(spot, Entry(limit, reason, subject, limit.describe(context)))
             else:
                 self._merge(subject, 1)
         finally:
             self._lock.release()
+
+    def _begin(self, spot: tuple[int, int, int], entry: Entry) -> None:
+        """Add a line with a key while there is room for one, else count the action without its key."""
+        if self._room > 0:
+            self._room -= _room_of(entry.described)
+            self._batch[spot] = entry
+        else:
+            self._merge(entry.subject, 1)
 
     def _merge(self, subject: Subject, count: int) -> None:
         self._merged[subject] = self._merged.get(subject, 0) + count
 
     def _take(
         self, now: Now
-    ) -> tuple[dict[tuple[int, int, int], Entry], dict[Subject, int], list[Mapping[str, object]]]:
+    ) -> tuple[dict[tuple[int, int, int], Entry], dict[Subject, int], list[Mapping[str, object]], int]:
         with self._lock:
-            taken = self._batch, self._merged, self._records
-            self._batch, self._merged, self._records = {}, {}, []
+            taken = self._batch, self._merged, self._records, self._lost
+            self._batch, self._merged, self._records, self._lost = {}, {}, [], 0
             passed_ns = now.mono_ns - self._flushed_ns if self._flushed_ns else 0
             self._flushed_ns = now.mono_ns
             earned = passed_ns * LINES_PER_S // NS_PER_S
@@ -214,20 +266,26 @@ class Audit:
         """Lines with what they count, and whether they lack their key."""
         time = _time(now)
         for number, entry in enumerate(batch.values(), 1):
-            key = {
-                name: None if value is None else self._key_text(name, value)
-                for name, value in entry.described[:MAX_DESCRIPTORS]
-            }
-            yield self._line(time, entry.subject, entry.count, key), entry.subject, entry.count, False
+            line = self._line(time, entry.subject, entry.count, self.key_of(entry.described), entry.tokens)
+            yield line, entry.subject, entry.count, False
             if number % _SLICE == 0:
                 self._pause()
         for subject, count in merged.items():
             yield self._line(time, subject, count, None), subject, count, True
 
-    def _line(self, time: str, subject: Subject, count: int, key: Mapping[str, str | None] | None) -> bytes:
+    def _line(
+        self,
+        time: str,
+        subject: Subject,
+        count: int,
+        key: Mapping[str, str | None] | None,
+        tokens: int = 0,
+    ) -> bytes:
         line: dict[str, object] = {"time": time, **subject._asdict()}
         if key is not None:
             line["key"] = key
+        if tokens:
+            line["tokens"] = tokens
         return visible_json(orjson.dumps({**line, "count": count, "worker": self._worker})) + b"\n"
 
     def _account(self, written: Sequence[tuple[Subject, int, bool]], lines: int) -> None:
@@ -244,6 +302,16 @@ class Audit:
             self._records[:0] = records
             for subject, count, _ in unwritten:
                 self._merge(subject, count)
+
+
+def record_of(action: str, fields: Mapping[str, object], now: Now) -> dict[str, object]:
+    """Return the fields of an event that is logged once, as `Audit.log` takes them."""
+    return {"time": _time(now), "action": action, **fields}
+
+
+def key_writer(audit_keys: str, secret: bytes) -> Callable[[str, str], str]:
+    """Return how a descriptor's value is written: plain or hashed, as FAIRVISOR_AUDIT_KEYS says."""
+    return plain if audit_keys == "plain" else hashed(secret)
 
 
 def hashed(secret: bytes) -> Callable[[str, str], str]:
@@ -265,6 +333,12 @@ def plain(name: str, value: str) -> str:
 def _room_of(described: Described) -> int:
     """How many lines' room a key takes until it is written: it is held as it is, however long a client made it."""
     return 1 + sum([len(value) // CHARACTERS_PER_LINE for _, value in described if value])
+
+
+def _subject(action: str, limit: Limit, reason: str) -> Subject:
+    tally = limit.tally
+    name = reason.value if isinstance(reason, Reason) else reason
+    return Subject(action, name, tally.policy_id, tally.rule, tally.mode)
 
 
 def _remark(verdict: Verdict) -> str:

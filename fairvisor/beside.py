@@ -42,7 +42,9 @@ class Beside:
         self._refresher = Refresher(who, fetcher, lambda: self.leads)
         self._follower = Follower(settings, segment, self.active, self._refresher, environ, entry)
         self.top_keys = TopKeys(segment.slates, entry)
-        self._reporter = Reporter(settings, segment, self.active, also=(self.top_keys.write,))
+        self._reporter = Reporter(
+            settings, segment, self.active, self.publisher.records, also=(self.top_keys.write,)
+        )
         self.audit = self._reporter.audit
         snapshots = Snapshots(segment.directory, self.publisher.state)
         self._leader = Leader(segment, self.publisher, snapshots, lambda: self._follower.shared)

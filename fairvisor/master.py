@@ -21,6 +21,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.util import load_class
 from gunicorn.workers.base import Worker
 
+from fairvisor import __version__, actor
 from fairvisor.applog import Log, configure
 from fairvisor.beside import Beside
 from fairvisor.bundle.load import parse, verify_signature
@@ -32,6 +33,7 @@ from fairvisor.errors import BundleInvalid, SegmentError, SettingsError
 from fairvisor.http.accept import Board
 from fairvisor.http.admin import Admin
 from fairvisor.http.admin_listener import AdminServer, AdminSocket
+from fairvisor.http.admin_tokens import AdminTokens, check_tokens
 from fairvisor.http.listeners import Handed, Listeners, from_systemd, handed_over, names_of, open_listeners
 from fairvisor.http.operators import Operators, open_or_tell
 from fairvisor.http.service import Service
@@ -47,6 +49,7 @@ from fairvisor.metrics.families import THREAD_FAILURES, WORKER_RESTARTS
 from fairvisor.processes import start_time
 from fairvisor.proxy.start import Proxy
 from fairvisor.reload import Publisher
+from fairvisor.reporter import write_pending
 from fairvisor.settings import PROXY, Settings, environment
 from fairvisor.snapshots import Snapshots
 
@@ -81,6 +84,7 @@ def serve(read_settings: Callable[[], Settings], *, accept_older: bool = False) 
     check_environment(settings)
     handed = handed_over(environment(), settings)
     check_side(settings, worker_class(settings.worker_class), handed)
+    check_tokens(settings.admin_tokens_file)
     configure(settings)
     # A proxied request has a connection on either side.
     _allow_descriptors(settings.max_connections * (2 if settings.mode == PROXY else 1))
@@ -95,6 +99,9 @@ def serve(read_settings: Callable[[], Settings], *, accept_older: bool = False) 
     publisher.start(accept_older=accept_older)
     if publisher.generation == before:
         warn_again(publisher, environment())
+    publisher.records.record(
+        "start", actor.edge("start"), read_now(), release=__version__, counters=segment.origin.value
+    )
     master = Master(settings, segment, publisher, handed, read_settings)
     master.open_admin()
     master.run()
@@ -195,10 +202,11 @@ class Master(BaseApplication):  # type: ignore[misc]
         if bind is None:
             return
         api = Admin(settings.instance, self.segment, beside.publisher, beside.active, beside.audit)
+        tokens = AdminTokens(settings.admin_token, settings.admin_tokens_file)
         self.operators = Operators(
             bind,
             self.admin,
-            lambda listener: AdminServer(listener, api, settings.admin_token, read_now),
+            lambda listener: AdminServer(listener, api, tokens, read_now),
             lambda: beside.leads,
             beside.publisher.notes,
             read_now,
@@ -209,6 +217,7 @@ class Master(BaseApplication):  # type: ignore[misc]
     def reload(self) -> None:
         """SIGHUP: read secrets and the bundle file again, then restart the workers."""
         super().reload()
+        self.publisher.records.record("reload", actor.edge("HUP"), read_now())
         self._read_secrets()
         self.open_admin()
         self.publisher.read_file()
@@ -379,6 +388,8 @@ def _on_exit(server: Any) -> None:
     if master.admin is not None:
         master.admin.close()
     Snapshots(master.segment.directory, master.publisher.state).save(master.segment)
+    master.publisher.records.record("stop", actor.edge("stop"), read_now())
+    write_pending(master.settings, master.segment, master.publisher.records, read_now())
 
 
 def _child_exit(server: Any, worker: Any) -> None:

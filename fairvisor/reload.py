@@ -3,7 +3,8 @@
 `Publisher.publish` takes bytes from wherever they come (file, admin listener, last good copy), has them checked away
 from requests, puts them into shared memory, moves the generation word, keeps a copy in the state directory and waits
 until every worker has switched. A bundle that is refused changes nothing; why stands in the log, in the metrics and in
-a note that every process can read. One publisher at a time holds a lock that dies with it.
+a note that every process can read. Either way the audit log gets a record of who offered it and what it changes. One
+publisher at a time holds a lock that dies with it.
 
 Workers switch in `follow.py`; who watches the file is `leader.py`. Nothing here knows requests.
 """
@@ -17,12 +18,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple
+from typing import Final
 
-from fairvisor import notes
+from fairvisor import actor, notes, offered
+from fairvisor.actor import PROGRAM, By
+from fairvisor.audit import key_writer
 from fairvisor.bundle import shared
 from fairvisor.bundle.apart import prepare_apart
-from fairvisor.bundle.offer import Order, Rule, prepare
+from fairvisor.bundle.offer import Made, Order, Rule, prepare
 from fairvisor.bundle.shared import About, SharedBundle
 from fairvisor.bundle.syntax import MAX_BUNDLE_BYTES
 from fairvisor.bundle_file import FileRecord, digest_of
@@ -34,6 +37,8 @@ from fairvisor.errors import BundleInvalid, BundleRefused, FairvisorError, Probl
 from fairvisor.metrics.counting import Counter
 from fairvisor.metrics.families import RELOADS
 from fairvisor.notes import Notes
+from fairvisor.offered import Published
+from fairvisor.pending import Pending
 from fairvisor.processes import identity, pid_of
 from fairvisor.settings import FILE_ORDER, Settings
 from fairvisor.state import StateDirectory
@@ -48,23 +53,6 @@ _LOCK: Final = "publish-lock"
 NOT_NOW: Final = frozenset({"busy", "no_room", "not_validated"})
 
 _log = logging.getLogger(__name__)
-
-
-class Published(NamedTuple):
-    """What came of a bundle that was accepted.
-
-    `generation` counts the bundles of this segment. `changed` is False when it was the active one already. `durable`:
-    a copy stands in the state directory. `lagging`: pids of workers that had not switched after 5 s; every other
-    worker decides by the new bundle when this is returned.
-    """
-
-    generation: int
-    version: float
-    sha256: str
-    changed: bool
-    durable: bool
-    lagging: tuple[int, ...]
-    warnings: tuple[str, ...]
 
 
 class Publisher:
@@ -91,6 +79,8 @@ class Publisher:
         self.file = settings.config_file
         self.registry = Registry(segment.table)
         self.notes = Notes(segment.directory)
+        self.records = Pending(segment.directory)
+        self._key_text = key_writer(settings.audit_keys, segment.reservation_key)
         self.state = StateDirectory(settings.state_dir, settings.instance)
         self._record = FileRecord(segment.table, self.state)
 
@@ -121,18 +111,26 @@ class Publisher:
     # changing it
 
     def publish(
-        self, data: bytes, *, source: str = "admin", rule: Rule = "successor", about: str = ""
+        self,
+        data: bytes,
+        *,
+        by: By = PROGRAM,
+        source: str = "admin",
+        rule: Rule = "successor",
+        about: str = "",
     ) -> Published:
         """Make these bytes the active bundle, and wait until every worker has switched, at most 5 s.
 
-        `source` says in log and status where they came from; `about` marks a refusal of the file, which the file takes
-        back. Raises BundleInvalid (every error with its JSON path),
+        `by` is who offers them, for the audit log; `source` says in log and status where they came from; `about` marks
+        a refusal of the file, which the file takes back. Raises BundleInvalid (every error with its JSON path),
         BundleRefused (`code`: invalid_signature, version_not_monotonic, bundle_expired, no_room, busy, not_validated).
         """
         try:
-            published = self._publish(data, source, rule)
+            published = self._publish(data, source, rule, by)
         except FairvisorError as error:
             self._results["invalid" if isinstance(error, BundleInvalid) else "refused"].add()
+            now = self._clock()
+            self.records.post([offered.rejected(data, source, by, error, now)], now)
             self.tell(f"{source}: {error}", about)
             raise
         self._results["applied" if published.changed else "unchanged"].add()
@@ -169,13 +167,14 @@ class Publisher:
                 _log.error("%s", text)
             return
         with suppress(BundleInvalid, BundleRefused):
-            self.publish(data, source=f"last good bundle {self.state.bundle}", rule="restore")
+            source = f"last good bundle {self.state.bundle}"
+            self.publish(data, by=actor.edge("last good bundle"), source=source, rule="restore")
 
-    def push(self, data: bytes, *, take_over: bool = False) -> Published:
+    def push(self, data: bytes, by: By = PROGRAM, *, take_over: bool = False) -> Published:
         """Publish what an operator sends. Where the file decides, that needs `take_over`, and versions mean nothing."""
         if not self._file_decides:
-            return self.publish(data)
-        return self.publish(data, rule="any_version" if take_over else "nothing_new")
+            return self.publish(data, by=by)
+        return self.publish(data, by=by, rule="any_version" if take_over else "nothing_new")
 
     def read_file(self, rule: Rule = "successor") -> None:
         """Offer the configured file."""
@@ -201,11 +200,12 @@ class Publisher:
             self._record.offered(digest)
             return True
         self.healed(notes.BUNDLE_FILE)
+        assert self.file is not None, "a file was read"
         with suppress(BundleInvalid, BundleRefused):
-            self.take_file(data, rule, about=f"{digest:016x}")
+            self.take_file(data, actor.file(self.file, data), rule, about=f"{digest:016x}")
         return self._record.was_offered(digest)
 
-    def take_file(self, data: bytes, rule: Rule = "successor", about: str = "") -> Published:
+    def take_file(self, data: bytes, by: By, rule: Rule = "successor", about: str = "") -> Published:
         """Publish what the file holds, changed or not, and note that it was offered. Raises as `publish` does."""
         digest = digest_of(data)
         if not self.generation:
@@ -213,7 +213,7 @@ class Publisher:
         elif self._file_decides:
             rule = "any_version"
         try:
-            published = self.publish(data, source=str(self.file), rule=rule, about=about)
+            published = self.publish(data, by=by, source=str(self.file), rule=rule, about=about)
         except FairvisorError as error:
             if not (isinstance(error, BundleRefused) and error.code in NOT_NOW):
                 self._record.offered(digest)
@@ -282,14 +282,14 @@ class Publisher:
             _log.error("%s", text)
         return False
 
-    def _publish(self, data: bytes, source: str, rule: Rule) -> Published:
+    def _publish(self, data: bytes, source: str, rule: Rule, by: By) -> Published:
         if len(data) > MAX_BUNDLE_BYTES:
             raise BundleInvalid(
                 (Problem("", f"the bundle has {len(data):,} bytes; at most 64 MiB are read"),)
             )
         with self._lock():
             try:
-                about = self._make(data, source, rule)
+                about = self._make(data, source, rule, by)
             except OSError as error:
                 raise self._no_room(error) from error
             changed = about is not None
@@ -304,10 +304,10 @@ class Publisher:
             generation, about.version, about.sha256, changed, durable, lagging, about.warnings
         )
         if changed:
-            _report(published, about)
+            offered.report(published, about)
         return published
 
-    def _make(self, data: bytes, source: str, rule: Rule) -> About | None:
+    def _make(self, data: bytes, source: str, rule: Rule, by: By) -> About | None:
         """Check the bytes and make them the active generation; None: they are it already. The lock is held."""
         table, directory = self._segment.table, self._segment.directory
         active = self.current()
@@ -326,21 +326,24 @@ class Publisher:
             self._clock().wall_ns,
         )
         try:
-            about = self._prepare(data, order)
+            made = self._prepare(data, order)
         except SegmentError as error:
             raise BundleRefused("no_room", str(error)) from None
-        if about is not None:
-            shared.accept(directory, offer, generation)
-            table.word_set(Word.BUNDLE_GENERATION, generation)
-            shared.unlink_all_but(directory, generation)
-        return about
+        if made is None:
+            return None
+        shared.accept(directory, offer, generation)
+        table.word_set(Word.BUNDLE_GENERATION, generation)
+        shared.unlink_all_but(directory, generation)
+        now = self._clock()
+        self.records.post(offered.in_force(made, order, by, self._key_text, now), now)
+        return made.about
 
     def _no_room(self, error: OSError) -> BundleRefused:
         return BundleRefused(
             "no_room", f"{self._segment.directory.path} cannot be written: {error.strerror or error}"
         )
 
-    def _prepare(self, data: bytes, order: Order) -> About | None:
+    def _prepare(self, data: bytes, order: Order) -> Made | None:
         if not self._serving or len(data) <= IN_THREAD_BYTES:
             return prepare(data, order, self._environ)
         return prepare_apart(data, order, self._environ)
@@ -378,18 +381,3 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _report(published: Published, about: About) -> None:
-    _log.info(
-        "bundle %s (%s) is active as generation %d: %d policies, %d kill switches",
-        about.version,
-        about.source,
-        published.generation,
-        about.policies,
-        about.kill_switches,
-    )
-    for warning in about.warnings:
-        _log.warning("bundle %s: %s", about.version, warning)
-    if published.lagging:
-        _log.warning("these workers have not switched yet: %s", ", ".join(map(str, published.lagging)))

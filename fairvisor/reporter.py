@@ -13,16 +13,16 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from fairvisor import audit
-from fairvisor.audit import Audit
+from fairvisor import chain
+from fairvisor.audit import Audit, key_writer
 from fairvisor.clock import NS_PER_S, Now, read_now
-from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.follow import ActiveBundle
 from fairvisor.linefile import LineFile
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import THREAD_FAILURES
 from fairvisor.notes import AUDIT_LOG
+from fairvisor.pending import Pending
 from fairvisor.periodic import Periodic
 from fairvisor.settings import Settings
 
@@ -36,6 +36,34 @@ _LAST_TRIES: Final = 5  # to write what is left; in each, another process may ha
 _log = logging.getLogger(__name__)
 
 
+def open_audit(
+    settings: Settings, segment: Segment, worker: int, pause: Callable[[], object] = lambda: None
+) -> Audit:
+    """Return the audit log of one process, as the settings have it."""
+    return Audit(
+        segment,
+        LineFile(settings.audit_path, *chain.keys_of(settings.audit_key)),
+        key_writer(settings.audit_keys, segment.reservation_key),
+        worker,
+        pause,
+    )
+
+
+def write_pending(settings: Settings, segment: Segment, pending: Pending, now: Now) -> None:
+    """Write the records that wait when there are no workers any more; a log that nothing reads holds up for 5 s."""
+
+    def write() -> None:
+        audit = open_audit(settings, segment, os.getpid())
+        for records in pending.take():
+            audit.log(records)
+        audit.flush(now)
+        audit.give_up()
+
+    writer = threading.Thread(target=write, name="last-records", daemon=True)
+    writer.start()
+    writer.join(STOPPED_WITHIN_S)
+
+
 class Reporter:
     """Flushes `audit` from `start` to `stop`."""
 
@@ -44,11 +72,12 @@ class Reporter:
         settings: Settings,
         segment: Segment,
         active: ActiveBundle,
+        pending: Pending,
         clock: Callable[[], Now] = read_now,
         *,
         also: tuple[Callable[[Now], None], ...] = (),
     ) -> None:
-        """`also`: what else is to be written once a second."""
+        """`pending`: what waits to be logged; `also`: what else is to be written once a second."""
         # per process
         self._segment = segment
         self._active = active
@@ -57,13 +86,8 @@ class Reporter:
         failures = Counter(segment, THREAD_FAILURES, "reporter")
         self._periodic = Periodic("reporter", FLUSH_S, self._work, failures.add, end=self._finish)
         self._pause = threading.Event()  # never set
-        self.audit = Audit(
-            segment,
-            LineFile(settings.audit_path),
-            audit.plain if settings.audit_keys == "plain" else audit.hashed(segment.reservation_key),
-            os.getpid(),
-            lambda: self._pause.wait(PAUSE_S),
-        )
+        self._pending = pending
+        self.audit = open_audit(settings, segment, os.getpid(), lambda: self._pause.wait(PAUSE_S))
         # what changes
         self._is_probed = False
         self._wait_until_ns = 0
@@ -85,26 +109,17 @@ class Reporter:
             self._segment.write_postponed(now.wall_ns // NS_PER_S)
             for write in self._also:
                 write(now)
-        self._tell_bundle(now)
         if now.mono_ns >= self._wait_until_ns:
             self._flush(now)
 
-    def _tell_bundle(self, now: Now) -> None:
-        """Log a new bundle, if no other worker does."""
-        current, table = self._active.current, self._segment.table
-        told = table.word_get(Word.AUDITED_GENERATION)
-        if current is None or current.generation <= told:
-            return
-        if table.word_cas(Word.AUDITED_GENERATION, told, current.generation):
-            about = current.about
-            fields = {"version": about.version, "sha256": about.sha256, "source": about.source}
-            self.audit.record("bundle", fields, now)
-
     def _flush(self, now: Now) -> None:
+        if self.audit.problem is None:
+            for records in self._pending.take():
+                self.audit.log(records)
         written = self.audit.flush(now)
         if self.audit.problem is not None:
             self._complain(now)
-        elif written:
+        elif written or self._told:
             self._all_is_well()
 
     def _all_is_well(self) -> None:

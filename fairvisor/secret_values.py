@@ -65,7 +65,7 @@ def _checked(value: str, length: int) -> str:
     return value
 
 
-def secret_file(value: str) -> str:
+def secret_file(value: str, most_bytes: int = MAX_SECRET_FILE) -> str:
     """Return the text of a file that only its owner, root and their group can read."""
     try:
         fd = os.open(value, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not keep us waiting
@@ -82,11 +82,11 @@ def secret_file(value: str) -> str:
                 raise ValueError(
                     f"others may read or change it (mode {mode:04o}): chmod it to 0400, 0600 or 0440"
                 )
-            data = file.read(MAX_SECRET_FILE + 1)
+            data = file.read(most_bytes + 1)
     except OSError as error:
         raise ValueError(f"it cannot be read: {error.strerror}") from None
-    if len(data) > MAX_SECRET_FILE:
-        raise ValueError(f"it has more than {MAX_SECRET_FILE} bytes")
+    if len(data) > most_bytes:
+        raise ValueError(f"it has more than {most_bytes} bytes")
     return data.decode("utf-8", "replace")
 
 

@@ -87,6 +87,11 @@ class Settings:
     admin_token: Secret = setting(
         "", secret(32), "What operators must send over TCP: 32 characters or more.", secret=True
     )
+    admin_tokens_file: Path | None = setting(
+        "",
+        read.path,
+        "Tokens of several operators, for TCP: a file with a line `name token` for each, read again when it changes.",
+    )
     edge_url: str | None = setting(
         "",
         read.edge_url,
@@ -290,6 +295,13 @@ class Settings:
         read.one_of("hashed", "plain"),
         "Whether the audit log shows keys as keyed hashes or as they are.",
     )
+    audit_key: Secret = setting(
+        "",
+        secret(32),
+        "When set, the chain of the audit log is made with this key (HMAC-SHA256), so that who can write the file "
+        "cannot make it anew: 32 characters or more.",
+        secret=True,
+    )
     log_format: str = setting(
         "console", read.one_of("console", "json"), "Log lines for people, or one JSON object a line."
     )
@@ -336,8 +348,11 @@ class Settings:
             values["instance"] = _instance_of(values["bind"][0])
         settings = cls(**values)
         admin = settings.admin_address
-        if admin and not admin.path and not settings.admin_token:
-            raise SettingsError(f"FAIRVISOR_ADMIN_BIND: {admin} is wrong: TCP needs FAIRVISOR_ADMIN_TOKEN")
+        if admin and not admin.path and not (settings.admin_token or settings.admin_tokens_file):
+            raise SettingsError(
+                f"FAIRVISOR_ADMIN_BIND: {admin} is wrong: TCP needs FAIRVISOR_ADMIN_TOKEN or "
+                "FAIRVISOR_ADMIN_TOKENS_FILE"
+            )
         if settings.bundle_order == FILE_ORDER and settings.config_file is None:
             raise SettingsError(f"{PREFIX}BUNDLE_ORDER: 'file' is wrong without {PREFIX}CONFIG_FILE")
         return settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 import stat
 import threading
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from fairvisor.actor import By
 from fairvisor.clock import Now
-from fairvisor.errors import NotFound
+from fairvisor.errors import NotFound, SettingsError
 from fairvisor.http import admin_listener
 from fairvisor.http.admin_listener import (
     AUTHENTICATED_WITHIN_NS,
@@ -22,11 +24,14 @@ from fairvisor.http.admin_listener import (
     AdminSocket,
     short_path,
 )
+from fairvisor.http.admin_tokens import AdminTokens, check_tokens
 from fairvisor.http.request import Request
 from fairvisor.response import Answer
 from fairvisor.settings import Bind
 
 TOKEN, BEFORE = "t" * 32, "b" * 32
+ALICES = "3f0c5d" * 8
+CIS = "91be27" * 8
 
 
 class Api:
@@ -35,8 +40,10 @@ class Api:
     def __init__(self) -> None:
         self.waiting = threading.Event()
         self.let_go = threading.Event()
+        self.who = By({})
 
-    def answer(self, request: Request, now: Now) -> Answer:
+    def answer(self, request: Request, who: By, now: Now) -> Answer:
+        self.who = who
         if request.target == "/fail":
             raise RuntimeError("broken on purpose")
         if request.target == "/none":
@@ -63,7 +70,7 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def unix(place: Path, api: Api) -> Iterator[AdminServer]:
     opened = AdminSocket(Bind(path=str(place)))
-    server = AdminServer(opened.socket, api, (TOKEN, BEFORE), lambda: Now(0, 0))
+    server = AdminServer(opened.socket, api, AdminTokens((TOKEN, BEFORE), None), lambda: Now(0, 0))
     server.start()
     yield server
     server.stop()
@@ -73,7 +80,7 @@ def unix(place: Path, api: Api) -> Iterator[AdminServer]:
 @pytest.fixture
 def tcp(api: Api) -> Iterator[tuple[str, int]]:
     opened = AdminSocket(Bind(host="127.0.0.1", port=0))
-    server = AdminServer(opened.socket, api, (TOKEN, BEFORE), lambda: Now(0, 0))
+    server = AdminServer(opened.socket, api, AdminTokens((TOKEN, BEFORE), None), lambda: Now(0, 0))
     server.start()
     yield opened.socket.getsockname()
     server.stop()
@@ -158,7 +165,7 @@ def test_what_cannot_be_answered_gets_a_json_error_and_nothing_dies(
 
 def test_a_stop_lets_the_request_that_is_under_way_end(place: Path, api: Api) -> None:
     opened = AdminSocket(Bind(path=str(place)))
-    server = AdminServer(opened.socket, api, (), lambda: Now(0, 0))
+    server = AdminServer(opened.socket, api, AdminTokens((), None), lambda: Now(0, 0))
     server.start()
     answers: list[tuple[int, bytes]] = []
     client = threading.Thread(target=lambda: answers.append(send(place, b"GET /wait HTTP/1.1\r\n\r\n")))
@@ -176,7 +183,7 @@ def test_no_more_operators_than_there_is_room_for_are_answered(
 ) -> None:
     monkeypatch.setattr(admin_listener, "MAX_AUTHENTICATED", 1)
     opened = AdminSocket(Bind(path=str(place)))
-    server = AdminServer(opened.socket, api, (), lambda: Now(0, 0))
+    server = AdminServer(opened.socket, api, AdminTokens((), None), lambda: Now(0, 0))
     server.start()
     client = threading.Thread(target=lambda: send(place, b"GET /wait HTTP/1.1\r\n\r\n"))
     client.start()
@@ -197,7 +204,9 @@ class Served:
     def __init__(self, api: Api) -> None:
         self.now = Now(0, 0)
         self._opened = AdminSocket(Bind(host="127.0.0.1", port=0))
-        self.server = AdminServer(self._opened.socket, api, (TOKEN, BEFORE), lambda: self.now)
+        self.server = AdminServer(
+            self._opened.socket, api, AdminTokens((TOKEN, BEFORE), None), lambda: self.now
+        )
         self.server.start()
         self.address: tuple[str, int] = self._opened.socket.getsockname()
 
@@ -319,3 +328,90 @@ def test_empty_lines_are_no_request(unix: AdminServer, place: Path) -> None:
 def test_a_connection_is_for_one_request(unix: AdminServer, place: Path) -> None:
     """So nobody can ask for more than one answer without reading it."""
     assert send(place, b"GET /1 HTTP/1.1\r\nHost: e\r\n\r\n" * 1000) == (200, b"GET /1 0")
+
+
+def test_over_a_unix_socket_the_kernel_says_who_asks(unix: AdminServer, place: Path, api: Api) -> None:
+    assert send(place, b"GET / HTTP/1.1\r\nHost: e\r\nAuthorization: Bearer x\r\n\r\n")[0] == 200
+    assert api.who.actor == {"kind": "user", "name": pwd.getpwuid(os.getuid()).pw_name, "uid": os.getuid()}
+
+
+class TestNamedTokens:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        file = tmp_path / "tokens"
+        self.write(file, f"# operators\n\nalice {ALICES}\nci\t{CIS}\nalice  {ALICES[::-1]}\n")
+        return file
+
+    def write(self, file: Path, text: str) -> None:
+        """Replace the file, as editors and secret managers do."""
+        new = file.with_name("new")
+        new.write_text(text)
+        new.chmod(0o600)
+        new.rename(file)
+
+    def test_the_holder_of_a_token_is_known_by_its_name(self, file: Path) -> None:
+        tokens = AdminTokens((TOKEN,), file)
+        given = [TOKEN, ALICES, ALICES[::-1], CIS, CIS[:-1], "", "admin"]
+        assert [tokens.name_of(each.encode()) for each in given] == [
+            "admin",
+            "alice",
+            "alice",
+            "ci",
+            "",
+            "",
+            "",
+        ]
+
+    def test_a_request_over_tcp_is_its_holders(self, file: Path, api: Api) -> None:
+        opened = AdminSocket(Bind(host="127.0.0.1", port=0))
+        server = AdminServer(opened.socket, api, AdminTokens((), file), lambda: Now(0, 0))
+        server.start()
+        try:
+            request = f"GET / HTTP/1.1\r\nHost: e\r\nAuthorization: Bearer {CIS}\r\n\r\n".encode()
+            assert send(opened.socket.getsockname(), request)[0] == 200
+            assert send(opened.socket.getsockname(), request.replace(CIS.encode(), b""))[0] == 403
+        finally:
+            server.stop()
+            opened.close()
+        assert api.who.actor == {"kind": "token", "name": "ci", "address": "127.0.0.1"}
+
+    def test_the_file_is_read_again_when_it_changed(self, file: Path) -> None:
+        tokens = AdminTokens((), file)
+        self.write(file, f"ci {CIS}\n")
+        assert [tokens.name_of(each.encode()) for each in (ALICES, CIS)] == ["", "ci"]
+
+    @pytest.mark.parametrize("how", ["a typing error", "open to others", "gone"])
+    def test_a_file_that_cannot_be_used_admits_no_one_and_says_so_once(
+        self, file: Path, how: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        tokens = AdminTokens((TOKEN,), file)
+        if how == "a typing error":
+            self.write(file, f"ci {CIS}\nalice\n")
+        elif how == "gone":
+            file.unlink()
+        else:
+            file.chmod(0o644)
+        assert [tokens.name_of(each.encode()) for each in (ALICES, CIS, TOKEN, CIS)] == ["", "", "admin", ""]
+        assert len(caplog.records) == 1
+        assert ALICES not in caplog.text
+        self.write(file, f"ci {CIS}\n")
+        assert tokens.name_of(CIS.encode()) == "ci"
+
+    @pytest.mark.parametrize(
+        ("text", "why"),
+        [
+            ("", "it holds no token"),
+            ("# nobody\n", "it holds no token"),
+            ("alice short\n", "line 1: the token of alice is wrong: it is too easy to guess"),
+            (f"\nalice {'0123' * 16} more\n", "line 2: allowed is a name"),
+            (f"-a {'0123abcd' * 8}\n", "line 1: allowed is a name"),
+            (f"admin {'0123abcd' * 8}\n", "line 1: admin is wrong"),
+            (f"a {'0123abcd' * 8}\nb {'0123abcd' * 8}\n", "line 2: b is wrong"),
+        ],
+    )
+    def test_a_wrong_file_stops_the_start_and_shows_no_token(self, file: Path, text: str, why: str) -> None:
+        self.write(file, text)
+        with pytest.raises(SettingsError) as caught:
+            check_tokens(file)
+        assert str(caught.value).startswith(f"FAIRVISOR_ADMIN_TOKENS_FILE: '{file}' is wrong: {why}")
+        assert "0123" not in str(caught.value)

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 from edge import SEGMENT_BYTES, Edge, bucket, budget, policy, tokens
 
-from fairvisor.audit import CHARACTERS_PER_LINE, LINES_PER_BATCH, LINES_SAVED, Audit, hashed, plain
+from fairvisor.audit import (
+    CHARACTERS_PER_LINE,
+    LINES_PER_BATCH,
+    LINES_SAVED,
+    MAX_RECORDS,
+    Audit,
+    hashed,
+    plain,
+    record_of,
+)
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Reason
@@ -27,6 +36,8 @@ class Log:
         self.lines: list[dict[str, Any]] = []
         self.size = 0
         self.room: int | None = None
+        self.lost = 0
+        self.is_closed = False
 
     def append(self, lines: Sequence[bytes]) -> None:
         taken = lines if self.room is None else lines[: self.room]
@@ -34,6 +45,12 @@ class Log:
         self.size += sum(map(len, taken))
         if len(taken) < len(lines):
             raise PartlyWritten(len(taken), OSError(28, "No space left on device"))
+
+    def lose(self, events: int) -> None:
+        self.lost += events
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 class Audited:
@@ -350,3 +367,62 @@ def test_a_flood_of_long_keys_takes_no_more_memory_than_one_of_short_ones() -> N
     lines = audited.flush()
     assert sum("key" in line for line in lines) == -(-LINES_PER_BATCH // 16)
     assert sum(line["count"] for line in lines) == LINES_PER_BATCH
+
+
+class TestWhatHappensOnce:
+    def test_it_is_a_line_of_its_own(self) -> None:
+        audited = Audited(policy("p", bucket("r")))
+        audited.audit.record("limit_reset", {"policy": "p"}, START)
+        audited.audit.log([record_of("stop", {"instance": "e"}, START)])
+        assert audited.flush() == [
+            {"time": "2026-03-02T00:00:00.123Z", "action": "limit_reset", "policy": "p", "worker": 77},
+            {"time": "2026-03-02T00:00:00.123Z", "action": "stop", "instance": "e", "worker": 77},
+        ]
+
+    def test_what_finds_no_room_is_counted_and_the_next_writer_knows(self) -> None:
+        audited = Audited(policy("p", bucket("r")))
+        audited.log.room = 0
+        for number in range(MAX_RECORDS + 3):
+            audited.audit.record("limit_reset", {"number": number}, START)
+        audited.flush()
+        assert audited.log.lost == 3
+        assert audited.counted("fairvisor_audit_dropped_total") == 3
+
+    def test_what_a_stopping_process_could_not_write_is_counted_for_the_next_writer(self) -> None:
+        audited = Audited(policy("p", bucket("r", burst=1)))
+        audited.log.room = 0
+        for _ in range(3):
+            audited.ask()
+        audited.audit.record("limit_reset", {}, START)
+        audited.flush()
+        audited.audit.give_up()
+        assert audited.log.lost == 3  # two rejects and the reset
+        assert audited.log.is_closed
+
+
+class TestEndedStreams:
+    def ended(self, audited: Audited, key: str, tokens: int) -> None:
+        (policy,) = audited.edge.bundle.routes.policies()
+        limit = policy.rules[0]
+        described = (("header:x-key", key),)
+        audited.audit.stream_ended(limit, described, "max_completion_tokens_exceeded", tokens)
+
+    def test_a_stream_that_was_ended_tells_its_rule_whose_it_was_and_its_tokens(self) -> None:
+        audited = Audited(policy("p", tokens("t", "header:x-key", tpm=1000)))
+        self.ended(audited, "a", 40)
+        self.ended(audited, "b", 50)
+        self.ended(audited, "a", 2)
+        first, second = audited.flush()
+        assert {name: first[name] for name in first if name not in ("time", "worker")} == {
+            "action": "stream_ended", "reason": "max_completion_tokens_exceeded", "policy": "p", "rule": "t",
+            "mode": "enforce", "key": {"header:x-key": "a"}, "tokens": 42, "count": 2,
+        }  # fmt: skip
+        assert (second["key"], second["tokens"], second["count"]) == ({"header:x-key": "b"}, 50, 1)
+
+    def test_a_flood_of_them_stays_small(self) -> None:
+        audited = Audited(policy("p", tokens("t", "header:x-key", tpm=1000)))
+        for number in range(LINES_PER_BATCH + 10):
+            self.ended(audited, str(number), 1)
+        lines = audited.flush()
+        assert len(lines) == LINES_PER_BATCH + 1
+        assert sum(line["count"] for line in lines) == LINES_PER_BATCH + 10

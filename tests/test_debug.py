@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from edge import SEGMENT_BYTES, moment
+from test_audit import Log
 
+from fairvisor.audit import Audit, plain
 from fairvisor.clock import Now
 from fairvisor.counters.segment import Segment
 from fairvisor.errors import Forbidden, TooManyGuesses
@@ -43,6 +45,23 @@ def test_a_session_is_known_to_every_worker_and_ended_on_all() -> None:
     assert not is_good(other, cookie, moment(3))
     assert not is_good(one, second, moment(3))
     assert is_good(other, cookie_of(one, moment(3)), moment(3))
+
+
+def test_who_opened_a_session_and_who_ended_them_is_in_the_audit_log() -> None:
+    segment, log = Segment.private(SEGMENT_BYTES), Log()
+    audit = Audit(segment, log, plain, 1, lambda: None)
+    worker = DebugSessions((SECRET,), segment, Complaints(), audit)
+    cookie = cookie_of(worker, moment(0))
+    with pytest.raises(Forbidden):
+        worker.open(request("wrong"), moment(1))
+    worker.close(request(cookie="fv_dbg=none"), moment(1))
+    worker.close(request(cookie=cookie, peer=""), moment(2))
+    audit.flush(moment(3))
+    who = {"kind": "secret", "name": "debug"}
+    assert [(line["action"], line["actor"]) for line in log.lines] == [
+        ("debug_open", {**who, "address": "203.0.113.9"}),
+        ("debug_close", {**who, "address": ""}),
+    ]
 
 
 @pytest.mark.parametrize("cookie", ["", "fv_dbg=", "fv_dbg=AAAA", "fv_dbg=%00"])

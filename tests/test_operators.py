@@ -13,6 +13,7 @@ from test_admin_listener import Api, send
 from fairvisor import notes
 from fairvisor.clock import Now
 from fairvisor.http.admin_listener import AdminServer, AdminSocket
+from fairvisor.http.admin_tokens import AdminTokens
 from fairvisor.http.operators import Operators, is_answered, open_or_tell
 from fairvisor.memory import InstanceMemory
 from fairvisor.notes import Notes
@@ -36,7 +37,7 @@ class Worker:
         self.failures += 1
 
     def serve(self, listener: socket.socket) -> AdminServer:
-        return AdminServer(listener, Api(), (), lambda: NOW)
+        return AdminServer(listener, Api(), AdminTokens((), None), lambda: NOW)
 
 
 @pytest.fixture

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from edge import SEGMENT_BYTES, START_S, Edge, budget, bundle, moment, policy
+from edge import SEGMENT_BYTES, Edge, budget, moment, policy
 
-from fairvisor.bundle.load import parse
-from fairvisor.bundle.offer import describe
+from fairvisor import pending, reporter
+from fairvisor.actor import edge
 from fairvisor.counters.segment import Segment
-from fairvisor.follow import ActiveBundle, Current
+from fairvisor.follow import ActiveBundle
 from fairvisor.memory import InstanceMemory
 from fairvisor.metrics import REMAINING, Tally
 from fairvisor.notes import AUDIT_LOG, Notes
-from fairvisor.reporter import Reporter
+from fairvisor.pending import Pending
+from fairvisor.reporter import Reporter, write_pending
 from fairvisor.settings import Settings
 
 
@@ -33,20 +36,15 @@ class Instance:
         self.segment = self.edge.segment
         self.notes = Notes(InstanceMemory.make(f"test-{uuid.uuid4().hex}"))
         self.active = ActiveBundle(self.notes)
+        self.pending = Pending(self.notes._directory)
         self.settings = Settings.load({"FAIRVISOR_AUDIT_LOG": str(self.log)}, {})
 
     def worker(self) -> Reporter:
-        return Reporter(self.settings, self.segment, self.active, lambda: moment(0))
+        return Reporter(self.settings, self.segment, self.active, self.pending, lambda: moment(0))
 
     def reject(self, worker: Reporter, key: str = "a") -> None:
         reply = self.edge.ask(key=key)
         worker.audit.note(reply.decision, reply.context)
-
-    def switch(self, version: int) -> None:
-        data = json.dumps(bundle(policy("p", budget("b")), bundle_version=version)).encode()
-        parsed = parse(data, wall_ns=START_S * 10**9, environ={})
-        about = describe(parsed, "admin", 0)
-        self.active.current = Current(self.edge.bundle, self.edge.identity, about, version)
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
@@ -66,16 +64,84 @@ def test_rejects_are_in_the_log_with_the_next_step(instance: Instance) -> None:
     assert [line["count"] for line in instance.lines()] == [1]
 
 
-def test_a_new_bundle_is_logged_by_one_worker_only(instance: Instance) -> None:
+def test_what_waits_to_be_logged_is_written_by_one_worker_only_and_in_order(instance: Instance) -> None:
     workers = [instance.worker() for _ in range(3)]
-    for version in (1, 1, 2):
-        instance.switch(version)
-        for worker in workers:
-            worker.step(moment(version))
-    assert [(line["action"], line["version"], line["source"]) for line in instance.lines()] == [
-        ("bundle", 1, "admin"),
-        ("bundle", 2, "admin"),
-    ]
+    for number in range(3):
+        instance.pending.record("start", edge("test"), moment(number), number=str(number))
+    for worker in workers:
+        worker.step(moment(4))
+    assert [(line["action"], line["number"]) for line in instance.lines()] == [
+        ("start", "0"), ("start", "1"), ("start", "2")
+    ]  # fmt: skip
+
+
+def test_what_waits_to_be_logged_goes_on_waiting_while_the_log_cannot_be_written(instance: Instance) -> None:
+    worker = instance.worker()
+    instance.log.parent.rmdir()
+    instance.reject(worker)
+    worker.step(moment(0.1))
+    instance.pending.record("reload", edge("HUP"), moment(0.2))
+    worker.step(moment(1.2))
+    instance.log.parent.mkdir()
+    other = instance.worker()  # the first one is killed
+    other.step(moment(2.3))
+    assert [line["action"] for line in instance.lines()] == ["reload"]
+
+
+def test_a_log_that_broke_before_there_was_anything_to_write_heals(instance: Instance) -> None:
+    instance.log.parent.rmdir()
+    worker = instance.worker()
+    worker._work()
+    assert AUDIT_LOG in instance.notes.faults()
+    instance.pending.record("start", edge("start"), moment(0))
+    worker.step(moment(1.1))
+    instance.log.parent.mkdir()
+    worker.step(moment(2.2))
+    worker.step(moment(2.3))
+    assert instance.notes.faults() == {}
+    assert [line["action"] for line in instance.lines()] == ["start"]
+
+
+def test_a_worker_without_anything_to_write_takes_its_fault_back(instance: Instance) -> None:
+    instance.log.parent.rmdir()
+    worker = instance.worker()
+    worker._work()
+    instance.log.parent.mkdir()
+    worker.step(moment(1.1))
+    assert instance.notes.faults() == {}
+
+
+def test_what_waits_when_the_workers_are_gone_is_written_at_the_end(instance: Instance) -> None:
+    instance.pending.record("stop", edge("stop"), moment(0))
+    write_pending(instance.settings, instance.segment, instance.pending, moment(0))
+    assert [line["actor"] for line in instance.lines()] == [{"kind": "edge", "name": "stop"}]
+
+
+def test_a_log_that_nothing_reads_does_not_keep_the_process_from_ending(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(instance.log)
+    unread = os.open(instance.log, os.O_RDWR | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while os.write(unread, b"x" * 4096):
+            pass
+    monkeypatch.setattr(reporter, "STOPPED_WITHIN_S", 0.05)
+    instance.pending.record("stop", edge("stop"), moment(0))
+    write_pending(instance.settings, instance.segment, instance.pending, moment(0))
+    os.set_blocking(unread, True)
+    while b'"action":"stop"' not in os.read(unread, 1 << 16):
+        pass  # lets the thread end
+    os.close(unread)
+
+
+def test_records_beyond_what_may_wait_are_named_on_stderr(
+    instance: Instance, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "MAX_WAITING", 1)
+    for _ in range(2):
+        instance.pending.record("reload", edge("HUP"), moment(0))
+    assert "the audit log will lack reload" in caplog.text
+    assert len([*instance.pending.take()]) == 1
 
 
 def test_what_is_left_is_written_once_a_second() -> None:
@@ -86,6 +152,7 @@ def test_what_is_left_is_written_once_a_second() -> None:
         settings,
         segment,
         ActiveBundle(Notes(InstanceMemory.find("test-none", 0))),
+        Pending(InstanceMemory.find("test-none", 0)),
         also=(lambda now: told.append(now.mono_ns),),
     )
     tally = Tally(segment, "p", "r", "enforce", REMAINING)

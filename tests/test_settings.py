@@ -86,7 +86,17 @@ VALUES = {
     "jwks_audience": "api",
     "jwks_url": "https://issuer.example/keys",
     **dict.fromkeys(
-        ("config_file", "geoip_db", "asn_db", "asn_types", "tor_exits", "jwks_file", "jwks_ca", "audit_log"),
+        (
+            "config_file",
+            "geoip_db",
+            "asn_db",
+            "asn_types",
+            "tor_exits",
+            "jwks_file",
+            "jwks_ca",
+            "audit_log",
+            "admin_tokens_file",
+        ),
         "/some/where",
     ),
 }
@@ -315,6 +325,14 @@ def test_a_file_that_cannot_be_a_secret_names_itself(tmp_path: Path) -> None:
             load(admin_token_file=str(path))
 
 
+def test_operators_over_tcp_have_one_token_or_several_in_a_file() -> None:
+    admin = {"FAIRVISOR_ADMIN_BIND": "127.0.0.1:9091"}
+    with pytest.raises(SettingsError, match=r"needs FAIRVISOR_ADMIN_TOKEN or FAIRVISOR_ADMIN_TOKENS_FILE$"):
+        Settings.load(admin, {})
+    found = Settings.load({**admin, "FAIRVISOR_ADMIN_TOKENS_FILE": "/run/tokens"}, {})
+    assert found.admin_tokens_file == Path("/run/tokens")
+
+
 def test_no_flag_takes_a_secret() -> None:
     """Every user of a machine can read its command lines."""
     assert [each.flag for each in declared() if each.secret] == [
@@ -322,6 +340,7 @@ def test_no_flag_takes_a_secret() -> None:
         "--decision-token-file",
         "--bundle-signing-key-file",
         "--debug-session-secret-file",
+        "--audit-key-file",
     ]
 
 

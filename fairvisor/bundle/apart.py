@@ -19,8 +19,8 @@ from typing import Any, Final
 import orjson
 
 from fairvisor.bundle import shared
-from fairvisor.bundle.offer import Order, prepare
-from fairvisor.bundle.shared import About
+from fairvisor.bundle.changes import change_of
+from fairvisor.bundle.offer import Made, Order, prepare
 from fairvisor.errors import BundleInvalid, BundleRefused, Problem, SegmentError
 from fairvisor.settings import environment
 
@@ -31,7 +31,7 @@ _NICENESS: Final = 5  # workers come first, but under full load a push must get 
 _log = logging.getLogger(__name__)
 
 
-def prepare_apart(data: bytes, order: Order, environ: Mapping[str, str]) -> About | None:
+def prepare_apart(data: bytes, order: Order, environ: Mapping[str, str]) -> Made | None:
     """`prepare`, elsewhere. Raises BundleRefused (`not_validated`) as well, when that failed."""
     found = os.pathsep.join(path or os.getcwd() for path in sys.path)
     try:
@@ -59,14 +59,17 @@ def _interpreter() -> str:
     return str(Path(sys.prefix) / "bin" / "python3")
 
 
-def _result(outcome: dict[str, Any]) -> About | None:
+def _result(outcome: dict[str, Any]) -> Made | None:
     if "problems" in outcome:
         raise BundleInvalid(tuple(Problem(*problem) for problem in outcome["problems"]))
     if "code" in outcome:
         raise BundleRefused(outcome["code"], outcome["message"])
     if "no_room" in outcome:
         raise SegmentError(outcome["no_room"])
-    return shared.about_of(outcome["about"]) if outcome["about"] is not None else None
+    if outcome["about"] is None:
+        return None
+    found = tuple(map(change_of, outcome["changes"]))
+    return Made(shared.about_of(outcome["about"]), found, outcome["number"])
 
 
 def main() -> None:
@@ -79,11 +82,17 @@ def main() -> None:
 
 def _attempt(data: bytes, order: Order) -> dict[str, Any]:
     try:
-        about = prepare(data, order, environment())
+        made = prepare(data, order, environment())
     except BundleInvalid as error:
         return {"problems": [list(problem) for problem in error.problems]}
     except BundleRefused as error:
         return {"code": error.code, "message": str(error).removeprefix(f"{error.code}: ")}
     except SegmentError as error:
         return {"no_room": str(error)}
-    return {"about": about._asdict() if about is not None else None}
+    if made is None:
+        return {"about": None}
+    return {
+        "about": made.about._asdict(),
+        "changes": [list(change) for change in made.changes],
+        "number": made.number,
+    }

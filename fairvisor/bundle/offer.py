@@ -1,30 +1,40 @@
 """An offered bundle: may it become the active one? Then it is packed for the workers.
 
-`prepare` does everything that takes time with a large bundle (signature, validation, comparison with the active one,
-packing) and so runs away from requests: in the master before it forks, in a thread for small bundles, else in a
+`prepare` does everything that takes time with a large bundle (signature, validation, what it changes about the active
+one, packing) and so runs away from requests: in the master before it forks, in a thread for small bundles, else in a
 process of its own (`apart.py`). A refusal leaves nothing behind. Nothing here reads a file or a clock.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
 from fairvisor.bundle import shared
-from fairvisor.bundle.load import Parsed, check_successor, parse, verify_signature
-from fairvisor.bundle.model import CostBased, Policy
-from fairvisor.bundle.shared import About, Contents
-from fairvisor.errors import BundleRefused
+from fairvisor.bundle.changes import Change, changes
+from fairvisor.bundle.load import (
+    Parsed,
+    check_successor,
+    parse,
+    parse_head,
+    parse_kill_switch,
+    parse_policy,
+    verify_signature,
+)
+from fairvisor.bundle.model import Bundle, CostBased, Policy
+from fairvisor.bundle.shared import About, Contents, SharedBundle
+from fairvisor.errors import BundleInvalid, BundleRefused, SegmentError
 from fairvisor.memory import InstanceMemory
 from fairvisor.secret_values import encoded
 
 Rule = Literal["successor", "file_at_start", "any_version", "nothing_new", "restore"]
 
 _KEPT_WARNINGS: Final = 100  # of a bundle with more, the log has the rest
+_KEPT_CHANGES: Final = 200
 
 
 class Order(NamedTuple):
@@ -47,7 +57,18 @@ class Order(NamedTuple):
     wall_ns: int
 
 
-def prepare(data: bytes, order: Order, environ: Mapping[str, str]) -> About | None:
+class Made(NamedTuple):
+    """An offer that was accepted: its description, the first changes and the number of all of them.
+
+    `number` is None if there was no bundle before, or if that bundle cannot be read any more.
+    """
+
+    about: About
+    changes: tuple[Change, ...] = ()
+    number: int | None = None
+
+
+def prepare(data: bytes, order: Order, environ: Mapping[str, str]) -> Made | None:
     """Check what is offered and make its object; None: it is the active bundle already.
 
     Raises BundleInvalid, BundleRefused, or SegmentError when the object finds no room.
@@ -63,7 +84,37 @@ def prepare(data: bytes, order: Order, environ: Mapping[str, str]) -> About | No
     contents = Contents(about, orjson.dumps(document), policies, switches, data)
     directory = InstanceMemory(Path(order.directory), order.instance, os.geteuid())
     shared.write(directory, order.name, order.generation, contents)
-    return about
+    if order.active_sha256 is None:
+        return Made(about)
+    try:
+        found = tuple(_changes(directory, order.generation - 1, contents, parsed.model, environ))
+    except (SegmentError, BundleInvalid, FileNotFoundError):
+        return Made(about)  # the old bundle was valid in another environment
+    return Made(about, found[:_KEPT_CHANGES], len(found))
+
+
+def _changes(
+    directory: InstanceMemory, generation: int, contents: Contents, new: Bundle, environ: Mapping[str, str]
+) -> Iterator[Change]:
+    """Yield what the new bundle changes about the active one. Only policies whose JSON differs are parsed."""
+    active = SharedBundle.open(directory, generation)
+    try:
+        old = parse_head(orjson.loads(active.head()), environ)
+        before = [active.read(part) for part in active.policies()]
+        switches = tuple(
+            parse_kill_switch(orjson.loads(active.read(part))) for part in active.kill_switches()
+        )
+    finally:
+        active.close()
+    same = frozenset(before) & frozenset(contents.policies) if old.defaults == new.defaults else frozenset()
+    left = tuple(parse_policy(orjson.loads(part), old.defaults) for part in before if part not in same)
+    come = tuple(
+        policy for part, policy in zip(contents.policies, new.policies, strict=True) if part not in same
+    )
+    yield from changes(
+        old.model_copy(update={"policies": left, "kill_switches": switches}),
+        new.model_copy(update={"policies": come}),
+    )
 
 
 def describe(parsed: Parsed, source: str, wall_ns: int) -> About:

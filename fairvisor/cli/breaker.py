@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from fairvisor.cli.edge import edge_option, open_edge
 from fairvisor.cli.screen import format_option, print_json, print_line
+from fairvisor.cli.who import Claims, who_options
 
 
 @click.group()
@@ -29,27 +30,35 @@ def show(policy: str, key: str | None, edge_url: str | None, output_format: str)
 @breaker.command()
 @click.argument("policy")
 @click.argument("key", required=False, metavar="[DESCRIPTOR=VALUE]")
+@who_options
 @edge_option
 @format_option
-def trip(policy: str, key: str | None, edge_url: str | None, output_format: str) -> None:
+def trip(policy: str, key: str | None, claims: Claims, edge_url: str | None, output_format: str) -> None:
     """Open it: everything that the policy applies to is rejected, as if it had spent too much."""
-    _do("POST", "breaker/trip", policy, key, edge_url, output_format)
+    _do("POST", "breaker/trip", policy, key, edge_url, output_format, claims)
 
 
 @breaker.command()
 @click.argument("policy")
 @click.argument("key", required=False, metavar="[DESCRIPTOR=VALUE]")
+@who_options
 @edge_option
 @format_option
-def reset(policy: str, key: str | None, edge_url: str | None, output_format: str) -> None:
+def reset(policy: str, key: str | None, claims: Claims, edge_url: str | None, output_format: str) -> None:
     """Close it, and forget what was spent."""
-    _do("POST", "breaker/reset", policy, key, edge_url, output_format)
+    _do("POST", "breaker/reset", policy, key, edge_url, output_format, claims)
 
 
 def _do(
-    method: str, path: str, policy: str, key: str | None, edge_url: str | None, output_format: str
+    method: str,
+    path: str,
+    policy: str,
+    key: str | None,
+    edge_url: str | None,
+    output_format: str,
+    claims: Sequence[tuple[str, str]] = (),
 ) -> None:
-    parameters = [("policy", policy), *([("key", key)] if key else [])]
+    parameters = [("policy", policy), *([("key", key)] if key else []), *claims]
     report = open_edge(edge_url).ask(method, path, parameters)
     if output_format == "json":
         print_json(report)

@@ -17,6 +17,7 @@ from fairvisor.cli.edge import edge_option, open_edge
 from fairvisor.cli.exits import FAILED
 from fairvisor.cli.files import read_file, shown_name, signing_key
 from fairvisor.cli.screen import count_of, format_option, print_json, print_line
+from fairvisor.cli.who import Claims, who_options
 
 
 @click.command()
@@ -30,6 +31,7 @@ from fairvisor.cli.screen import count_of, format_option, print_json, print_line
     is_flag=True,
     help="With --push: also where the bundle file decides (FAIRVISOR_BUNDLE_ORDER=file), until it changes.",
 )
+@who_options
 @edge_option
 @format_option
 @click.pass_context
@@ -39,6 +41,7 @@ def connect(
     pull: bool,
     payload: bool,
     take_over: bool,
+    claims: Claims,
     edge_url: str | None,
     output_format: str,
 ) -> None:
@@ -56,7 +59,7 @@ def connect(
         bundle = edge.fetch("bundle")
         click.echo(verify_signature(bundle, ()) if payload else bundle, nl=False)
         return
-    parameters = [("take_over", "true")] if take_over else []
+    parameters = [*claims, *([("take_over", "true")] if take_over else [])]
     report = edge.ask("PUT", "bundle", parameters, body=_signed(read_file(file)))
     if output_format == "json":
         print_json(report)

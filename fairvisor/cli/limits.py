@@ -9,6 +9,7 @@ import click
 
 from fairvisor.cli.edge import edge_option, open_edge
 from fairvisor.cli.screen import count_of, format_option, print_json, print_line
+from fairvisor.cli.who import Claims, who_options
 
 Report = Mapping[str, Any]
 
@@ -37,11 +38,20 @@ def show(policy: str, rule: str, keys: tuple[str, ...], edge_url: str | None, ou
 @click.argument("policy")
 @click.argument("rule")
 @click.argument("keys", nargs=-1, metavar="[DESCRIPTOR=VALUE]...")
+@who_options
 @edge_option
 @format_option
-def reset(policy: str, rule: str, keys: tuple[str, ...], edge_url: str | None, output_format: str) -> None:
+def reset(
+    policy: str,
+    rule: str,
+    keys: tuple[str, ...],
+    claims: Claims,
+    edge_url: str | None,
+    output_format: str,
+) -> None:
     """Forget what a limit has counted for one key, on all workers at once."""
-    report = open_edge(edge_url).ask("DELETE", "limits", _parameters(policy, rule, keys))
+    parameters = [*_parameters(policy, rule, keys), *claims]
+    report = open_edge(edge_url).ask("DELETE", "limits", parameters)
     if output_format == "json":
         print_json(report)
     else:

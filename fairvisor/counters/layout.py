@@ -64,7 +64,6 @@ class Word(enum.IntEnum):
     CLAIM_STAMP = WORD_CLAIM_STAMP
     BUNDLE_GENERATION = 16  # the active bundle, 0: none yet
     DURABLE_GENERATION = 17  # the one whose copy stands in the state directory
-    AUDITED_GENERATION = 18  # the last one that the audit log tells of
     KEYS_GENERATION = 19  # moves when a key set of an identity provider was fetched
     KEYS_WANTED_NS = 20  # when a token last named a key that is not known (wall clock)
     LEADER_PID = 24

@@ -12,7 +12,8 @@
     POST   /v1/admin/breaker/reset      close it
 
 Whoever reaches this may do all of it: who that is, is decided by the listener (`admin_listener.py`). Answers come from
-a thread beside the requests and may block. Every change is written to the audit log.
+a thread beside the requests and may block. Every change is written to the audit log, with who made it, what was before
+and what is afterwards; its request may say more of that: reason=, as=, sudo_user=.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qsl
 
+from fairvisor.actor import By, claiming
 from fairvisor.audit import Audit
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.counters.segment import Segment
+from fairvisor.decision import UNIT_U
 from fairvisor.errors import (
     BundleInvalid,
     BundleRefused,
@@ -37,9 +40,11 @@ from fairvisor.errors import (
 from fairvisor.follow import ActiveBundle, Current
 from fairvisor.http.pages import path_of
 from fairvisor.http.request import Request
-from fairvisor.lookup import Keys, Lookup
-from fairvisor.reload import NOT_NOW, Published, Publisher
+from fairvisor.lookup import Found, Keys, Lookup
+from fairvisor.offered import Published
+from fairvisor.reload import NOT_NOW, Publisher
 from fairvisor.response import Answer, error_answer, json_answer
+from fairvisor.rules.breaker import Breaker
 from fairvisor.status import status_of
 from fairvisor.top_keys import read_top_keys
 
@@ -47,7 +52,7 @@ MAX_TOP: Final = 1000
 DEFAULT_TOP: Final = 20
 
 Parameters = Mapping[str, list[str]]
-Handler = Callable[[Request, Parameters, Now], Answer]
+Handler = Callable[[Request, Parameters, By, Now], Answer]
 
 
 class Admin:
@@ -72,10 +77,11 @@ class Admin:
             "/v1/admin/breaker/reset": {"POST": self._reset_breaker},
         }
 
-    def answer(self, request: Request, now: Now) -> Answer:
-        """Answer one request. What is wrong with it becomes an answer; a fault of ours is raised."""
+    def answer(self, request: Request, who: By, now: Now) -> Answer:
+        """Answer a request of `who`. What is wrong with it becomes an answer; a fault of ours is raised."""
         try:
-            return self._handler(request)(request, _parameters(request.target), now)
+            parameters = _parameters(request.target)
+            return self._handler(request)(request, parameters, _claiming(who, parameters), now)
         except BundleInvalid as error:
             return _invalid(error)
         except BundleRefused as error:
@@ -99,11 +105,11 @@ class Admin:
 
     # the instance and its bundle
 
-    def _status(self, request: Request, parameters: Parameters, now: Now) -> Answer:
+    def _status(self, request: Request, parameters: Parameters, by: By, now: Now) -> Answer:
         report = status_of(self._instance, self._segment, self._publisher, self._active.current, now)
         return json_answer(HTTPStatus.OK, report)
 
-    def _get_bundle(self, request: Request, parameters: Parameters, now: Now) -> Answer:
+    def _get_bundle(self, request: Request, parameters: Parameters, by: By, now: Now) -> Answer:
         shared = self._publisher.current()
         if shared is None:
             raise NotFound("there is no bundle yet")
@@ -119,11 +125,11 @@ class Admin:
         finally:
             shared.close()
 
-    def _put_bundle(self, request: Request, parameters: Parameters, now: Now) -> Answer:
+    def _put_bundle(self, request: Request, parameters: Parameters, by: By, now: Now) -> Answer:
         take_over = _flag(parameters, "take_over")
-        return _published(self._publisher.push(request.body or b"", take_over=take_over))
+        return _published(self._publisher.push(request.body or b"", by, take_over=take_over))
 
-    def _reload(self, request: Request, parameters: Parameters, now: Now) -> Answer:
+    def _reload(self, request: Request, parameters: Parameters, by: By, now: Now) -> Answer:
         file = self._publisher.file
         if file is None:
             raise Conflict("FAIRVISOR_CONFIG_FILE is not set: there is no file to read")
@@ -132,25 +138,33 @@ class Admin:
         except OSError as error:
             self._publisher.file_is_missing(f"{file}: {error.strerror}")
             raise Conflict(f"{file}: {error.strerror}") from None
-        return _published(self._publisher.take_file(data))
+        return _published(self._publisher.take_file(data, by))
 
     # counters
 
-    def _show_limit(self, request: Request, parameters: Parameters, now: Now) -> Answer:
+    def _show_limit(self, request: Request, parameters: Parameters, by: By, now: Now) -> Answer:
         policy, rule = _one(parameters, "policy"), _one(parameters, "rule")
         found = self._lookup().find(policy, rule, _keys(parameters), now)
         return json_answer(HTTPStatus.OK, found.report())
 
-    def _reset_limit(self, request: Request, parameters: Parameters, now: Now) -> Answer:
+    def _reset_limit(self, request: Request, parameters: Parameters, by: By, now: Now) -> Answer:
         policy, rule = _one(parameters, "policy"), _one(parameters, "rule")
         lookup = self._lookup()
         found = lookup.find(policy, rule, _keys(parameters), now)
         forgotten = lookup.reset(found, now)
-        self._audit.record("limit_reset", {"policy": policy, "rule": rule}, now)
-        report = lookup.find(policy, rule, _keys(parameters), now).report()
-        return json_answer(HTTPStatus.OK, {**report, "forgotten": forgotten})
+        left = lookup.find(policy, rule, _keys(parameters), now)
+        fields = {
+            "policy": policy,
+            "rule": rule,
+            "key": self._audit.key_of(tuple(found.keys.items())),
+            **by.fields(),
+            "old": _remaining(found),
+            "new": _remaining(left),
+        }
+        self._audit.record("limit_reset", fields, now)
+        return json_answer(HTTPStatus.OK, {**left.report(), "forgotten": forgotten})
 
-    def _top(self, request: Request, parameters: Parameters, now: Now) -> Answer:
+    def _top(self, request: Request, parameters: Parameters, by: By, now: Now) -> Answer:
         most = _count(parameters)
         wanted = {name: _one(parameters, name) for name in ("policy", "rule") if name in parameters}
         since_ns, top = read_top_keys(self._segment.slates, now)
@@ -169,29 +183,44 @@ class Admin:
 
     # breakers
 
-    def _show_breaker(self, request: Request, parameters: Parameters, now: Now) -> Answer:
+    def _show_breaker(self, request: Request, parameters: Parameters, by: By, now: Now) -> Answer:
         return self._breaker_answer(parameters, now)
 
-    def _trip(self, request: Request, parameters: Parameters, now: Now) -> Answer:
-        policy = _one(parameters, "policy")
-        breaker, value = self._lookup().breaker(policy, _keys(parameters), now)
+    def _trip(self, request: Request, parameters: Parameters, by: By, now: Now) -> Answer:
+        breaker, value = self._breaker(parameters, now)
         changed = breaker.trip(self._segment.table, value, now)
-        self._audit.record("breaker_trip", {"policy": policy}, now)
+        return self._breaker_changed("breaker_trip", parameters, by, now, changed=changed)
+
+    def _reset_breaker(self, request: Request, parameters: Parameters, by: By, now: Now) -> Answer:
+        breaker, value = self._breaker(parameters, now)
+        changed = breaker.reset(self._segment.table, value, now)
+        return self._breaker_changed("breaker_reset", parameters, by, now, changed=changed)
+
+    def _breaker_changed(
+        self, action: str, parameters: Parameters, by: By, now: Now, *, changed: bool
+    ) -> Answer:
+        breaker, value = self._breaker(parameters, now)
+        new, other = (
+            ("open", "closed") if breaker.opened_ns(self._segment.table, value, now) else ("closed", "open")
+        )
+        fields = {
+            "policy": _one(parameters, "policy"),
+            "key": self._audit.key_of(((breaker.key_name, value),) if breaker.key_name else ()),
+            **by.fields(),
+            "old": other if changed else new,
+            "new": new,
+        }
+        self._audit.record(action, fields, now)
         return self._breaker_answer(parameters, now, changed=changed)
 
-    def _reset_breaker(self, request: Request, parameters: Parameters, now: Now) -> Answer:
-        policy = _one(parameters, "policy")
-        breaker, value = self._lookup().breaker(policy, _keys(parameters), now)
-        changed = breaker.reset(self._segment.table, value, now)
-        self._audit.record("breaker_reset", {"policy": policy}, now)
-        return self._breaker_answer(parameters, now, changed=changed)
+    def _breaker(self, parameters: Parameters, now: Now) -> tuple[Breaker, str | None]:
+        return self._lookup().breaker(_one(parameters, "policy"), _keys(parameters), now)
 
     def _breaker_answer(self, parameters: Parameters, now: Now, **more: bool) -> Answer:
-        policy = _one(parameters, "policy")
-        breaker, value = self._lookup().breaker(policy, _keys(parameters), now)
+        breaker, value = self._breaker(parameters, now)
         opened_ns = breaker.opened_ns(self._segment.table, value, now)
         report = {
-            "policy": policy,
+            "policy": _one(parameters, "policy"),
             "keys": {breaker.key_name: value} if breaker.key_name else {},
             "state": "open" if opened_ns else "closed",
             "open_seconds": (now.wall_ns - opened_ns) // NS_PER_S if opened_ns else None,
@@ -229,6 +258,19 @@ def _parameters(target: str) -> Parameters:
     for name, value in parse_qsl(target.partition("#")[0].partition("?")[2], keep_blank_values=True):
         found.setdefault(name, []).append(value)
     return found
+
+
+def _claiming(who: By, parameters: Parameters) -> By:
+    """Return the actor with the claims of the request. Raises RequestError."""
+    try:
+        return claiming(who, {name: values[-1] for name, values in parameters.items()})
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
+def _remaining(found: Found) -> dict[str, float]:
+    """Return what is left of each counter, in whole units."""
+    return {standing.name: standing.remaining_u / UNIT_U for standing in found.standings}
 
 
 def _one(parameters: Parameters, name: str) -> str:

@@ -16,6 +16,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,13 +27,15 @@ from pathlib import Path
 from socketserver import BaseServer, ThreadingMixIn
 from typing import Any, BinaryIO, Final, Protocol, cast
 
+from fairvisor import actor
+from fairvisor.actor import By
 from fairvisor.bundle.syntax import MAX_BUNDLE_BYTES
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.errors import BodyTooLarge, Busy, Forbidden, RequestError
+from fairvisor.http.admin_tokens import AdminTokens
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.wire import NO_STORE
 from fairvisor.response import Answer, error_answer, json_answer
-from fairvisor.secret_values import Secret, encoded, is_one_of
 from fairvisor.settings import Bind
 
 MAX_AUTHENTICATED: Final = 16  # connections per worker
@@ -47,6 +50,7 @@ STOPPED_WITHIN_S: Final = 6.0  # a push that is under way is answered after 5 s
 _POLL_S: Final = 0.25
 _READ_BYTES: Final = 1 << 16  # of a body at a time: other threads run in between
 _BACKLOG: Final = 64
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 _BUSY: Final = "admin-request-"  # begins the names of threads that answer
 
 _log = logging.getLogger(__name__)
@@ -55,7 +59,7 @@ _log = logging.getLogger(__name__)
 class Answering(Protocol):
     """What the listener needs of the API."""
 
-    def answer(self, request: Request, now: Now, /) -> Answer: ...
+    def answer(self, request: Request, who: By, now: Now, /) -> Answer: ...
 
 
 class AdminSocket:
@@ -143,12 +147,12 @@ class AdminServer(ThreadingMixIn, BaseServer):
     daemon_threads = True
 
     def __init__(
-        self, listener: socket.socket, api: Answering, token: Secret, read_now: Callable[[], Now]
+        self, listener: socket.socket, api: Answering, tokens: AdminTokens, read_now: Callable[[], Now]
     ) -> None:
-        """`token` is what clients must send over TCP; on a unix socket its permissions decide."""
+        """Over TCP clients must send one of `tokens`; on a unix socket its permissions decide."""
         super().__init__(("", 0), _Exchange)
         self.api = api
-        self.tokens = encoded(token)
+        self.tokens = tokens
         self.guarded = listener.family != socket.AF_UNIX
         self.read_now = read_now
         self._listener = listener
@@ -271,10 +275,10 @@ class _Exchange(BaseHTTPRequestHandler):
         """Answer one request, whatever its method."""
         server = self.server
         try:
-            self._authorize()
+            who = self._who()
             server.admit(self.connection)
             request = Request(self.command, self.path, {}, Peer("", trusted=True), self._body())
-            answer = server.api.answer(request, server.read_now())
+            answer = server.api.answer(request, who, server.read_now())
         except RequestError as error:
             answer = error_answer(error)
         except Exception:  # a fault of ours: an operator must learn of it, the worker must not die of it
@@ -286,13 +290,22 @@ class _Exchange(BaseHTTPRequestHandler):
 
     do_PUT = do_POST = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = do_GET
 
-    def _authorize(self) -> None:
+    def _who(self) -> By:
+        """Return the client: the user of a unix socket, over TCP the holder of a token. Raises Forbidden."""
         if not self.server.guarded:
-            return
+            _, uid, _ = _CREDENTIALS.unpack(
+                self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
+            return actor.user(uid)
         kind, _, token = self.headers.get("Authorization", "").partition(" ")
         given = token.strip().encode("utf-8", "surrogateescape")
-        if kind.lower() != "bearer" or not is_one_of(given, self.server.tokens):
-            raise Forbidden("the token in Authorization: Bearer is missing or wrong (FAIRVISOR_ADMIN_TOKEN)")
+        name = self.server.tokens.name_of(given) if kind.lower() == "bearer" else ""
+        if not name:
+            raise Forbidden(
+                "the token in Authorization: Bearer is missing or wrong (FAIRVISOR_ADMIN_TOKEN, "
+                "FAIRVISOR_ADMIN_TOKENS_FILE)"
+            )
+        return actor.token(name, str(self.client_address[0]))
 
     def _body(self) -> bytes | None:
         if "Transfer-Encoding" in self.headers:

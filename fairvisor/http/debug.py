@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import quote
 
+from fairvisor import actor
+from fairvisor.audit import Audit
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.context import Context
 from fairvisor.counters.layout import Word
@@ -51,7 +53,9 @@ _READABLE: Final = "!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~ "
 class DebugSessions:
     """Opens, closes and recognises debug sessions. Without a secret there are none."""
 
-    def __init__(self, secret: Secret, segment: Segment, complaints: Complaints) -> None:
+    def __init__(
+        self, secret: Secret, segment: Segment, complaints: Complaints, audit: Audit | None = None
+    ) -> None:
         self._secrets = encoded(secret)
         self._keys = [
             hmac.digest(segment.reservation_key, b"fairvisor debug session\0" + each, "sha256")
@@ -60,6 +64,7 @@ class DebugSessions:
         self._table = segment.table
         self._results = {result: Counter(segment, DEBUG_SESSIONS, result) for result in DEBUG_SESSIONS.known}
         self._complaints = complaints
+        self._audit = audit
 
     def open(self, request: Request, now: Now) -> Answer:
         """POST /v1/debug/session: 204 and the cookie.
@@ -80,6 +85,7 @@ class DebugSessions:
             self._complaints.wrong_secret(request.peer.address, now)
             raise Forbidden("the header X-Fairvisor-Debug-Secret is missing or wrong")
         self._results["opened"].add()
+        self._record("debug_open", request, now)
         terms = _TERMS.pack(now.wall_ns // NS_PER_S + LIFETIME_S, self._epoch)
         token = base64.urlsafe_b64encode(terms + self._seals(terms)[0]).decode("ascii").rstrip("=")
         return Answer(204, f"Set-Cookie: {COOKIE}={token}; Max-Age={LIFETIME_S}; {_ATTRIBUTES}\r\n")
@@ -92,6 +98,7 @@ class DebugSessions:
         if self._is_open(cookies.first.get(COOKIE, ""), now):
             self._table.word_add(Word.DEBUG_EPOCH, 1)
             self._results["closed"].add()
+            self._record("debug_close", request, now)
         return Answer(204, f"Set-Cookie: {COOKIE}=; Max-Age=0; {_ATTRIBUTES}\r\n")
 
     def wanted(self, context: Context) -> bool:
@@ -110,6 +117,10 @@ class DebugSessions:
             return False
         end_s, epoch = _TERMS.unpack(terms)
         return now.wall_ns < int(end_s) * NS_PER_S and epoch == self._epoch
+
+    def _record(self, action: str, request: Request, now: Now) -> None:
+        if self._audit is not None:
+            self._audit.record(action, actor.secret("debug", request.peer.address).fields(), now)
 
     @property
     def _epoch(self) -> int:

@@ -83,7 +83,7 @@ class Service:
         self._max_body = BodyRule(settings.max_body)
         self._known_tokens = encoded(settings.decision_token)
         self._complaints = Complaints()
-        self._debug = DebugSessions(settings.debug_session_secret, segment, self._complaints)
+        self._debug = DebugSessions(settings.debug_session_secret, segment, self._complaints, audit)
         self._pages = self._make_pages(with_health=settings.health_bind is None)
         self._undecided = Undecided(segment, settings.fail_open, audit)
         self._audit = audit

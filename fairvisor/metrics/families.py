@@ -267,7 +267,8 @@ AUDIT_MERGED: Final = Family(
     "Events that share a line of the audit log with others of their policy, rule and reason, without their key.",
 )
 AUDIT_DROPPED: Final = Family(
-    "fairvisor_audit_dropped_total", "Events that a stopping worker could not write to the audit log."
+    "fairvisor_audit_dropped_total",
+    "Events that could not be written to the audit log: a worker stopped, or too many waited.",
 )
 
 FAMILIES: Final = (

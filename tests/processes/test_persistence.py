@@ -29,7 +29,8 @@ from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.memory import SHM_DIR
 from fairvisor.notes import Notes
-from fairvisor.reload import Published, Publisher
+from fairvisor.offered import Published
+from fairvisor.reload import Publisher
 from fairvisor.settings import Settings
 
 DECIDED = 'fairvisor_decisions_total{action="allow",policy="all",reason="",rule="month"} %d.0'

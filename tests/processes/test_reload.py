@@ -30,7 +30,8 @@ from edge_server import (
 
 from fairvisor.bundle.shared import object_name
 from fairvisor.errors import BundleInvalid, BundleRefused
-from fairvisor.reload import IN_THREAD_BYTES, Published, Publisher
+from fairvisor.offered import Published
+from fairvisor.reload import IN_THREAD_BYTES, Publisher
 from fairvisor.settings import Settings
 
 
