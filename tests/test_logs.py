@@ -190,3 +190,28 @@ def test_a_log_that_is_not_there_or_goes_to_standard_output_is_an_error(
     monkeypatch.setenv("FAIRVISOR_AUDIT_LOG", "-")
     assert run(["logs"]) == 1
     assert "standard output" in capsys.readouterr().err
+
+
+def test_a_line_is_shown_without_its_place_in_the_chain_and_a_change_with_who_made_it(
+    log: Path, capsys: Captured
+) -> None:
+    chain = {"lost": 1, "torn": 2, "chain": "file-1", "seq": 7, "prev": "sha256:0"}
+    reject = {
+        "time": "T",
+        "action": "reject",
+        "reason": "denied",
+        "policy": "p",
+        "rule": "r",
+        "count": 1,
+        **chain,
+    }
+    change = {
+        "time": "T",
+        "action": "limit_reset",
+        "actor": {"kind": "token", "name": "ci"},
+        "policy": "p",
+        **chain,
+    }
+    log.write_text("".join(json.dumps(each) + "\n" for each in (reject, change)))
+    assert run(["logs", "--no-follow", "--file", str(log)]) == 0
+    assert capsys.readouterr().out == "T reject  denied  p/r\nT  token ci  limit_reset  p\n"

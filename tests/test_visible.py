@@ -18,9 +18,21 @@ from hypothesis import strategies as st
 
 import fairvisor
 from fairvisor.applog import Console, Json
-from fairvisor.cli import breaker, connect, explain, limits, logs, main, replayed, status, validate
+from fairvisor.cli import (
+    breaker,
+    changed,
+    connect,
+    explain,
+    limits,
+    logs,
+    main,
+    replayed,
+    status,
+    validate,
+    verified,
+)
 from fairvisor.cli.edge import Refused
-from fairvisor.cli.screen import print_json
+from fairvisor.cli.screen import print_document, print_json
 from fairvisor.errors import BundleInvalid, FairvisorError, Problem
 from fairvisor.response import json_answer
 from fairvisor.visible import visible, visible_json
@@ -135,6 +147,19 @@ def audit_line(text: str) -> bytes:
     return json.dumps(line).encode()
 
 
+def changed_line(text: str) -> dict[str, Any]:
+    actor = {"kind": text, "name": text, "claimed": {text: text}}
+    line = {"time": text, "action": text, "reason": text, "policy": text, "rule": text, "field": text}
+    return {**line, "key": {text: text}, "old": text, "new": text, "actor": actor}
+
+
+def verified_report(text: str) -> dict[str, Any]:
+    file = {"file": text, "lines": 1, "first": text, "last": text, "wrong": 1}
+    finding = {"kind": text, "file": text, "line": 1, "text": text}
+    counts = {"lines": 1, "unchained": 1, "begins_at": 2, "lost": 1, "more": 1}
+    return {"intact": False, "files": [file], "findings": [finding], "end_is_known": False, **counts}
+
+
 def show_top(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     edge = Mock(ask=Mock(return_value=top_report(text)))
     monkeypatch.setattr(limits, "open_edge", lambda url: edge)
@@ -166,7 +191,9 @@ RENDERERS: dict[str, Callable[[str, pytest.MonkeyPatch], object]] = {
     "explain": lambda text, _: explain._print_report(explain_report(text)),
     "logs": lambda text, _: logs._show(audit_line(text)),
     "logs of others": lambda text, _: logs._show(text.encode("utf-8", "surrogatepass")),
-    "logs --format json": lambda text, _: logs._show_json(
+    "logs --changes": lambda text, _: changed.print_change(changed_line(text)),
+    "logs --verify": lambda text, _: verified._print(verified_report(text)),
+    "logs --format json": lambda text, _: print_document(
         orjson.dumps({"key": text.encode("utf-8", "replace").decode()})
     ),
     "json": lambda text, _: print_json({"key": text.encode("utf-8", "replace").decode()}),
@@ -229,11 +256,11 @@ def test_only_the_screen_prints() -> None:
         if path.name != "screen.py"
     }
     assert found == {
-        ("connect.py", "edge.fetch('bundle')"),
-        ("logs.py", "visible_json(line)"),
+        ("connect.py", "verify_signature(bundle, ()) if payload else bundle"),
         ("main.py", "context.get_help()"),
         ("main.py", "found.get_help(click.Context(found, group, command))"),
         ("main.py", "group.get_help()"),
+        ("sign.py", "data"),
     }
 
 

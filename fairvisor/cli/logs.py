@@ -1,4 +1,4 @@
-"""`fairvisor logs`: the audit log as it grows, filtered.
+"""`fairvisor logs`: the audit log as it grows, filtered; who changed what; and whether it is as it was written.
 
 The file is followed by its path: when it is renamed, removed or cut short by log rotation, the rest of the old one is
 read and the new one is begun at its start. Lines are those of `fairvisor/audit.py`; one that is none of them is passed
@@ -12,23 +12,30 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
-import orjson
 
-from fairvisor.cli.screen import print_line
+from fairvisor.chain import Link, keys_of
+from fairvisor.cli.changed import EVERYTHING, print_change, show_changes
+from fairvisor.cli.exits import FAILED
+from fairvisor.cli.logfiles import document_of, files_of, in_order
+from fairvisor.cli.screen import print_document, print_line
+from fairvisor.cli.verified import show_verified
 from fairvisor.errors import FairvisorError
 from fairvisor.settings import Settings, environment
-from fairvisor.visible import visible_json
 
 POLL_S: Final = 0.2
 _MARK_BYTES: Final = 256
 _READ_BYTES: Final = 1 << 16
+_KNOWN: Final = frozenset(
+    {"time", "action", "reason", "policy", "rule", "mode", "key", "count", "worker", *Link._fields}
+)
 COLOURS: Final = {"reject": "bold red", "throttle": "yellow", "warn": "yellow", "would_reject": "magenta"}
 
 
 @click.command()
+@click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option("--action", help="Only this action: reject, would_reject, warn, throttle, trip, bundle...")
 @click.option("--reason", help="Only this reason, such as rate_limit_exceeded.")
 @click.option("--policy", help="Only this policy.")
@@ -37,31 +44,64 @@ COLOURS: Final = {"reject": "bold red", "throttle": "yellow", "warn": "yellow", 
 )
 @click.option("--follow/--no-follow", default=True, help="Go on as the log grows (default), or end.")
 @click.option(
+    "--changes",
+    is_flag=False,
+    flag_value=EVERYTHING,
+    metavar="[POLICY[/RULE]]",
+    help="Show who changed what, when and why, in the log and its rotated files: all of it, or only this.",
+)
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Say whether the log and its rotated files are as they were written; exits with 1 if they are not.",
+)
+@click.option(
     "--file", metavar="PATH", help="The audit log. Default: that of the settings.  [FAIRVISOR_AUDIT_LOG]"
 )
 @click.option(
     "--format", "output_format", type=click.Choice(["table", "json"]), default="table",
     help="table for people (default), json: the lines as they are.",
 )  # fmt: skip
+@click.pass_context
 def logs(
+    context: click.Context,
+    files: tuple[str, ...],
     action: str | None,
     reason: str | None,
     policy: str | None,
     lines: int,
     follow: bool,
+    changes: str | None,
+    verify: bool,
     file: str | None,
     output_format: str,
 ) -> None:
-    """Follow the audit log."""
-    path = Path(file) if file else Settings.load(environment(), {}).audit_path
-    if path is None:
+    """Follow the audit log, or look into it and its rotated files.
+
+    With --changes and --verify, FILEs are looked at instead of the log of the settings; .gz files are decompressed.
+    """
+    settings = Settings.load(environment(), {})
+    path = Path(file) if file else settings.audit_path
+    if files and not (verify or changes is not None):
+        raise click.UsageError("FILEs belong to --verify and --changes; --file names the log to follow")
+    if verify and changes is not None:
+        raise click.UsageError("one of --verify and --changes")
+    if path is None and not files:
         raise FairvisorError(
             "the audit log goes to standard output of the server: there is no file to follow"
         )
+    if verify or changes is not None:
+        found = in_order([Path(name) for name in files]) if files or path is None else files_of(path)
+        if changes is not None:
+            show_changes(found, changes, output_format)
+        elif not show_verified(found, None if files else path, keys_of(settings.audit_key), output_format):
+            context.exit(FAILED)
+        return
+    assert path is not None, "there is a file to follow"
     wanted = {
         name: value for name, value in (("action", action), ("reason", reason), ("policy", policy)) if value
     }
-    show = _show_json if output_format == "json" else _show
+    show = print_document if output_format == "json" else _show
     pause = threading.Event()
     with FollowedLog(path, lambda: not follow or pause.wait(POLL_S)) as log:
         for line in log.lines(lines, lambda line: _passes(line, wanted)):
@@ -69,16 +109,8 @@ def logs(
 
 
 def _passes(line: bytes, wanted: Mapping[str, str]) -> bool:
-    document = _document(line)
+    document = document_of(line)
     return all(document.get(name) == value for name, value in wanted.items())
-
-
-def _document(line: bytes) -> Mapping[str, Any]:
-    try:
-        document = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 class FollowedLog:
@@ -182,22 +214,20 @@ def _end_of_last_line(fd: int) -> int:
     return 0
 
 
-def _show_json(line: bytes) -> None:
-    click.echo(visible_json(line))
-
-
 def _show(line: bytes) -> None:
-    document = _document(line)
+    document = document_of(line)
     if "action" not in document:
         print_line(line.decode("utf-8", "replace"))
+        return
+    if isinstance(document.get("actor"), dict):
+        print_change(document)
         return
     action = document["action"]
     place = "/".join(document[name] for name in ("policy", "rule") if document.get(name))
     count = document.get("count", 1)
     key = document.get("key") or {}
     who = ", ".join(f"{name}={value}" for name, value in key.items())
-    known = {"time", "action", "reason", "policy", "rule", "mode", "key", "count", "worker"}
-    more = ", ".join(f"{name}={value}" for name, value in document.items() if name not in known)
+    more = ", ".join(f"{name}={value}" for name, value in document.items() if name not in _KNOWN)
     parts = [part for part in (document.get("reason", ""), place, who, more) if part]
     times = f" × {count:,}" if count != 1 else ""
     print_line(

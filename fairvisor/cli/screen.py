@@ -36,6 +36,11 @@ def print_json(value: object) -> None:
     click.echo(visible_json(orjson.dumps(value, option=orjson.OPT_INDENT_2)))
 
 
+def print_document(line: bytes) -> None:
+    """Print a line of JSON; it stays the same document."""
+    click.echo(visible_json(line))
+
+
 def print_line(*parts: str | tuple[str, str]) -> None:
     """One line on stdout; a part is a text or a pair of text and rich style."""
     shown = [visible(part) if isinstance(part, str) else (visible(part[0]), part[1]) for part in parts]

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
+import shutil
 import signal
 import socket
 import subprocess
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from edge_server import Client, Edge, StartEdge, ask, bundle_of, free_port, token_bucket, wait_until
 from prometheus_client.parser import text_string_to_metric_families
+from test_operating import run
 
+AUDIT_KEY = "0123456789abcdef" * 4
 PAGES = ("/livez", "/readyz", "/metrics")
 REJECT_ALL = token_bucket(1, rate=0.000001)
 NOTHING_LEFT = bundle_of(
@@ -262,6 +268,47 @@ def test_rotation_loses_nothing(start_edge: StartEdge, tmp_path: Path) -> None:
         wait_until(log.exists)
         log.rename(old[-1])
     wait_until(lambda: rejects(log, *old) == 5 * 400 - 1)
+    edge.signal(signal.SIGTERM)
+    edge.end()
+    assert run(edge, "logs", "--verify").returncode == 0
+
+
+def test_workers_that_are_killed_while_they_write_leave_a_chain_that_holds(
+    start_edge: StartEdge, tmp_path: Path
+) -> None:
+    log = tmp_path / "audit"
+    edge = start_edge(NOTHING_LEFT, workers=2, FAIRVISOR_AUDIT_LOG=str(log), FAIRVISOR_AUDIT_KEY=AUDIT_KEY)
+    for _ in range(5):
+        flood(edge, 500, keys=500)
+        victim = lines(log)[-1]["worker"] if log.exists() and lines(log) else edge.workers()[0]
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: len(edge.workers()) == 2)
+    edge.signal(signal.SIGTERM)
+    edge.end()
+    report = json.loads(run(edge, "logs", "--verify", "--format", "json").stdout)
+    assert report["intact"], report["findings"]
+    assert report["lines"] > 100
+    log.write_bytes(log.read_bytes().replace(b'"action":"reject"', b'"action":"allow!"', 1))
+    assert run(edge, "logs", "--verify").returncode == 1
+
+
+def test_a_chain_goes_on_when_the_disk_has_room_again(start_edge: StartEdge, tmp_path: Path) -> None:
+    """A file that cannot grow takes a part of a line, as a full disk does."""
+    log = tmp_path / "audit"
+    edge = start_edge(NOTHING_LEFT, workers=2, FAIRVISOR_AUDIT_LOG=str(log))
+    flood(edge, 100, keys=100)
+    wait_until(lambda: rejects(log) == 100)
+    for pid in edge.workers():
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (log.stat().st_size + 1000, resource.RLIM_INFINITY))
+    flood(edge, 100, keys=100)
+    wait_until(lambda: metrics(edge)["fairvisor_fault", "audit_log"] == 1)
+    for pid in edge.workers():
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    counts = re.compile(rb'"action":"reject".*"count":([0-9]+),')
+    wait_until(lambda: sum(map(int, counts.findall(log.read_bytes()))) == 200)
+    report = json.loads(run(edge, "logs", "--verify", "--format", "json").stdout)
+    assert report["intact"], report["findings"]
 
 
 def test_a_log_that_cannot_be_written_is_told_and_written_again_when_it_can(
@@ -273,8 +320,7 @@ def test_a_log_that_cannot_be_written_is_told_and_written_again_when_it_can(
     edge = start_edge(REJECT_ALL, workers=2, FAIRVISOR_AUDIT_LOG=str(log))
     flood(edge, 100, keys=1)
     wait_until(lambda: rejects(log) == 99)
-    log.unlink()
-    folder.rmdir()
+    shutil.rmtree(folder)
     assert flood(edge, 100, keys=1) == {429: 100}
     fault = ("fairvisor_fault", "audit_log")
     wait_until(lambda: metrics(edge)[fault] == 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pwd
 import signal
 import stat
 import subprocess
@@ -497,3 +498,47 @@ def test_what_operators_do_is_in_the_audit_log(start_edge: StartEdge, tmp_path: 
     log = tmp_path / "state" / "audit.log"
     line = b'"action":"limit_reset","policy":"api","rule":"r"'
     wait_until(lambda: log.is_file() and line in log.read_bytes())
+
+
+def test_each_question_of_an_auditor_is_answered_by_one_command(
+    start_edge: StartEdge, tmp_path: Path
+) -> None:
+    """Who changed this limit, when, why, from what to what; was the log altered."""
+    edge = start_edge(bundle_of(per_client(1)), workers=2, FAIRVISOR_AUDIT_KEY="0123456789abcdef" * 4)
+    pushed = tmp_path / "pushed.json"
+    pushed.write_text(json.dumps(bundle_of(per_client(7), version=2)))
+    assert (
+        run(edge, "connect", "--push", str(pushed), "--reason", "ACME grows", "--as", "bob").returncode == 0
+    )
+    log = tmp_path / "state" / "audit.log"
+    wait_until(lambda: b'"bundle_change"' in log.read_bytes())
+    edge.write(bundle_of(per_client(9), version=3))
+    wait_until(lambda: log.read_bytes().count(b'"bundle_change"') == 2)
+    edge.signal(signal.SIGHUP)
+    wait_until(lambda: b'"action":"reload"' in log.read_bytes())
+    edge.signal(signal.SIGTERM)
+    assert edge.end() == 0
+    by_push, by_file = run(edge, "logs", "--changes", "api/r").stdout.splitlines()
+    me = pwd.getpwuid(os.getuid()).pw_name
+    assert by_push.split("  ", 1)[1] == (
+        f"user {me} [claims as bob]  bundle_change  api/r  algorithm_config.burst  1 -> 7  (ACME grows)"
+    )
+    assert by_file.split("  ", 1)[1] == (
+        f"file {edge.policy} of {me}  bundle_change  api/r  algorithm_config.burst  7 -> 9"
+    )
+    actions = [json.loads(line)["action"] for line in log.read_text().splitlines()]
+    assert actions == [
+        "bundle",
+        "start",
+        "bundle",
+        "bundle_change",
+        "bundle",
+        "bundle_change",
+        "reload",
+        "stop",
+    ]
+    assert run(edge, "logs", "--verify").returncode == 0
+    log.write_text(log.read_text().replace('"new":7', '"new":6'))
+    altered = run(edge, "logs", "--verify")
+    assert altered.returncode == 1
+    assert "altered" in altered.stdout
