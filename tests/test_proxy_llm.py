@@ -360,6 +360,27 @@ def test_a_stream_past_its_limit_ends_as_openai_ends_one() -> None:
     check(streaming(sse(*words(50), DONE), pause_after=40), test, policies=limited)
 
 
+def test_a_stream_past_its_limit_is_noted_with_its_rule_whose_it_was_and_its_tokens() -> None:
+    limited = policy("llm", tokens("tokens", "header:x-tenant", tpm=TPM, max_completion_tokens=10))
+    noted: list[tuple[str, Any, str, int]] = []
+
+    async def test(proxy: Bench) -> None:
+        ledger = proxy.gate._ledger
+        ledger._note_ended = lambda limit, described, reason, streamed: noted.append(
+            (limit.tally.rule, described, reason, streamed)
+        )
+        await proxy.ask(request(STREAM, CHAT, "X-Tenant: acme"))
+
+    check(streaming(sse(*words(50), DONE)), test, policies=limited)
+    ((name, described, reason, streamed),) = noted
+    assert (name, described, reason) == (
+        "tokens",
+        (("header:x-tenant", "acme"),),
+        "max_completion_tokens_exceeded",
+    )
+    assert 10 <= streamed <= 12
+
+
 def test_a_stream_past_its_limit_can_end_with_an_error() -> None:
     limited = rule(max_completion_tokens=10, streaming={"on_limit_exceeded": "error_chunk"})
 

@@ -26,8 +26,10 @@ from fairvisor.llm.reservation import unseal
 from fairvisor.llm.stream import UsageReader
 from fairvisor.llm.usage import Usage, weigh
 from fairvisor.metrics import Counter, TokenMeter
+from fairvisor.proxy.endings import CODE
 from fairvisor.proxy.events import Ending, Events
 from fairvisor.proxy.rewrite import content_type
+from fairvisor.rules.limit import Described, Limit
 from fairvisor.rules.llm_tokens import LlmTokens, LlmVerdict, settle
 
 if TYPE_CHECKING:
@@ -59,7 +61,9 @@ class Ledger:
         missing: Mapping[str, Counter],
         settlements: Mapping[str, Counter],
         ended: Mapping[str, Counter],
+        note_ended: Callable[[Limit, Described, str, int], None] | None = None,
     ) -> None:
+        """`note_ended` logs a stream that was ended: the limit, its key, the reason and the tokens."""
         self._counters = counters
         self._key = reservation_key
         self.asks_usage = asks_usage
@@ -67,11 +71,20 @@ class Ledger:
         self._meter = meter
         self._missing = missing
         self._settlements = settlements
-        self.ended = ended
+        self._ended = ended
+        self._note_ended = note_ended
 
     def open(self, token: str, context: Context, decision: Decision, *, whole: bool) -> Account:
         """The account of a request that has reserved (`token`); `whole`: its body is all there."""
-        return Account(self, token, context, _ending(context, decision), whole=whole)
+        rule, ending = _ending(context, decision)
+        described = rule.describe(context) if rule is not None else ()
+        return Account(self, token, context, ending, rule, described, whole=whole)
+
+    def stream_ended(self, ending: Ending, limit: Limit, described: Described, tokens: int) -> None:
+        """Count a stream that was ended at its limit."""
+        self._ended["graceful_close" if ending.graceful else "error_chunk"].add()
+        if self._note_ended is not None:
+            self._note_ended(limit, described, CODE, tokens)
 
     def settle(self, token: str, usage: Usage | None) -> None:
         """Replace what was reserved by `usage`; None gives it back.
@@ -112,17 +125,28 @@ class Account:
     While it is `behind`, `read_on` is to be called before anything else, with others served in between.
     """
 
-    __slots__ = ("_decoder", "_edits", "_ending", "_events", "_failed", "_ledger", "_llm", "_path", "_reader",
-                 "_strips", "_token", "body", "coding", "stopped")  # fmt: skip
+    __slots__ = ("_decoder", "_described", "_edits", "_ending", "_events", "_failed", "_ledger", "_limit", "_llm",
+                 "_path", "_reader", "_strips", "_token", "body", "coding", "stopped")  # fmt: skip
 
     def __init__(
-        self, ledger: Ledger, token: str, context: Context, ending: Ending | None, *, whole: bool
+        self,
+        ledger: Ledger,
+        token: str,
+        context: Context,
+        ending: Ending | None,
+        limit: Limit | None,
+        described: Described,
+        *,
+        whole: bool,
     ) -> None:
+        """`ending` is when and how a stream ends, `limit` the rule that says so, `described` its key."""
         self._ledger = ledger
         self._token = token
         self._llm: LlmRequest | None = context.llm
         self._path = context.path
         self._ending = ending
+        self._limit = limit
+        self._described = described
         self.body: bytes | None = None
         streams = self._llm is not None and self._llm.stream
         whole = whole and self._llm is not None and not self._llm.unread
@@ -222,8 +246,8 @@ class Account:
     def _stop(self, events: Events) -> None:
         """The stream ends here: what was used so far is all there will be."""
         self.stopped = True
-        if self._ending is not None and events.stopped:
-            self._ledger.ended["graceful_close" if self._ending.graceful else "error_chunk"].add()
+        if self._ending is not None and self._limit is not None and events.stopped:
+            self._ledger.stream_ended(self._ending, self._limit, self._described, events.tokens)
         self._settle(self._streamed(events))
 
     def ended(self) -> bytes:
@@ -273,9 +297,10 @@ class Account:
         return told
 
 
-def _ending(context: Context, decision: Decision) -> Ending | None:
-    """The smallest limit that is set to a stream by what let it pass, and how it ends there."""
+def _ending(context: Context, decision: Decision) -> tuple[LlmTokens | None, Ending | None]:
+    """Return the rule with the smallest limit for this stream, and how it ends there."""
     least: Ending | None = None
+    found: LlmTokens | None = None
     for verdict in decision.passed:
         if isinstance(verdict, LlmVerdict):
             rule = verdict.limit
@@ -283,7 +308,8 @@ def _ending(context: Context, decision: Decision) -> Ending | None:
             tokens = rule.stream_limit(context, verdict)
             if tokens is not None and (least is None or tokens < least.tokens):
                 least = Ending(tokens, rule.streaming.graceful, rule.streaming.tells_usage)
-    return least
+                found = rule
+    return found, least
 
 
 def _asks_for_usage(llm: LlmRequest) -> bool:

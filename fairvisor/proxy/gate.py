@@ -83,7 +83,7 @@ class Gate:
         self._render = Renderer(settings.ratelimit_headers, settings.llm_headers).answer
         self._debug_on = bool(settings.debug_session_secret)
         self._complaints = Complaints()
-        self._debug = DebugSessions(settings.debug_session_secret, segment, self._complaints)
+        self._debug = DebugSessions(settings.debug_session_secret, segment, self._complaints, audit)
         self._undecided = Undecided(segment, settings.fail_open, audit)
         self._noted_by = tuple(each.note for each in (audit, top_keys) if each is not None)
         self._is_timed = cycle((False,) * (_TIMED_ONE_IN - 1) + (True,)).__next__
@@ -97,6 +97,7 @@ class Gate:
             _counters(segment, USAGE_MISSING),
             _counters(segment, SETTLEMENTS),
             _counters(segment, STREAMS_ENDED),
+            None if audit is None else audit.stream_ended,
         )
 
     def peer(self, address: str) -> Peer:
