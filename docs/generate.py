@@ -245,7 +245,9 @@ METRICS_EXACTNESS: Final = """\
 ## How exact they are
 
 - **Counters** are added to before the request is answered, in memory that all workers share: a killed worker loses
-  none. After a power cut they are as of the last snapshot.
+  none. They go on as long as the segment lives, over restarts and upgrades, and begin at 0 with a new one (a reboot, a
+  new container): what was restored from a snapshot could be less than what was scraped, and Prometheus would count all
+  of it anew.
 - **Durations** are taken of one decision in sixteen, because a second look at the clock costs as much as a limit does:
   quantiles and averages hold, `_count` is a sixteenth of the decisions. Buckets end at powers of two, from 1.024 µs to
   1.07 s.

@@ -43,7 +43,7 @@ class SharedKeySets(KeySets):
         self._state = state
         self._lock = threading.Lock()
         self._read_at: dict[str, int] = {}  # the generation at which a record was read
-        self._unkept = ""  # why a record could not be kept
+        self._unkept: dict[str, str] = {}  # URLs whose record could not be kept, and why
         self._unshared: set[str] = set()  # records that only this process has
 
     @property
@@ -70,23 +70,35 @@ class SharedKeySets(KeySets):
 
     def write(self, url: str, record: StoredSet) -> None:
         """Replace the record of a URL for all processes. One that cannot be kept is used by this process alone."""
-        name, data = _PREFIX + set_name(url), record.pack()
         with self._lock:
             super().write(url, record)
-            problems = []
+            self._keep(url, record)
+
+    def keep_again(self) -> None:
+        """Try once more to keep the records that could not be kept."""
+        with self._lock:
+            for url in tuple(self._unkept):
+                self._keep(url, self._records[set_name(url)])
+
+    def _keep(self, url: str, record: StoredSet) -> None:
+        """Put a record where other processes and the next start find it. The lock is held."""
+        name, data = _PREFIX + set_name(url), record.pack()
+        problems = []
+        try:
+            self._memory.write(name, data)
+            self._unshared.discard(name)
+        except OSError as error:
+            self._unshared.add(name)
+            problems.append(f"cannot be shared with other workers: {error}")
+        if not record.failure:
             try:
-                self._memory.write(name, data)
-                self._unshared.discard(name)
+                self._state.write(self._state.of(name), [data])
             except OSError as error:
-                self._unshared.add(name)
-                problems.append(f"cannot be shared with other workers: {error}")
-            if not record.failure:
-                try:
-                    self._state.write(self._state.of(name), [data])
-                except OSError as error:
-                    problems.append(f"are not safe from a reboot: {error}")
-            self._unkept = "; ".join(problems)
-            self._table.word_set(Word.KEYS_GENERATION, self._table.word_get(Word.KEYS_GENERATION) + 1)
+                problems.append(f"are not safe from a reboot: {error}")
+        self._unkept.pop(url, None)
+        if problems:
+            self._unkept[url] = "; ".join(problems)
+        self._table.word_set(Word.KEYS_GENERATION, self._table.word_get(Word.KEYS_GENERATION) + 1)
 
     def _find(self, name: str) -> StoredSet | None:
         """Read a record from shared memory, else from the state directory."""
@@ -110,7 +122,7 @@ class SharedKeySets(KeySets):
                     self._state.remove(self._state.of(name))
 
     def warnings(self) -> tuple[str, ...]:
-        return (f"the key sets {self._unkept}",) if self._unkept else ()
+        return tuple(f"the key sets {why}" for why in dict.fromkeys(self._unkept.copy().values()))
 
     def _read_state(self, name: str) -> bytes:
         return self._state.read(self._state.of(name))

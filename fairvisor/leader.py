@@ -25,7 +25,7 @@ from fairvisor.counters.segment import Segment
 from fairvisor.follow import PAUSE_S, SLICE_NS, STOP_S
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import THREAD_FAILURES
-from fairvisor.notes import BUNDLE_FILE
+from fairvisor.notes import BUNDLE_FILE, STATE_DIR
 from fairvisor.periodic import Periodic
 from fairvisor.reload import Publisher
 from fairvisor.snapshots import Snapshots
@@ -219,6 +219,8 @@ class Leader:
         if generation:
             self._publisher.remove_unread()
             self._publisher.make_durable()
+        elif self._publisher.notes.get(STATE_DIR) is not None:
+            self._publisher.restore()
 
     def _save(self, now: Now) -> None:
         self._snapshots.save(self._segment, self._paced)

@@ -160,12 +160,14 @@ class Publisher:
         try:
             data = self.state.read(self.state.bundle)
         except FileNotFoundError:
+            self.healed(notes.STATE_DIR)
             return
         except OSError as error:
             text = f"the last good bundle {error.filename} is not used: {error.strerror}"
             if self.notes.put(notes.STATE_DIR, text, self._clock()):
                 _log.error("%s", text)
             return
+        self.healed(notes.STATE_DIR)
         with suppress(BundleInvalid, BundleRefused):
             source = f"last good bundle {self.state.bundle}"
             self.publish(data, by=actor.edge("last good bundle"), source=source, rule="restore")
@@ -259,6 +261,7 @@ class Publisher:
         try:
             self._record.make_durable()
             if table.word_get(Word.DURABLE_GENERATION) == generation and self.state.bundle.exists():
+                self.healed(notes.STATE_DIR)
                 return True
             bundle = self.current()
             if bundle is None:

@@ -20,11 +20,13 @@ from fairvisor.counters.segment import Segment
 from fairvisor.counters.snapshot import Snapshot
 from fairvisor.errors import SegmentError
 from fairvisor.memory import InstanceMemory
+from fairvisor.metrics import FAMILIES
 from fairvisor.notes import Notes
 from fairvisor.state import StateDirectory
 
 Pace = Callable[[Iterable[bytes]], Iterable[bytes]]
 
+_GAUGES: Final = frozenset(family.name for family in FAMILIES if family.kind == "gauge")
 _NS_PER_MS: Final = NS_PER_S // 1000
 
 _log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ class Snapshots:
         """Write a snapshot; was it possible? `pace` may pause between pieces."""
         now = self._clock()
         try:
-            self._state.write(self._state.snapshot, pace(snapshot.take(segment, now)))
+            self._state.write(self._state.snapshot, pace(snapshot.take(segment, now, _GAUGES)))
         except OSError as error:
             text = f"{self._state.snapshot} cannot be written: {error.strerror}; counters are not safe from a reboot"
             if self._notes.put(notes.SNAPSHOT, text, now):

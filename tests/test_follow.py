@@ -24,11 +24,14 @@ from fairvisor.counters.segment import Segment
 from fairvisor.errors import BundleInvalid, BundleRefused, SegmentError
 from fairvisor.follow import SLICE_NS, TRY_AGAIN_NS, ActiveBundle, Follower
 from fairvisor.identity import Identity, KeyFetcher, Refresher, Web
+from fairvisor.leader import Leader
 from fairvisor.memory import SHM_DIR, InstanceMemory
+from fairvisor.notes import STATE_DIR
 from fairvisor.processes import identity, pid_of
 from fairvisor.reload import Publisher
 from fairvisor.reset import forget
 from fairvisor.settings import Settings
+from fairvisor.snapshots import Snapshots
 from fairvisor.state import StateDirectory
 
 
@@ -639,6 +642,36 @@ class TestDurability:
         assert instance.publisher.make_durable()
         assert instance.publisher.notes.faults() == {}
         assert instance.publisher.state.bundle.exists()
+
+    def test_a_copy_that_is_there_is_no_fault(self, instance: Instance) -> None:
+        """The directory could not even be looked at for a while: nothing is to be written afterwards."""
+        assert instance.publisher.publish(bundle(1, policy("a"))).durable
+        instance.publisher.notes.put(STATE_DIR, "Permission denied", instance.now())
+        assert instance.publisher.make_durable()
+        assert instance.publisher.notes.faults() == {}
+
+    @pytest.mark.parametrize("healed", ["a bundle is there", "none is there"])
+    def test_a_directory_that_can_be_read_again_is_no_fault_before_the_first_bundle(
+        self, instance: Instance, healed: str
+    ) -> None:
+        state = instance.place / "state"
+        state.write_text("in the way")
+        leader = Leader(
+            instance.segment,
+            instance.publisher,
+            Snapshots(instance.segment.directory, instance.publisher.state, instance.now),
+            lambda: None,
+            instance.now,
+        )
+        leader.step()
+        assert "is not used" in instance.publisher.notes.faults()[STATE_DIR].text
+        state.unlink()
+        if healed == "a bundle is there":
+            instance.publisher.state.write(instance.publisher.state.bundle, [bundle(3, policy("b"))])
+        instance.elapsed_ns += NS_PER_S
+        leader.step()
+        assert STATE_DIR not in instance.publisher.notes.faults()
+        assert instance.publisher.generation == (healed == "a bundle is there")
 
     def test_a_copy_that_was_removed_is_written_again(self, instance: Instance) -> None:
         instance.publisher.publish(bundle(1, policy("a")))

@@ -9,6 +9,8 @@ import pytest
 
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.counters.segment import Segment
+from fairvisor.identity.fetch import Web
+from fairvisor.identity.fetcher import KEEP_EVERY_NS, KeyFetcher
 from fairvisor.identity.stored import StoredSet, set_name
 from fairvisor.key_sets import UNUSED_NS, SharedKeySets
 from fairvisor.state import StateDirectory
@@ -181,4 +183,28 @@ def test_records_that_nothing_names_any_more_are_removed_after_a_day(
     worker.remove_unused(frozenset({URL}), LATE)
     assert len(instance.memory.files) == 2
     assert len(list(tmp_path.iterdir())) == 2
+    assert instance.worker().read(URL) == SET
+
+
+def test_a_set_that_could_not_be_kept_is_kept_as_soon_as_that_is_possible(
+    instance: Instance, tmp_path: Path
+) -> None:
+    """Neither needs another fetch, and a set that can be kept takes no warning of another one away."""
+    (tmp_path / "file").write_bytes(b"")
+    instance.state = StateDirectory(tmp_path / "file" / "x", "i")
+    worker = instance.worker()
+    web = Web({})
+    fetcher = KeyFetcher(worker, web)
+    instance.memory.full = True
+    worker.write(URL, SET)
+    instance.memory.full = False
+    worker.write("https://other.example/jwks", SET)
+    assert any("cannot be shared" in warning for warning in worker.warnings())
+    fetcher.step((), lambda: Now(KEEP_EVERY_NS, 1))
+    assert not any("cannot be shared" in warning for warning in worker.warnings())
+    assert instance.worker().read(URL) == SET
+    (tmp_path / "file").unlink()
+    fetcher.step((), lambda: Now(2 * KEEP_EVERY_NS, 1))
+    assert worker.warnings() == ()
+    instance.reboot()
     assert instance.worker().read(URL) == SET

@@ -194,6 +194,40 @@ def test_another_worker_that_can_write_takes_the_note_of_a_killed_one_away(insta
     assert instance.notes.faults() == {}
 
 
+def test_a_worker_without_anything_to_write_finds_that_the_log_can_be_written_again(
+    instance: Instance, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two workers found a directory that was not there; it comes, and only one of them has an event."""
+    instance.log.parent.rmdir()
+    workers = [instance.worker() for _ in range(2)]
+    for worker in workers:
+        worker.audit.probe()
+        worker.step(moment(0))
+    assert AUDIT_LOG in instance.notes.faults()
+    instance.log.parent.mkdir()
+    instance.reject(workers[0])
+    with caplog.at_level(logging.INFO):
+        for worker in workers:
+            worker.step(moment(1.1))
+    assert instance.notes.faults() == {}
+    for worker in workers:
+        worker.step(moment(2.2))
+    assert instance.notes.faults() == {}
+    assert sum("again" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_log_that_no_worker_has_anything_to_write_to_is_no_fault_once_it_can_be_written(
+    instance: Instance,
+) -> None:
+    instance.log.parent.rmdir()
+    worker = instance.worker()
+    worker.audit.probe()
+    worker.step(moment(0))
+    instance.log.parent.mkdir()
+    worker.step(moment(1.1))
+    assert instance.notes.faults() == {}
+
+
 def test_a_stop_writes_what_is_left(instance: Instance) -> None:
     worker = instance.worker()
     worker.start()

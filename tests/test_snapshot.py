@@ -19,10 +19,11 @@ TAKEN = Now(50_000 * NS_PER_S, 1_800_000_000 * NS_PER_S)
 PER = 2**28 * 1000  # one a second
 UNIT = 1_000_000
 DAY_NS = 86_400 * NS_PER_S
+GAUGES = frozenset({"open"})
 
 
 def taken(segment: Segment, now: Now = TAKEN) -> bytes:
-    return b"".join(snapshot.take(segment, now))
+    return b"".join(snapshot.take(segment, now, GAUGES))
 
 
 def another_boot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,21 +120,20 @@ class TestRoundTrip:
         new = restored(data, later)
         assert new.table.peek_bucket(1, later.mono_ns, 10 * UNIT, PER)[0] == 0
 
-    def test_of_a_snapshot_that_is_older_than_any_record_the_metrics_remain(self) -> None:
+    def test_of_a_snapshot_that_is_older_than_any_record_the_gauges_remain(self) -> None:
         old = Segment.private(SIZE)
         old.table.take(1, TAKEN.mono_ns, 10 * UNIT, 10 * UNIT, PER)
-        old.table.cell_add(old.series("hits", (("policy", "a"),)), 7)
+        old.table.cell_add(old.series("open", (("policy", "a"),)), 7)
         later = Now(TAKEN.mono_ns, TAKEN.wall_ns + 101 * DAY_NS)
         new = restored(taken(old), later)
         assert new.table.peek_bucket(1, later.mono_ns, 10 * UNIT, PER)[0] == 10 * UNIT
-        assert list(new.series_values()) == [("hits", (("policy", "a"),), 7)]
+        assert list(new.series_values()) == [("open", (("policy", "a"),), 7)]
 
-    def test_metrics_seed_key_and_shared_words_come_back_and_those_of_processes_do_not(self) -> None:
+    def test_gauges_seed_key_and_shared_words_come_back_and_those_of_processes_do_not(self) -> None:
         old = Segment.private(SIZE)
         labels = [(("policy", f"p{index}"), ("what", "é ü")) for index in range(200)]
         for index, each in enumerate(labels):
-            old.table.cell_add(old.series("hits", each), 2**64 - 1 - index)
-        old.table.word_set(Word.EVICTIONS, 5)
+            old.table.cell_add(old.series("open", each), 2**64 - 1 - index)
         old.table.word_set(Word.SPARE + 3, 2**64 - 1)
         for word in (Word.BUNDLE_GENERATION, Word.MASTER_PID, Word.LEADER_LEASE_NS):
             old.table.word_set(word, 99)
@@ -141,9 +141,19 @@ class TestRoundTrip:
         assert (found.seed, found.reservation_key) == (old.table.seed, old.reservation_key)
         new = restored(taken(old), TAKEN)
         assert sorted(new.series_values()) == sorted(old.series_values())
-        assert new.table.word_get(Word.EVICTIONS) == 5
         assert new.table.word_get(Word.SPARE + 3) == 2**64 - 1
         for word in (Word.BUNDLE_GENERATION, Word.MASTER_PID, Word.LEADER_LEASE_NS):
+            assert new.table.word_get(word) == 0
+
+    def test_what_only_ever_rises_begins_at_nothing(self) -> None:
+        """The snapshot may be older than the last scrape: a lower number would look as if everything came anew."""
+        old = Segment.private(SIZE)
+        old.table.cell_add(old.series("hits_total", ()), 405)
+        for word in (Word.EVICTIONS, Word.CLAIM_EVICTIONS, Word.FULL, Word.SERIES_OVERFLOWS):
+            old.table.word_set(word, 5)
+        new = restored(taken(old), TAKEN)
+        assert list(new.series_values()) == []
+        for word in (Word.EVICTIONS, Word.CLAIM_EVICTIONS, Word.FULL, Word.SERIES_OVERFLOWS):
             assert new.table.word_get(word) == 0
 
 

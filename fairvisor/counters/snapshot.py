@@ -1,7 +1,9 @@
 """A segment as a file: what it counted, to be found again after a reboot or in a new container.
 
-A snapshot holds the live records, the metrics' cells, the words that are no process's business, the hash seed and the
+A snapshot holds the live records, the cells of gauges, the words that are no process's business, the hash seed and the
 reservation key: a new segment that is made with seed and key of the old one finds every counter under its old name.
+What only ever rises in /metrics is left out: a snapshot is older than the last scrape, and a number that went back
+looks like a reset with everything counted anew (Prometheus, `rate`). Such a number begins at 0 with the segment.
 Records are dated by the monotonic clock, which begins anew at each boot, so a snapshot says when it was taken on both
 clocks, and records are shifted by what the wall clock says has passed. A snapshot is believed whole or not at all.
 
@@ -15,7 +17,7 @@ This module knows bytes and regions. It opens no file: `take` gives pieces to wr
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Final, NamedTuple
 
 import orjson
@@ -36,11 +38,15 @@ SLICE_SLOTS: Final = 1 << 13  # 256 KiB of slots: some 50 microseconds
 SLICE_SERIES: Final = 64
 MAX_AGE_NS: Final = 100 * 86_400 * NS_PER_S  # no record lives longer; a shift stays below the clock's wrap
 
-# Words that belong to processes of the moment, or that series and reservations make themselves.
+# Words that belong to processes of the moment, that series and reservations make themselves, or that only ever rise.
 _OWN_WORDS: Final = frozenset(
     {
         Word.SERIES_USED,
         Word.SERIES_TEXT_BYTES,
+        Word.SERIES_OVERFLOWS,
+        Word.EVICTIONS,
+        Word.CLAIM_EVICTIONS,
+        Word.FULL,
         Word.BUNDLE_GENERATION,
         Word.DURABLE_GENERATION,
         Word.LEADER_PID,
@@ -92,8 +98,11 @@ class Snapshot(NamedTuple):
         return now.mono_ns - self.taken.mono_ns - passed_ns
 
 
-def take(segment: Segment, now: Now) -> Iterator[bytes]:
-    """The bytes of a snapshot, in pieces that each take some 50 microseconds to make."""
+def take(segment: Segment, now: Now, gauges: Container[str]) -> Iterator[bytes]:
+    """Give the bytes of a snapshot, in pieces that each take some 50 microseconds to make.
+
+    `gauges` names the series that are kept: those whose numbers may fall.
+    """
     name = segment.name.encode()
     fields = (MAGIC, FORMAT, LAYOUT_VERSION, boot_id(), now.mono_ns, now.wall_ns, segment.table.seed,
               segment.reservation_key, len(name))  # fmt: skip
@@ -106,6 +115,7 @@ def take(segment: Segment, now: Now) -> Iterator[bytes]:
         some = [
             (series, labels, table.cell_get(cell))
             for cell, series, labels in segment.series_entries(first, first + SLICE_SERIES)
+            if series in gauges
         ]
         yield _block(SERIES_BLOCK, orjson.dumps(some))
     for start in range(0, table.slots, SLICE_SLOTS):

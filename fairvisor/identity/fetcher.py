@@ -23,6 +23,7 @@ FIRST_RETRY_NS: Final = 5 * NS_PER_S
 # How soon after the last fetch an unknown key id may cause another: a client can invent key ids.
 EARLY_REFRESH_NS: Final = 30 * NS_PER_S
 TIDY_EVERY_NS: Final = 3600 * NS_PER_S
+KEEP_EVERY_NS: Final = NS_PER_S  # after sets could not be kept
 
 
 class KeyFetcher:
@@ -33,6 +34,7 @@ class KeyFetcher:
         self._web = web
         self._under_way: set[str] = set()
         self._tidied_ns = 0
+        self._kept_ns = 0
 
     def step(self, endpoints: Sequence[Endpoint], clock: Callable[[], Now]) -> list[threading.Thread]:
         """Begin to fetch what is due; the threads that do so. A slow provider keeps no other waiting."""
@@ -41,6 +43,9 @@ class KeyFetcher:
         if now.mono_ns - self._tidied_ns >= TIDY_EVERY_NS:
             self._tidied_ns = now.mono_ns
             self._sets.remove_unused({endpoint.url for endpoint in endpoints}, now)
+        if now.mono_ns - self._kept_ns >= KEEP_EVERY_NS:
+            self._kept_ns = now.mono_ns
+            self._sets.keep_again()
         for endpoint in endpoints:
             if endpoint.url not in self._under_way and self.is_due(endpoint, now):
                 self._under_way.add(endpoint.url)

@@ -88,6 +88,9 @@ class KeySets:
         self._records[set_name(url)] = record
         self._generation += 1
 
+    def keep_again(self) -> None:
+        """Try once more to keep what could not be kept; this process keeps everything."""
+
     def remove_unused(self, urls: Collection[str], now: Now) -> None:
         """Remove the records of URLs that nothing has named for a day; this process holds none."""
 

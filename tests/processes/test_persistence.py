@@ -165,12 +165,21 @@ def test_memory_lost_after_a_clean_stop_loses_nothing(start_edge: StartEdge) -> 
     edge.start_again()
     assert allows(edge, 10) == 6
     assert "restored" in edge.log.read_text()
-    segment = attach(edge)
-    decided = [
-        value for name, labels, value in segment.series_values()
-        if name == "fairvisor_decisions_total" and ("action", "allow") in labels
-    ]  # fmt: skip
-    assert sum(decided) == 10
+
+
+def test_a_metric_never_falls_to_less_than_what_happened_since(start_edge: StartEdge) -> None:
+    """A snapshot is older than the last scrape: Prometheus takes any fall for a reset, after which all is new."""
+    edge = start_edge(budget(1000), workers=2)
+    assert allows(edge, 5) == 5
+    restart(edge)  # a snapshot of 5
+    assert allows(edge, 20) == 20
+    assert DECIDED % 25 in metrics(edge)
+    kill_everything(edge)
+    remove_shared_memory(edge.instance)
+    edge.start_again()
+    assert "restored" in edge.log.read_text()
+    assert allows(edge, 3) == 3
+    assert DECIDED % 3 in metrics(edge), "what `increase` adds to the 25"
 
 
 def test_memory_lost_without_a_stop_is_as_of_the_last_snapshot(start_edge: StartEdge) -> None:
@@ -181,7 +190,7 @@ def test_memory_lost_without_a_stop_is_as_of_the_last_snapshot(start_edge: Start
     kill_everything(edge)
     remove_shared_memory(edge.instance)
     edge.start_again()
-    assert {DECIDED % 4, "fairvisor_bundle_version 2.0"} <= metrics(edge)
+    assert "fairvisor_bundle_version 2.0" in metrics(edge)
     assert allows(edge, 10) == 6
 
 
