@@ -24,6 +24,7 @@ Before the first request:
     cli/            the commands, one module each
     replay/         access logs, decided as they would have been
     applog.py       where log lines go, and how they look
+    outlet.py       lines to standard error, which nothing waits for
     settings.py     every FAIRVISOR_* variable, declared once
     setting_reading.py how one setting is read, from a flag, a variable or a file
     setting_values.py how the values of settings are read

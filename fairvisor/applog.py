@@ -1,19 +1,24 @@
 """Where log lines go, and how they look: for people, or as JSON, one object a line.
 
-The only place that configures logging. Everything goes to standard error, gunicorn's own lines too; allowed requests
-are never logged. Whatever a line says, the values of secret settings are taken out of it.
+The only place that configures logging. Everything goes to standard error through one outlet that nothing waits for:
+the lines of this program, of gunicorn and other libraries, warnings, and what is printed there. Allowed requests are
+never logged. Whatever a line says, the values of secret settings are taken out of it.
 """
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Any, Final, TextIO, cast
 
 import orjson
 from gunicorn.glogging import Logger as GunicornLogger
 
+from fairvisor.linefile import STDERR, LineFile
+from fairvisor.outlet import Outlet
 from fairvisor.secret_values import Secret
 from fairvisor.settings import Settings, declared
 from fairvisor.visible import visible, visible_json
@@ -21,6 +26,7 @@ from fairvisor.visible import visible, visible_json
 SHOWN_INSTEAD: Final = "(a secret)"
 _LEAST_SECRET: Final = 4  # characters; shorter ones would be found in any text
 _LOGGERS: Final = ("fairvisor", "gunicorn.error")
+_WRITTEN_WITHIN_S: Final = 1.0  # what is left when the process ends; a supervisor waits for that
 
 
 class Console(logging.Formatter):
@@ -67,10 +73,72 @@ class Discreet(logging.Formatter):
         self._secrets = sorted(forms, key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
-        text = self._formatter.format(record)
+        return self.cleaned(self._formatter.format(record))
+
+    def cleaned(self, text: str) -> str:
+        """Return a text without the secrets."""
         for secret in self._secrets:
             text = text.replace(secret, SHOWN_INSTEAD)
         return text
+
+
+class Handler(logging.Handler):
+    """Gives lines to an outlet, so that whoever logs never waits for who reads."""
+
+    def __init__(self, formatter: Discreet) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._discreet = formatter
+        self._outlet = Outlet(LineFile(None, descriptor=STDERR), self._lost_line)
+        self.count_losses = self._outlet.count_losses
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._put(self.format(record))
+        except (
+            Exception
+        ):  # as every handler of the standard library: the caller must not fail for want of a line
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Wait a moment until everything is written: what logging asks for when the process ends."""
+        self._outlet.flush(_WRITTEN_WITHIN_S)
+
+    def print_line(self, line: str) -> None:
+        """Write what is printed to standard error, a traceback say, without a head of its own."""
+        self._put(visible(self._discreet.cleaned(line)))
+
+    def _put(self, line: str) -> None:
+        self._outlet.put(f"{line}\n".encode("utf-8", "backslashreplace"))
+
+    def _lost_line(self, lines: int) -> bytes:
+        text = f"log lines lost: {lines} (standard error took none for a while)"
+        record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, None, None)
+        return f"{self.format(record)}\n".encode()
+
+
+class Printed(io.TextIOBase):
+    """Standard error as a file: whole lines go to `print_line`."""
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self, print_line: Callable[[str], None]) -> None:
+        super().__init__()
+        self._print_line = print_line
+        self._begun = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return STDERR
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            self._print_line(line)
+        return len(text)
 
 
 class Log(GunicornLogger):  # type: ignore[misc]
@@ -80,17 +148,21 @@ class Log(GunicornLogger):  # type: ignore[misc]
         """Nothing: the handlers are there."""
 
 
-def configure(settings: Settings) -> None:
+def configure(settings: Settings) -> Handler:
     """Send every line of this process and its children to standard error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        Discreet(Json() if settings.log_format == "json" else Console(), secrets_of(settings))
-    )
+    formatter = Json() if settings.log_format == "json" else Console()
+    handler = Handler(Discreet(formatter, secrets_of(settings)))
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(settings.log_level.upper())
         logger.propagate = False
+    others = logging.getLogger()
+    others.handlers = [handler]
+    others.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    sys.stderr = cast(TextIO, Printed(handler.print_line))
+    return handler
 
 
 def secrets_of(settings: Settings) -> frozenset[str]:

@@ -24,7 +24,7 @@ import orjson
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.context import Context
 from fairvisor.decision import Decision, Reason, Verdict
-from fairvisor.linefile import PartlyWritten
+from fairvisor.linefile import Lines, PartlyWritten
 from fairvisor.metrics import Cells, Counter
 from fairvisor.metrics.families import AUDIT_DROPPED, AUDIT_EVENTS, AUDIT_LINES, AUDIT_MERGED
 from fairvisor.rules.limit import Described, Limit
@@ -74,13 +74,8 @@ class Entry:
         self.tokens = 0
 
 
-class Lines(Protocol):
-    """The target of the lines. `append` raises PartlyWritten when it could not write all of them.
-
-    `lose` counts events that will never be written. `close` ends the target and raises OSError.
-    """
-
-    def append(self, lines: Sequence[bytes], /) -> None: ...
+class Target(Lines, Protocol):
+    """Where the lines of the log go. `lose` counts events that will never be written. `close` ends it, or raises OSError."""
 
     def lose(self, events: int, /) -> None: ...
 
@@ -93,7 +88,7 @@ class Audit:
     def __init__(
         self,
         cells: Cells,
-        target: Lines,
+        target: Target,
         key_text: Callable[[str, str], str],
         worker: int,
         pause: Callable[[], object],

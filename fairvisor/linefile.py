@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from fairvisor import chain
 from fairvisor.chain import Head
 from fairvisor.state import check_regular, check_trusted
 
 STDOUT: Final = 1
+STDERR: Final = 2
 CHAIN_SUFFIX: Final = ".chain"
 _MODE: Final = 0o640
 _PIPE_BYTES: Final = 4096  # what a pipe takes without mixing writers (PIPE_BUF of Linux, pipe(7))
@@ -43,10 +44,18 @@ _LOCK_TRIES: Final = 100
 _LOCK_PAUSE_S: Final = 0.005
 
 
-class LineFile:
-    """Appends to the file at `path`, or to standard output when there is none."""
+class Lines(Protocol):
+    """Where lines go. `append` raises PartlyWritten when not all of them could be written."""
 
-    def __init__(self, path: Path | None, key: bytes | None = None, *earlier: bytes) -> None:
+    def append(self, lines: Sequence[bytes], /) -> None: ...
+
+
+class LineFile:
+    """Appends to the file at `path`, or where there is none to an open descriptor: standard output."""
+
+    def __init__(
+        self, path: Path | None, key: bytes | None = None, *earlier: bytes, descriptor: int = STDOUT
+    ) -> None:
         """With a `key` lines are chained (b"" is a chain without a secret), with None they are written unchanged.
 
         A chain that was made with an `earlier` key is continued with this one.
@@ -54,6 +63,7 @@ class LineFile:
         self._path = path
         self._key = key
         self._earlier = earlier
+        self._descriptor = descriptor
         self._log = _Opened(path, os.O_APPEND) if path is not None else None
         self._heads = _Opened(_beside(path), 0) if path is not None and key is not None else None
         # what changes
@@ -91,7 +101,7 @@ class LineFile:
     def _target(self) -> Iterator[Callable[[Sequence[bytes]], int]]:
         """Yield a function that writes some of the first lines and returns how many it wrote whole."""
         if self._log is None or not stat.S_ISREG(os.fstat(fd := self._log.current()).st_mode):
-            yield partial(self._write_unlocked, STDOUT if self._log is None else fd)
+            yield partial(self._write_unlocked, self._descriptor if self._log is None else fd)
         elif self._heads is None:
             with self._log.locked() as fd:
                 yield lambda lines: _write(fd, lines, torn=not _ends_in_newline(fd))

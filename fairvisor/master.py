@@ -45,7 +45,7 @@ from fairvisor.lame_duck import LameDuck
 from fairvisor.master_signals import be_lame_before_stopping, take_signals
 from fairvisor.memory import SHM_DIR, InstanceMemory
 from fairvisor.metrics import Counter
-from fairvisor.metrics.families import THREAD_FAILURES, WORKER_RESTARTS
+from fairvisor.metrics.families import LOG_LINES_LOST, THREAD_FAILURES, WORKER_RESTARTS
 from fairvisor.processes import start_time
 from fairvisor.proxy.start import Proxy
 from fairvisor.reload import Publisher
@@ -85,12 +85,13 @@ def serve(read_settings: Callable[[], Settings], *, accept_older: bool = False) 
     handed = handed_over(environment(), settings)
     check_side(settings, worker_class(settings.worker_class), handed)
     check_tokens(settings.admin_tokens_file)
-    configure(settings)
+    log = configure(settings)
     # A proxied request has a connection on either side.
     _allow_descriptors(settings.max_connections * (2 if settings.mode == PROXY else 1))
     replaces = environment().get("GUNICORN_PID", "")
     refuse_second(InstanceMemory.find(settings.instance, os.geteuid()), replaces)
     segment = open_segment(settings)
+    log.count_losses(Counter(segment, LOG_LINES_LOST).add)
     claim(segment, replaces)
     publisher = Publisher(settings, segment, environment(), serving=False)
     if not replaces:

@@ -27,6 +27,7 @@ from fairvisor.http.hub import Hub, Limits
 from fairvisor.http.side import SideListener
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import GIVEN_UP, THROTTLES_NOT_HELD
+from fairvisor.outlet import unblocked_stderr
 from fairvisor.proxy.start import Proxy
 from fairvisor.settings import Settings
 
@@ -92,7 +93,8 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != self.ppid:  # the master went before the kernel was asked to tell
             stop_at_once()
-        faulthandler.enable()  # the master ends a worker without heartbeat by SIGABRT: show where it hung
+        # The master ends a worker without heartbeat by SIGABRT: show where it hung.
+        faulthandler.enable(unblocked_stderr())
 
     def run(self) -> None:
         """Serve until a signal or the end of the master."""

@@ -270,6 +270,10 @@ AUDIT_DROPPED: Final = Family(
     "fairvisor_audit_dropped_total",
     "Events that could not be written to the audit log: a worker stopped, or too many waited.",
 )
+LOG_LINES_LOST: Final = Family(
+    "fairvisor_log_lines_lost_total",
+    "Log lines that standard error did not take: nobody reads it, or its disk is full.",
+)
 
 FAMILIES: Final = (
     DECISIONS,
@@ -332,4 +336,5 @@ FAMILIES: Final = (
     AUDIT_LINES,
     AUDIT_MERGED,
     AUDIT_DROPPED,
+    LOG_LINES_LOST,
 )
