@@ -115,7 +115,10 @@ class Outlet:
         return True
 
     def _say_lost(self) -> None:
+        """Write how many lines were lost, after those that were not."""
         with self._changed:
+            if self._lines:
+                return
             unsaid, self._unsaid = self._unsaid, 0
         if unsaid and not self._write([self._lost_line(unsaid)]):
             with self._changed:
