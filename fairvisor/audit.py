@@ -75,7 +75,7 @@ class Entry:
 
 
 class Target(Lines, Protocol):
-    """Where the lines of the log go. `lose` counts events that will never be written. `close` ends it, or raises OSError."""
+    """Where the lines of the log go. `lose` counts events that will never be written. `close` may raise OSError."""
 
     def lose(self, events: int, /) -> None: ...
 

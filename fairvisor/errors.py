@@ -28,10 +28,19 @@ class FairvisorError(Exception):
 
 
 class RequestError(FairvisorError):
-    """A request that cannot be answered as asked; `status` is the HTTP status, the message is for the client."""
+    """A request that cannot be answered as asked; `status` is the HTTP status, the message is for the client.
+
+    Attributes:
+        reason: its label in `fairvisor_undecided_requests_total`, "" where it is counted by a metric of its own.
+        quotes: whether the message may quote what a client sent, which no line of the log does.
+        head: header lines that the answer carries.
+
+    """
 
     status = 400
-    head = ""  # header lines that the answer carries
+    reason = "malformed"
+    quotes = True
+    head = ""
 
 
 class AmbiguousValue(RequestError):
@@ -42,76 +51,115 @@ class AmbiguousValue(RequestError):
         self.name = name
 
 
+class MissingHeader(RequestError):
+    """A header by which the gateway describes the request is missing."""
+
+    reason = "header_missing"
+    quotes = False
+
+
 class Forbidden(RequestError):
     """The peer may not ask this."""
 
     status = 403
+    quotes = False
+
+
+class UntrustedPeer(Forbidden):
+    """The peer's address is not in FAIRVISOR_TRUSTED_PEERS."""
+
+    reason = "untrusted_peer"
+
+
+class WrongSecret(Forbidden):
+    """A token or secret is missing or wrong."""
+
+    reason = "wrong_secret"
 
 
 class NotFound(RequestError):
     """There is nothing at this path."""
 
     status = 404
+    reason = "not_found"
 
 
 class MethodNotAllowed(RequestError):
-    """The path exists, for another method."""
+    """The path exists, for another method. The answer lists those that it takes (RFC 9110 15.5.6)."""
 
     status = 405
+    reason = "method_not_allowed"
+
+    def __init__(self, message: str, allowed: Iterable[str]) -> None:
+        super().__init__(message)
+        self.head = f"Allow: {', '.join(allowed)}\r\n"
 
 
 class MethodNotProxied(MethodNotAllowed):
-    """The proxy passes this method on to no upstream (RFC 9110 15.5.6: the answer lists those that it does)."""
+    """The proxy passes this method on to no upstream."""
 
-    head = "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
 class RequestTimeout(RequestError):
     """The rest of the request did not come in time."""
 
     status = 408
+    reason = "timeout"
+    quotes = False
 
 
 class Conflict(RequestError):
     """It was done already: a reservation settled twice."""
 
     status = 409
+    reason = ""
 
 
 class Gone(RequestError):
     """It is no longer there: an expired reservation."""
 
     status = 410
+    reason = ""
 
 
 class BodyTooLarge(RequestError):
     """The body exceeds what the endpoint reads."""
 
     status = 413
+    reason = "body_too_large"
+    quotes = False
 
 
 class TooManyGuesses(RequestError):
     """A secret was given wrong too often just now."""
 
     status = 429
+    reason = ""
 
 
 class HeadTooLarge(RequestError):
     """The request head exceeds FAIRVISOR_MAX_HEAD."""
 
     status = 431
+    reason = "head_too_large"
+    quotes = False
 
 
 class BadGateway(RequestError):
     """No upstream could be reached, or what it sent is no response."""
 
     status = 502
+    reason = ""
 
 
 class Busy(RequestError):
     """There is no room for it now."""
 
     status = 503
+    reason = "busy"
+    quotes = False
     head = "Retry-After: 1\r\n"
 
 
@@ -119,12 +167,15 @@ class GatewayTimeout(RequestError):
     """The upstream did not answer in time."""
 
     status = 504
+    reason = ""
 
 
 class LoopDetected(RequestError):
     """The request has passed this proxy before (RFC 5842 7.2)."""
 
     status = 508
+    reason = "proxy_loop"
+    quotes = False
 
 
 class SettingsError(FairvisorError):

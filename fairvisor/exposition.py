@@ -164,9 +164,9 @@ class Exposition:
             )
         if each is family.TOKENS_ACCURACY:
             return self._accuracy()
-        known: dict[Values, float] = dict.fromkeys(
-            ((value,) for value in each.known) if each.labels else ((),), 0
-        )
+        if each is family.UNDECIDED_LAST:
+            return ((values, max(cells)) for values, cells in self._catalogue.cells(each))
+        known: dict[Values, float] = dict.fromkeys(each.from_start(), 0)
         if not known:
             return self._catalogue.sums(each)
         known.update(self._catalogue.sums(each))

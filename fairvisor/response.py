@@ -68,13 +68,13 @@ def json_answer(status: int, document: object, head: str = "") -> Answer:
     return Answer(status, JSON + head, visible_json(orjson.dumps(document)))
 
 
-def error_answer(error: RequestError, head: str = "") -> Answer:
+def error_answer(error: RequestError) -> Answer:
     """What a client is told about a request that cannot be answered as asked, in ASCII: it may travel in a header."""
     message = str(error).encode("ascii", "backslashreplace").decode("ascii")
     document = {
         "error": {"message": message, "type": "invalid_request_error", "param": None, "code": error.status}
     }
-    return json_answer(error.status, document, head or error.head)
+    return json_answer(error.status, document, error.head)
 
 
 def rejection(error: RequestError, headers: Mapping[str, bytes]) -> Answer:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime, timezone
+from operator import itemgetter
 from typing import Any
 
 import fairvisor
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
+from fairvisor.counters.series import Labels
 from fairvisor.follow import Current
 from fairvisor.metrics import DECISIONS, SHADOW_REJECTS
+from fairvisor.metrics.families import UNDECIDED, UNDECIDED_LAST
 from fairvisor.notes import RELOAD, Note
 from fairvisor.processes import pid_of
 from fairvisor.reload import Publisher
@@ -56,6 +59,7 @@ def status_of(
         "snapshot": _time(table.word_get(Word.SNAPSHOT_WALL_NS)),
         "segment": {"name": segment.name, **segment.statistics(now.mono_ns)._asdict()},
         "decisions": _decisions(segment),
+        "undecided": _undecided(segment, now),
     }
 
 
@@ -97,6 +101,26 @@ def _decisions(segment: Segment) -> Report:
         "by_reason": dict(reasons.most_common()),
         "would_reject": dict(shadow.most_common()),
     }
+
+
+def _undecided(segment: Segment, now: Now) -> list[Report]:
+    """Requests that got an error instead of a decision, since the segment was made; the latest kind first."""
+    counts: Counter[Labels] = Counter()
+    last_s: dict[Labels, int] = {}
+    for cell, name, labels in segment.series_entries(1, segment.series_used + 1):
+        if name == UNDECIDED.name:
+            counts[labels] += segment.table.cell_get(cell)
+        elif name == UNDECIDED_LAST.name:
+            last_s[labels] = max(segment.table.cell_get(cell), last_s.get(labels, 0))
+    return [
+        {
+            **dict(labels),
+            "requests": counts[labels],
+            "last_age_seconds": max(0, now.wall_ns // NS_PER_S - seconds),
+        }
+        for labels, seconds in sorted(last_s.items(), key=itemgetter(1), reverse=True)
+        if counts[labels]
+    ]
 
 
 def _note(note: Note) -> Report:

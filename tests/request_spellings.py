@@ -181,7 +181,7 @@ class ProxyTransport:
         try:
             outcome = self._gate.decide(head, self._gate.peer(peer), body, whole=True)
         except RequestError as error:
-            outcome = self._gate.refusal(error)
+            outcome = self._gate.refusal(error, self._gate.peer(peer))
         if isinstance(outcome, Passage):
             status = 200 if asked.prefix else self._allow_status
             return Received(status, split_head(outcome.head), b"", outcome.delay_ms)

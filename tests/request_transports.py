@@ -174,7 +174,8 @@ class ServiceTransport:
         headers, repeated = read_fields([(name.lower(), value) for name, value in pairs])
         limit, strict = service.body_rule(target)
         if strict and body is not None and len(body) > limit:
-            answer = service.refusal(BodyTooLarge(f"the body exceeds {limit} bytes"))
+            error = BodyTooLarge(f"the body exceeds {limit} bytes")
+            answer = service.refusal(error, service.peer(peer), self._world.now(), target)
         else:
             cut_bytes = max(0, len(body or b"") - limit) if limit else 0
             body = None if body is None or not limit else body[:limit]

@@ -14,7 +14,7 @@ import pytest
 
 from fairvisor.actor import By
 from fairvisor.clock import Now
-from fairvisor.errors import NotFound, SettingsError
+from fairvisor.errors import NotFound, RequestError, SettingsError
 from fairvisor.http import admin_listener
 from fairvisor.http.admin_listener import (
     AUTHENTICATED_WITHIN_NS,
@@ -26,7 +26,7 @@ from fairvisor.http.admin_listener import (
 )
 from fairvisor.http.admin_tokens import AdminTokens, check_tokens
 from fairvisor.http.request import Request
-from fairvisor.response import Answer
+from fairvisor.response import Answer, error_answer
 from fairvisor.settings import Bind
 
 TOKEN, BEFORE = "t" * 32, "b" * 32
@@ -40,6 +40,7 @@ class Api:
     def __init__(self) -> None:
         self.waiting = threading.Event()
         self.let_go = threading.Event()
+        self.refused: list[tuple[str, str]] = []
         self.who = By({})
 
     def answer(self, request: Request, who: By, now: Now) -> Answer:
@@ -53,6 +54,10 @@ class Api:
             self.let_go.wait(10)
         body = f"{request.method} {request.target} {len(request.body or b'')}"
         return Answer(200, "X-Told: yes\r\n", body.encode())
+
+    def refusal(self, error: RequestError, address: str, now: Now) -> Answer:
+        self.refused.append((error.reason, address))
+        return error_answer(error)
 
 
 @pytest.fixture
@@ -131,9 +136,19 @@ def test_only_the_owner_may_connect_to_the_socket(unix: AdminServer, place: Path
         ("X: y", 403),
     ],
 )
-def test_over_tcp_the_token_is_asked_for(tcp: tuple[str, int], header: str, status: int) -> None:
+def test_over_tcp_the_token_is_asked_for(tcp: tuple[str, int], api: Api, header: str, status: int) -> None:
     data = f"GET / HTTP/1.1\r\nHost: e\r\n{header}\r\n\r\n".encode("latin-1")
     assert send(tcp, data)[0] == status
+    assert api.refused == ([] if status == 200 else [("wrong_secret", "127.0.0.1")])
+
+
+UNDECIDED = {
+    400: "malformed",
+    404: "not_found",
+    413: "body_too_large",
+    431: "head_too_large",
+    501: "method_not_allowed",
+}
 
 
 @pytest.mark.parametrize(
@@ -156,10 +171,11 @@ def test_over_tcp_the_token_is_asked_for(tcp: tuple[str, int], header: str, stat
     ],
 )
 def test_what_cannot_be_answered_gets_a_json_error_and_nothing_dies(
-    unix: AdminServer, place: Path, data: bytes, status: int
+    unix: AdminServer, api: Api, place: Path, data: bytes, status: int
 ) -> None:
     answered, body = send(place, data)
     assert (answered, body[:10]) == (status, b'{"error":{')
+    assert api.refused == ([] if status == 500 else [(UNDECIDED[status], "")])
     assert send(place, b"GET / HTTP/1.1\r\nHost: e\r\n\r\n")[0] == 200
 
 

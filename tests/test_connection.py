@@ -135,6 +135,7 @@ class Service:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.refused: list[tuple[str, str, str]] = []  # reason, peer, target
         self.pages_begun = 0
 
     def _page(self) -> Iterator[bytes]:
@@ -152,7 +153,8 @@ class Service:
             return Answer(429, head, b"no")
         return Answer(204, head)
 
-    def refusal(self, error: RequestError) -> Answer:
+    def refusal(self, error: RequestError, peer: Peer, now: Now, target: str) -> Answer:
+        self.refused.append((error.reason, peer.address, target))
         return error_answer(error)
 
     def peer(self, address: str) -> Peer:
@@ -339,6 +341,22 @@ def test_no_bytes_raise(stream: bytes, cuts: list[int]) -> None:
     setup.connection.connection_lost(None)
     assert setup.hub.connections == set()
     assert setup.hub.waiting == 0
+
+
+def test_the_service_learns_who_sent_what_could_not_be_read_and_for_what(client: Setup) -> None:
+    others = [client.connect()[0] for _ in range(3)]
+    client.send(b"bad\r\n\r\n")
+    others[0].data_received(b"GET /" + b"a" * MAX_HEAD_BYTES)
+    others[1].data_received(post("/strict", "Content-Length: 10", body=b"abc"))
+    client.later(BODY_WAIT_S)
+    others[2].data_received(b"GET / HTTP/1.1\r\n")
+    client.later(HEADER_TIMEOUT_MS / 1000 + 1)
+    assert client.service.refused == [
+        ("malformed", "192.0.2.1", ""),
+        ("head_too_large", "192.0.2.1", ""),
+        ("timeout", "192.0.2.1", "/strict"),
+        ("timeout", "192.0.2.1", ""),
+    ]
 
 
 def test_nothing_is_read_after_a_refusal(client: Setup) -> None:

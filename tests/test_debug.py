@@ -10,7 +10,6 @@ from fairvisor.audit import Audit, plain
 from fairvisor.clock import Now
 from fairvisor.counters.segment import Segment
 from fairvisor.errors import Forbidden, TooManyGuesses
-from fairvisor.http.complaints import Complaints
 from fairvisor.http.debug import GUESSES_PER_S, LIFETIME_S, DebugSessions
 from fairvisor.http.request import Peer, Request
 
@@ -19,7 +18,7 @@ SECRET = "open-sesame-open-sesame"
 
 def sessions(segment: Segment, *secrets: str) -> DebugSessions:
     """Those of one worker."""
-    return DebugSessions(secrets or (SECRET,), segment, Complaints())
+    return DebugSessions(secrets or (SECRET,), segment)
 
 
 def request(secret: str = "", cookie: str = "", peer: str = "203.0.113.9") -> Request:
@@ -50,7 +49,7 @@ def test_a_session_is_known_to_every_worker_and_ended_on_all() -> None:
 def test_who_opened_a_session_and_who_ended_them_is_in_the_audit_log() -> None:
     segment, log = Segment.private(SEGMENT_BYTES), Log()
     audit = Audit(segment, log, plain, 1, lambda: None)
-    worker = DebugSessions((SECRET,), segment, Complaints(), audit)
+    worker = DebugSessions((SECRET,), segment, audit)
     cookie = cookie_of(worker, moment(0))
     with pytest.raises(Forbidden):
         worker.open(request("wrong"), moment(1))
@@ -106,9 +105,7 @@ def test_while_a_secret_is_rotated_either_opens_a_session_and_no_session_ends() 
         while_rotated.open(request("guess"), moment(0))
 
 
-def test_guesses_are_limited_for_all_workers_together_counted_and_told_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_guesses_are_limited_for_all_workers_together_and_counted() -> None:
     segment = Segment.private(SEGMENT_BYTES)
     one, other = sessions(segment), sessions(segment)
     for number in range(GUESSES_PER_S):
@@ -124,6 +121,3 @@ def test_guesses_are_limited_for_all_workers_together_counted_and_told_once(
         if "debug" in name
     }
     assert counted == {"wrong_secret": 10, "throttled": 2, "opened": 1}
-    assert caplog.messages == [
-        "peer 203.0.113.0 gave a wrong debug secret (1 times since last told, by any peer)"
-    ]

@@ -12,14 +12,14 @@ from gunicorn.workers.sync import SyncWorker
 
 from fairvisor.clock import Now
 from fairvisor.counters.segment import Segment
-from fairvisor.errors import RequestError, SettingsError
+from fairvisor.errors import RequestError, RequestTimeout, SettingsError
 from fairvisor.follow import ActiveBundle
 from fairvisor.http.health import Health
 from fairvisor.http.hub import Hub, Limits
 from fairvisor.http.listeners import Handed
 from fairvisor.http.outbox import Outbox
 from fairvisor.http.pages import Sliced
-from fairvisor.http.request import Request
+from fairvisor.http.request import Peer, Request
 from fairvisor.master import check_side, serve
 from fairvisor.memory import InstanceMemory
 from fairvisor.notes import Notes
@@ -55,9 +55,26 @@ def test_a_page_takes_get_and_head_only() -> None:
     assert ask(health(), "/livez", "HEAD")[0] == 200
 
 
+def test_what_it_cannot_answer_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    segment = Segment.private(1 << 17)
+    service = Health(
+        segment, ActiveBundle(Notes(InstanceMemory.find("test-health", 0))), lambda address: False
+    )
+    ask(service, "/v1/decision")
+    ask(service, "/metrics", "POST")
+    service.refusal(RequestTimeout("late"), Peer("", True), NOW)
+    counted = {
+        dict(labels)["reason"]: value
+        for name, labels, value in segment.series_values()
+        if name == "fairvisor_undecided_requests_total" and dict(labels)["endpoint"] == "health"
+    }
+    assert counted == {"not_found": 1, "method_not_allowed": 1, "timeout": 1}
+    assert len(caplog.messages) == 3
+
+
 def test_there_is_nothing_else() -> None:
     assert ask(health(), "/v1/decision")[0] == 404
-    assert health().refusal(RequestError("no")).status == 400
+    assert health().refusal(RequestError("no"), Peer("", True), NOW).status == 400
     assert health().body_rule("/metrics").limit_bytes == 0
 
 

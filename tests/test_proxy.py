@@ -77,6 +77,29 @@ def test_no_cache_may_keep_what_the_proxy_answers_itself() -> None:
     run(test())
 
 
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n", "malformed"),
+        (b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", "method_not_allowed"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 70_000, "head_too_large"),
+        (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "malformed"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nno\r\n", "malformed"),
+    ],
+)
+def test_what_is_not_decided_is_counted_and_logged(
+    data: bytes, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with bench(OPEN) as proxy:
+            assert (await proxy.ask(data)).status >= 400
+            counted = proxy.metric("undecided_requests_total", endpoint="proxy", reason=reason)
+            assert counted == proxy.metric("undecided_requests_total") == 1
+
+    run(test())
+    assert [line for line in caplog.messages if line.startswith("proxy answered ") and "127.0.0.1" in line]
+
+
 def test_bodies_pass_both_ways_sized_and_chunked() -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:

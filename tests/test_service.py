@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from fairvisor.bundle.offer import describe
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
+from fairvisor.errors import RequestTimeout
 from fairvisor.follow import ActiveBundle, Current, decision_options
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.service import CONTROL_BODY_BYTES, Service
+from fairvisor.http.wsgi import Application
 from fairvisor.identity import Identity
 from fairvisor.llm.reservation import LIFETIME_NS
 from fairvisor.memory import InstanceMemory
@@ -116,17 +119,107 @@ def test_a_unix_socket_is_trusted(setup: Setup) -> None:
     assert setup.ask(peer="").status == 204
 
 
-def test_strangers_are_logged_once_a_minute_each(setup: Setup, caplog: pytest.LogCaptureFixture) -> None:
+def test_strangers_are_logged_once_a_minute_with_the_last_one(
+    setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(5):
         setup.ask(peer="203.0.113.9")
-    setup.ask(peer="203.0.113.10")
-    assert [record.getMessage() for record in caplog.records] == [
-        "peer 203.0.113.9 is not in FAIRVISOR_TRUSTED_PEERS (1 times since last told)",
-        "peer 203.0.113.10 is not in FAIRVISOR_TRUSTED_PEERS (1 times since last told)",
-    ]
     setup.pass_seconds(60)
-    setup.ask(peer="203.0.113.9")
-    assert caplog.messages[-1].endswith("(5 times since last told)")
+    setup.ask(peer="203.0.113.10")
+    told = (
+        "/v1/decision answered 403 without a decision: untrusted_peer (this peer may not ask for decisions "
+    )
+    assert caplog.messages == [
+        f"{told}(FAIRVISOR_TRUSTED_PEERS)), from 203.0.113.9 (1 times since last told, by any peer)",
+        f"{told}(FAIRVISOR_TRUSTED_PEERS)), from 203.0.113.10 (5 times since last told, by any peer)",
+    ]
+
+
+UNDECIDED = [
+    ("/v1/decision", {"x_original_uri": b""}, "/v1/decision", "header_missing"),
+    ("/v1/decision?a=b", {"x_original_uri": b"/a /b"}, "/v1/decision", "malformed"),
+    ("/v1/auth-request", {"x_original_uri": b""}, "/v1/auth-request", "header_missing"),
+    ("/v1/auth-request/once", {}, "/v1/auth-request/once", "header_missing"),
+    ("/v1/auth-url", {}, "/v1/auth-url", "header_missing"),
+    ("/v1/auth-url", {"x_original_url": b"ftp://e/"}, "/v1/auth-url", "malformed"),
+    ("/v1/forward-auth", {}, "/v1/forward-auth", "header_missing"),
+    ("http://a/v1/ext-authz/a", {"host": b"b"}, "/v1/ext-authz/", "malformed"),
+    ("/v1/decision/a", {"host": b"a b"}, "/v1/decision/", "malformed"),
+    ("/v1/usage", {}, "/v1/usage", "method_not_allowed"),
+    ("/v1/debug/session", {}, "/v1/debug", "method_not_allowed"),
+    ("/v1/nothing", {}, "other", "not_found"),
+    ("/metrics/", {}, "other", "not_found"),
+]
+
+
+@pytest.mark.parametrize(("target", "headers", "endpoint", "reason"), UNDECIDED)
+def test_what_is_not_decided_is_counted_and_logged(
+    setup: Setup,
+    caplog: pytest.LogCaptureFixture,
+    target: str,
+    headers: dict[str, bytes],
+    endpoint: str,
+    reason: str,
+) -> None:
+    answer = setup.ask(target, **headers)
+    assert answer.status in (400, 403, 404, 405)
+    assert undecided(setup) == {(endpoint, reason): 1}
+    (line,) = caplog.messages
+    assert line.startswith(f"{endpoint} answered ")
+    assert reason in line
+    assert "127.0.0.1" in line
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "reason"),
+    [
+        ("/v1/usage", b"no", "malformed"),
+        ("/v1/debug/session", None, "wrong_secret"),
+        ("/metrics", None, "method_not_allowed"),
+    ],
+)
+def test_what_is_posted_and_cannot_be_answered_is_counted(
+    tmp_path: Path, target: str, body: bytes | None, reason: str
+) -> None:
+    setup = Setup(tmp_path, debug_session_secret="the-secret-of-the-person-on-call")
+    setup.ask(target, "POST", body)
+    (((endpoint, found), times),) = undecided(setup).items()
+    assert (found, times) == (reason, 1)
+    assert endpoint in (target, "/v1/debug", "health")
+
+
+def test_what_is_decided_is_not_counted_as_undecided(setup: Setup) -> None:
+    assert setup.ask().status == 204
+    assert setup.ask("/readyz").status == 200
+    assert undecided(setup) == {}
+
+
+def test_what_a_transport_cannot_read_is_counted_where_it_was_for(setup: Setup) -> None:
+    service = setup.service
+    for target in ("/v1/usage", ""):
+        service.refusal(RequestTimeout("late"), service.peer("192.0.2.1"), setup.now, target)
+    assert undecided(setup) == {("/v1/usage", "timeout"): 1, ("other", "timeout"): 1}
+
+
+def test_what_wsgi_cannot_read_is_counted(setup: Setup) -> None:
+    application = Application(setup.service, lambda: setup.now)
+    environ = {
+        "REQUEST_METHOD": "POST",
+        "RAW_URI": "/v1/usage",
+        "CONTENT_LENGTH": str(CONTROL_BODY_BYTES + 1),
+        "wsgi.input": io.BytesIO(b"x" * (CONTROL_BODY_BYTES + 1)),
+    }
+    application(environ, lambda status, headers: None)
+    application({"REQUEST_METHOD": "GET", "PATH_INFO": "/v1/../x"}, lambda status, headers: None)
+    assert undecided(setup) == {("/v1/usage", "body_too_large"): 1, ("other", "malformed"): 1}
+
+
+def undecided(setup: Setup) -> dict[tuple[str, str], int]:
+    return {
+        (dict(labels)["endpoint"], dict(labels)["reason"]): value
+        for name, labels, value in setup.segment.series_values()
+        if name == "fairvisor_undecided_requests_total"
+    }
 
 
 @pytest.mark.parametrize("target", ["/v1/decision", "/v1/auth-request", "/v1/usage"])
@@ -135,6 +228,7 @@ def test_the_token_is_asked_for_when_one_is_set(tmp_path: Path, target: str) -> 
     assert setup.ask(target, "POST").status == 403
     assert setup.ask(target, "POST", x_fairvisor_token=b"wrong").status == 403
     assert setup.ask(target, "POST", x_fairvisor_token=b"\xff").status == 403
+    assert undecided(setup) == {(target, "wrong_secret"): 3}
     assert setup.ask(target, "POST", x_fairvisor_token=b"the-token-of-the-gateway").status != 403
 
 

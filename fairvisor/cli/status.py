@@ -6,8 +6,8 @@ instead, its /readyz tells whether it is ready and by which bundle it decides, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import click
 import orjson
@@ -19,6 +19,8 @@ from fairvisor.cli.screen import count_of, format_option, print_json, print_line
 from fairvisor.metrics import DECISIONS
 
 Report = Mapping[str, Any]
+
+RECENT_S: Final = 600  # an error instead of a decision is shown for so long
 
 
 @click.command()
@@ -98,6 +100,7 @@ def _print(report: Report) -> None:
         _print_segment(report)
     if report["decisions"]:
         _print_decisions(report["decisions"])
+    _print_undecided(report.get("undecided", ()))
 
 
 def _print_problems(report: Report) -> None:
@@ -167,3 +170,14 @@ def _print_decisions(decisions: Report) -> None:
     for title, by_reason in (("", decisions["by_reason"]), ("would be ", decisions["would_reject"])):
         for reason, count in by_reason.items():
             print_line(f"          {count:>12,}  {title}{reason}")
+
+
+def _print_undecided(undecided: Iterable[Report]) -> None:
+    """Print what got an error instead of a decision within the last minutes."""
+    for each in undecided:
+        if each["last_age_seconds"] <= RECENT_S:
+            number = count_of(each["requests"], "request", "requests")
+            text = (
+                f"{number} at {each['endpoint']}: {each['reason']}, the last {each['last_age_seconds']} s ago"
+            )
+            print_line(("undecided", "yellow"), f" {text}")

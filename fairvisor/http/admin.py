@@ -38,9 +38,11 @@ from fairvisor.errors import (
     RequestError,
 )
 from fairvisor.follow import ActiveBundle, Current
+from fairvisor.http.complaints import Complaints
 from fairvisor.http.pages import path_of
 from fairvisor.http.request import Request
 from fairvisor.lookup import Found, Keys, Lookup
+from fairvisor.metrics.families import ADMIN_ENDPOINT
 from fairvisor.offered import Published
 from fairvisor.reload import NOT_NOW, Publisher
 from fairvisor.response import Answer, error_answer, json_answer
@@ -66,6 +68,7 @@ class Admin:
         self._publisher = publisher
         self._active = active
         self._audit = audit
+        self._complaints = Complaints(segment)
         self._pages: dict[str, dict[str, Handler]] = {
             "/v1/admin/status": {"GET": self._status},
             "/v1/admin/bundle": {"GET": self._get_bundle, "PUT": self._put_bundle},
@@ -89,9 +92,14 @@ class Admin:
             message = str(error).removeprefix(f"{error.code}: ")
             return json_answer(status, {"error": {"code": error.code, "message": message}})
         except RequestError as error:
-            return error_answer(error)
+            return self.refusal(error, request.peer.address, now)
         except FairvisorError as error:
             return json_answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": {"message": str(error)}})
+
+    def refusal(self, error: RequestError, address: str, now: Now) -> Answer:
+        """Return the answer to what cannot be answered as asked, counted and logged."""
+        self._complaints.undecided(ADMIN_ENDPOINT, error, address, now)
+        return error_answer(error)
 
     def _handler(self, request: Request) -> Handler:
         path = path_of(request.target)
@@ -100,7 +108,7 @@ class Admin:
             raise NotFound(f"there is nothing at {path[:200]}; allowed are {', '.join(self._pages)}")
         handler = page.get(request.method)
         if handler is None:
-            raise MethodNotAllowed(f"{path} takes {', '.join(page)}")
+            raise MethodNotAllowed(f"{path} takes {', '.join(page)}", page)
         return handler
 
     # the instance and its bundle

@@ -31,11 +31,11 @@ from fairvisor import actor
 from fairvisor.actor import By
 from fairvisor.bundle.syntax import MAX_BUNDLE_BYTES
 from fairvisor.clock import NS_PER_S, Now
-from fairvisor.errors import BodyTooLarge, Busy, Forbidden, RequestError
+from fairvisor.errors import BodyTooLarge, Busy, RequestError, WrongSecret
 from fairvisor.http.admin_tokens import AdminTokens
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.wire import NO_STORE
-from fairvisor.response import Answer, error_answer, json_answer
+from fairvisor.response import Answer, json_answer
 from fairvisor.settings import Bind
 
 MAX_AUTHENTICATED: Final = 16  # connections per worker
@@ -60,6 +60,7 @@ class Answering(Protocol):
     """What the listener needs of the API."""
 
     def answer(self, request: Request, who: By, now: Now, /) -> Answer: ...
+    def refusal(self, error: RequestError, address: str, now: Now, /) -> Answer: ...
 
 
 class AdminSocket:
@@ -253,6 +254,22 @@ class _Input:
         return line
 
 
+class _Unreadable(RequestError):
+    """A request that the standard library rejects, with the status that it gives."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = _UNREADABLE.get(status, RequestError.reason)
+
+
+_UNREADABLE: Final[dict[int, str]] = {
+    HTTPStatus.REQUEST_URI_TOO_LONG: "head_too_large",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "head_too_large",
+    HTTPStatus.NOT_IMPLEMENTED: "method_not_allowed",
+}
+
+
 class _Exchange(BaseHTTPRequestHandler):
     """One connection, which is for one request: so a worker that stops waits for no idle one."""
 
@@ -277,10 +294,10 @@ class _Exchange(BaseHTTPRequestHandler):
         try:
             who = self._who()
             server.admit(self.connection)
-            request = Request(self.command, self.path, {}, Peer("", trusted=True), self._body())
+            request = Request(self.command, self.path, {}, Peer(self._address(), trusted=True), self._body())
             answer = server.api.answer(request, who, server.read_now())
         except RequestError as error:
-            answer = error_answer(error)
+            answer = server.api.refusal(error, self._address(), server.read_now())
         except Exception:  # a fault of ours: an operator must learn of it, the worker must not die of it
             _log.exception("an operator's request failed: %s %s", self.command, self.path)
             answer = json_answer(
@@ -291,7 +308,7 @@ class _Exchange(BaseHTTPRequestHandler):
     do_PUT = do_POST = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = do_GET
 
     def _who(self) -> By:
-        """Return the client: the user of a unix socket, over TCP the holder of a token. Raises Forbidden."""
+        """Return the client: the user of a unix socket, over TCP the holder of a token. Raises WrongSecret."""
         if not self.server.guarded:
             _, uid, _ = _CREDENTIALS.unpack(
                 self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -301,11 +318,11 @@ class _Exchange(BaseHTTPRequestHandler):
         given = token.strip().encode("utf-8", "surrogateescape")
         name = self.server.tokens.name_of(given) if kind.lower() == "bearer" else ""
         if not name:
-            raise Forbidden(
+            raise WrongSecret(
                 "the token in Authorization: Bearer is missing or wrong (FAIRVISOR_ADMIN_TOKEN, "
                 "FAIRVISOR_ADMIN_TOKENS_FILE)"
             )
-        return actor.token(name, str(self.client_address[0]))
+        return actor.token(name, self._address())
 
     def _body(self) -> bytes | None:
         if "Transfer-Encoding" in self.headers:
@@ -343,8 +360,12 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the standard library says to malformed HTTP, in our form."""
-        error = {"message": message or HTTPStatus(code).phrase, "type": "invalid_request_error", "code": code}
-        self._send(json_answer(code, {"error": error}))
+        error = _Unreadable(code, message or HTTPStatus(code).phrase)
+        self._send(self.server.api.refusal(error, self._address(), self.server.read_now()))
+
+    def _address(self) -> str:
+        """Return the client's address, "" on a unix socket."""
+        return str(self.client_address[0]) if isinstance(self.client_address, tuple) else ""
 
     def log_message(self, format: str, *args: Any) -> None:  # the parent's name for it
         _log.debug(format, *args)

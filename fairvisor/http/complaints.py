@@ -1,7 +1,7 @@
-"""What goes wrong on requests, said in the log without flooding it.
+"""What goes wrong on requests: counted, and said in the log without flooding it.
 
 A fault is told by its place: the first time in full, then at most once a minute with the number of times it happened.
-It knows nothing of requests or answers.
+It knows nothing of answers.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ import logging
 from typing import Final
 
 from fairvisor.clock import NS_PER_S, Now
+from fairvisor.errors import RequestError
+from fairvisor.metrics import Cells, Counter, Latest
+from fairvisor.metrics.families import UNDECIDED, UNDECIDED_LAST
 
 _REPEAT_NS: Final = 60 * NS_PER_S
-_PLACES: Final = 256  # places come from the code, and peers that are not trusted
+_PLACES: Final = 256  # more than there are: places come from the code
 _OTHERS: Final = "others"  # the place of all for which there is no room within a minute
 
 _log = logging.getLogger(__name__)
@@ -21,7 +24,11 @@ _log = logging.getLogger(__name__)
 class Complaints:
     """The faults of this process that were told lately."""
 
-    def __init__(self) -> None:
+    def __init__(self, cells: Cells) -> None:
+        # per process
+        self._cells = cells
+        self._undecided: dict[tuple[str, str], tuple[Counter, Latest]] = {}
+        # what changes
         self._told: dict[str, tuple[int, int]] = {}
 
     def failure(self, error: Exception, now: Now) -> None:
@@ -34,21 +41,37 @@ class Complaints:
         if times:
             _log.error("a decision failed (%d times since last told)", times, exc_info=error)
 
-    def stranger(self, address: str, now: Now) -> None:
-        """A peer that may not describe requests tried to."""
-        times = self._due(f"peer {address}", now)
+    def undecided(self, endpoint: str, error: RequestError, address: str, now: Now) -> None:
+        """Count a request that got an error instead of a decision, and log it: one line a minute for all peers.
+
+        `endpoint` is one that `UNDECIDED` knows, `address` that of the peer, "" on a unix socket.
+        """
+        reason = error.reason
+        if not reason:
+            return
+        counter, last = self._counters(endpoint, reason)
+        counter.add()
+        last.see(now.wall_ns // NS_PER_S)
+        times = self._due(f"{endpoint} {reason}", now)
         if times:
             _log.warning(
-                "peer %s is not in FAIRVISOR_TRUSTED_PEERS (%d times since last told)", address, times
+                "%s answered %d without a decision: %s, from %s (%d times since last told, by any peer)",
+                endpoint,
+                error.status,
+                reason if error.quotes else f"{reason} ({error})",
+                address or "a unix socket",
+                times,
             )
 
-    def wrong_secret(self, address: str, now: Now) -> None:
-        """Log that a debug session was asked for with a wrong secret: one line a minute for all peers together."""
-        times = self._due("debug secret", now)
-        if times:
-            _log.warning(
-                "peer %s gave a wrong debug secret (%d times since last told, by any peer)", address, times
+    def _counters(self, endpoint: str, reason: str) -> tuple[Counter, Latest]:
+        found = self._undecided.get((endpoint, reason))
+        if found is None:
+            counter = Counter(self._cells, UNDECIDED, endpoint, reason)
+            found = self._undecided[endpoint, reason] = (
+                counter,
+                Latest(self._cells, UNDECIDED_LAST, endpoint, reason),
             )
+        return found
 
     def _due(self, place: str, now: Now) -> int:
         """How often it happened since it was told last, 0 when it is too early to tell again."""

@@ -323,9 +323,11 @@ class Connection(Channel):
         """Answer what cannot be read on from; the client may be sending still."""
         if self._closing:
             return
+        target = self._arriving.target if self._arriving is not None else ""
         self._forget()
         self._unread = True
-        self._put(self._hub.service.refusal(error), CLOSE, last=True, head_only=False)
+        answer = self._hub.service.refusal(error, self._peer, self._read_now(), target)
+        self._put(answer, CLOSE, last=True, head_only=False)
 
     def _end_after_answers(self) -> None:
         """No further request is read (the client asked for another protocol)."""

@@ -2,7 +2,7 @@
 
 The cookie says until when it holds and of which epoch it is, sealed with a key of the segment, so no session is kept
 anywhere and no cookie tells whether a guess of the secret was right. A logout begins a new epoch: every session of the
-instance is over, on all workers. Wrong secrets are counted, logged, and limited for all workers together.
+instance is over, on all workers. Wrong secrets are counted and limited for all workers together.
 Beside `response.py` this is the only place that spells answer headers: those of the explanation.
 """
 
@@ -23,8 +23,7 @@ from fairvisor.context import Context
 from fairvisor.counters.layout import Word
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Decision
-from fairvisor.errors import Forbidden, NotFound, TooManyGuesses
-from fairvisor.http.complaints import Complaints
+from fairvisor.errors import NotFound, TooManyGuesses, WrongSecret
 from fairvisor.http.request import Request
 from fairvisor.metrics import Counter
 from fairvisor.metrics.families import DEBUG_SESSIONS
@@ -53,9 +52,7 @@ _READABLE: Final = "!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~ "
 class DebugSessions:
     """Opens, closes and recognises debug sessions. Without a secret there are none."""
 
-    def __init__(
-        self, secret: Secret, segment: Segment, complaints: Complaints, audit: Audit | None = None
-    ) -> None:
+    def __init__(self, secret: Secret, segment: Segment, audit: Audit | None = None) -> None:
         self._secrets = encoded(secret)
         self._keys = [
             hmac.digest(segment.reservation_key, b"fairvisor debug session\0" + each, "sha256")
@@ -63,13 +60,12 @@ class DebugSessions:
         ]
         self._table = segment.table
         self._results = {result: Counter(segment, DEBUG_SESSIONS, result) for result in DEBUG_SESSIONS.known}
-        self._complaints = complaints
         self._audit = audit
 
     def open(self, request: Request, now: Now) -> Answer:
         """POST /v1/debug/session: 204 and the cookie.
 
-        Raises NotFound without a secret, Forbidden on a wrong one, TooManyGuesses after too many of those.
+        Raises NotFound without a secret, WrongSecret on a wrong one, TooManyGuesses after too many of those.
         """
         if not self._secrets:
             raise NotFound(_OFF)
@@ -82,8 +78,7 @@ class DebugSessions:
             # Two workers at once may count one: a few more guesses are no harm.
             self._table.word_set(Word.DEBUG_GUESSES, second << _COUNT_BITS | guesses + 1)
             self._results["wrong_secret"].add()
-            self._complaints.wrong_secret(request.peer.address, now)
-            raise Forbidden("the header X-Fairvisor-Debug-Secret is missing or wrong")
+            raise WrongSecret("the header X-Fairvisor-Debug-Secret is missing or wrong")
         self._results["opened"].add()
         self._record("debug_open", request, now)
         terms = _TERMS.pack(now.wall_ns // NS_PER_S + LIFETIME_S, self._epoch)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final, NamedTuple, TypeAlias
 
-from fairvisor.errors import RequestError
+from fairvisor.errors import MissingHeader, RequestError
 from fairvisor.http.request import Request
 from fairvisor.reading import HOSTS, JOINED, METHODS, Repeated
 
@@ -106,7 +106,7 @@ class Endpoint:
         """Return the gateway's id of the request, "" when it has none. Raises RequestError where one is required."""
         found = headers.get("x-fairvisor-request-id", b"").decode("latin-1")
         if self.needs_id and not found:
-            raise RequestError(
+            raise MissingHeader(
                 "the header X-Fairvisor-Request-Id is missing; a gateway that does not set it asks /v1/auth-request"
             )
         return found
@@ -153,7 +153,7 @@ class FamilySource(Source):
         method = headers.get(self._method)
         target = headers.get(self._target)
         if not method or not target:
-            raise RequestError(f"the header {_written(self._target if method else self._method)} is missing")
+            raise MissingHeader(f"the header {_written(self._target if method else self._method)} is missing")
         text = _sent_once(self._target, target)
         host = headers.get(self._host)
         return METHODS[method], text, HOSTS[host] if host else ""
@@ -171,7 +171,7 @@ class EitherSource(Source):
         if ORIGINAL.target in headers or ORIGINAL.method in headers or ORIGINAL.host in headers:
             return self._original.describe(request)
         if FORWARDED.method not in headers and FORWARDED.target not in headers:
-            raise RequestError("the header X-Original-Method (or X-Forwarded-Method) is missing")
+            raise MissingHeader("the header X-Original-Method (or X-Forwarded-Method) is missing")
         return self._forwarded.describe(request)
 
 
@@ -214,7 +214,9 @@ class UrlSource(Source):
         method = headers.get(ORIGINAL.method)
         url = headers.get(URL_HEADER)
         if not method or not url:
-            raise RequestError(f"the header {_written(URL_HEADER if method else ORIGINAL.method)} is missing")
+            raise MissingHeader(
+                f"the header {_written(URL_HEADER if method else ORIGINAL.method)} is missing"
+            )
         host, target = split_url(_sent_once(URL_HEADER, url))
         return METHODS[method], target, host
 

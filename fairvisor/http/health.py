@@ -23,6 +23,7 @@ from fairvisor.http.hub import BodyRule
 from fairvisor.http.pages import NO_BODY, READING, Page, Sliced, open_page, page_at, path_of
 from fairvisor.http.request import Peer, Request
 from fairvisor.lame_duck import LameDuck
+from fairvisor.metrics.families import HEALTH_ENDPOINT
 from fairvisor.response import Answer, error_answer, json_answer
 
 _TEXT: Final = "Content-Type: text/plain\r\n"
@@ -37,7 +38,7 @@ class Health:
         self._trusts = trusts
         self._registry = Registry(segment.table)
         self._exposition = Exposition(segment, Sources(self._active_bundle, active.notes.faults, self._crowd))
-        self._complaints = Complaints()
+        self._complaints = Complaints(segment)
         self.lame_duck: LameDuck | None = None  # the master's, if there is one
         self.pages = {
             "/livez": Page(self._livez, READING),
@@ -53,13 +54,14 @@ class Health:
         try:
             return open_page(page_at(self.pages, path), path, request, now)
         except RequestError as error:
-            return error_answer(error)
+            return self.refusal(error, request.peer, now)
         except Exception as error:  # a fault of ours must not stop the worker
             self._complaints.failure(error, now)
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR)
 
-    def refusal(self, error: RequestError) -> Answer:
-        """The answer to what is not a request that could be asked."""
+    def refusal(self, error: RequestError, peer: Peer, now: Now, target: str = "") -> Answer:
+        """Return the answer to what cannot be answered as asked, counted and logged."""
+        self._complaints.undecided(HEALTH_ENDPOINT, error, peer.address, now)
         return error_answer(error)
 
     def peer(self, address: str) -> Peer:

@@ -13,7 +13,7 @@ from fairvisor.clock import Now
 from fairvisor.errors import MethodNotAllowed, NotFound
 from fairvisor.http.hub import BodyRule
 from fairvisor.http.request import Request
-from fairvisor.response import Answer, error_answer
+from fairvisor.response import Answer
 
 NO_BODY: Final = BodyRule(0)
 READING: Final = ("GET", "HEAD")
@@ -98,11 +98,10 @@ def page_at(pages: Mapping[str, Page], path: str) -> Page:
 
 
 def open_page(page: Page, path: str, request: Request, now: Now) -> Answer | Sliced:
-    """What a page answers, if it takes the request's method."""
-    if request.method in page.methods:
-        return page.answer(request, now)
-    allowed = ", ".join(page.methods)
-    return error_answer(MethodNotAllowed(f"{path} takes {allowed}"), f"Allow: {allowed}\r\n")
+    """Return what a page answers. Raises MethodNotAllowed for a method that it does not take."""
+    if request.method not in page.methods:
+        raise MethodNotAllowed(f"{path} takes {', '.join(page.methods)}", page.methods)
+    return page.answer(request, now)
 
 
 def path_of(target: str) -> str:

@@ -21,7 +21,15 @@ from fairvisor.context import Context
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Reason
 from fairvisor.engine import decide
-from fairvisor.errors import Conflict, Forbidden, Gone, RequestError
+from fairvisor.errors import (
+    Conflict,
+    Forbidden,
+    Gone,
+    MissingHeader,
+    RequestError,
+    UntrustedPeer,
+    WrongSecret,
+)
 from fairvisor.follow import ActiveBundle
 from fairvisor.http.complaints import Complaints
 from fairvisor.http.debug import DebugSessions, explanation
@@ -35,7 +43,13 @@ from fairvisor.identity import Identity
 from fairvisor.llm.reservation import unseal
 from fairvisor.llm.usage import read_usage
 from fairvisor.metrics import Counter, Latency, TokenMeter
-from fairvisor.metrics.families import SETTLEMENTS
+from fairvisor.metrics.families import (
+    DEBUG_ENDPOINT,
+    HEALTH_ENDPOINT,
+    OTHER_ENDPOINT,
+    SETTLEMENTS,
+    USAGE_ENDPOINT,
+)
 from fairvisor.response import Answer, Renderer, carried, error_answer, rejection
 from fairvisor.rules.llm_tokens import claim, settle
 from fairvisor.secret_values import encoded, is_one_of
@@ -82,8 +96,8 @@ class Service:
         self._allow_status = settings.allow_status
         self._max_body = BodyRule(settings.max_body)
         self._known_tokens = encoded(settings.decision_token)
-        self._complaints = Complaints()
-        self._debug = DebugSessions(settings.debug_session_secret, segment, self._complaints, audit)
+        self._complaints = Complaints(segment)
+        self._debug = DebugSessions(settings.debug_session_secret, segment, audit)
         self._pages = self._make_pages(with_health=settings.health_bind is None)
         self._undecided = Undecided(segment, settings.fail_open, audit)
         self._audit = audit
@@ -96,7 +110,7 @@ class Service:
     def _make_pages(self, *, with_health: bool) -> dict[str, Page]:
         return {
             **(self.health.pages if with_health else {}),
-            "/v1/usage": Page(self._usage, ("POST",), _CONTROL_BODY, guarded=True),
+            USAGE_ENDPOINT: Page(self._usage, ("POST",), _CONTROL_BODY, guarded=True),
             "/v1/debug/session": Page(self._debug.open, ("POST",), _CONTROL_BODY),
             "/v1/debug/logout": Page(self._debug.close, ("POST",), _CONTROL_BODY),
         }
@@ -119,8 +133,9 @@ class Service:
                 self._took(self._read_now().mono_ns - now.mono_ns)
             return answer
         except Forbidden as error:  # about the gateway, which must not take it for a reject
-            return error_answer(error)
+            return self.refusal(error, request.peer, now, request.target)
         except RequestError as error:
+            self._complain(error, request.peer, now, request.target)
             answer = rejection(error, request.headers)
             return carried(answer) if endpoint is not None and endpoint.carrier else answer
         except Exception as error:  # a fault of ours must stop neither the worker nor the gateway
@@ -151,9 +166,14 @@ class Service:
             return None
         return Decoding(coding, request.body, self._max_body.limit_bytes, missing_bytes(request))
 
-    def refusal(self, error: RequestError) -> Answer:
-        """The answer to what is not a request that could be asked of the service."""
+    def refusal(self, error: RequestError, peer: Peer, now: Now, target: str = "") -> Answer:
+        """Return the answer to what cannot be answered as asked, counted and logged; `target` where it was read."""
+        self._complain(error, peer, now, target)
         return error_answer(error)
+
+    def _complain(self, error: RequestError, peer: Peer, now: Now, target: str) -> None:
+        """Count and log a request that gets an error instead of a decision."""
+        self._complaints.undecided(self._endpoint_name(target), error, peer.address, now)
 
     def peer(self, address: str) -> Peer:
         """The other end of a new connection; `address` is "" on a unix socket."""
@@ -179,19 +199,31 @@ class Service:
                     return self._endpoints[prefix]
         return endpoint
 
+    def _endpoint_name(self, target: str) -> str:
+        """Return the endpoint of a target, as metrics and the log name it."""
+        path = path_of(target)
+        if path in self._endpoints or path == USAGE_ENDPOINT:
+            return path
+        if path in self.health.pages:
+            return HEALTH_ENDPOINT
+        for prefix in (*ENVOY_PREFIXES, DEBUG_ENDPOINT):
+            if path.startswith(prefix):
+                return prefix
+        return OTHER_ENDPOINT
+
     def _decide(
         self, endpoint: Endpoint, request: Request, now: Now, decoding: Decoding | None = None
     ) -> Answer:
         peer, headers = request.peer, request.headers
         if not peer.trusted or self._known_tokens:
-            self._check_peer(request, now)
+            self._check_peer(request)
         active = self._active.current
         if active is None:
             return self._undecided.refuse(Reason.NO_BUNDLE_LOADED)
         method, target, host = endpoint.source.describe(request)
         bundle = active.bundle
         if not host and bundle.routes.selects_by_host:
-            raise RequestError(
+            raise MissingHeader(
                 f"the header {endpoint.host_header} is missing, and the policies select by host"
             )
         context = Context(
@@ -222,14 +254,13 @@ class Service:
             answer.head += explanation(decision, context, self._read_now().mono_ns - now.mono_ns)
         return answer
 
-    def _check_peer(self, request: Request, now: Now) -> None:
+    def _check_peer(self, request: Request) -> None:
         """Raises Forbidden for a peer that may not describe requests, or lacks the token."""
         if not request.peer.trusted:
-            self._complaints.stranger(request.peer.address, now)
-            raise Forbidden("this peer may not ask for decisions (FAIRVISOR_TRUSTED_PEERS)")
+            raise UntrustedPeer("this peer may not ask for decisions (FAIRVISOR_TRUSTED_PEERS)")
         given = request.headers.get("x-fairvisor-token", b"")
         if self._known_tokens and not is_one_of(given, self._known_tokens):
-            raise Forbidden("the header X-Fairvisor-Token is missing or wrong")
+            raise WrongSecret("the header X-Fairvisor-Token is missing or wrong")
 
     def _failed(self, endpoint: Endpoint | None) -> Answer:
         """What a failure of ours means: the gateway decides by its own setting, or the request passes, counted."""
@@ -243,7 +274,7 @@ class Service:
         path = path_of(request.target)
         page = page_at(self._pages, path)
         if page.guarded and request.method in page.methods:
-            self._check_peer(request, now)
+            self._check_peer(request)
         return open_page(page, path, request, now)
 
     def _usage(self, request: Request, now: Now) -> Answer:

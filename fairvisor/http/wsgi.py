@@ -46,12 +46,13 @@ class Application:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
         service = self._service
+        peer, target = service.peer(environ.get("REMOTE_ADDR") or ""), ""
         try:
             target = _target(environ)
             body, cut_bytes = _body(environ, service.body_rule(target))
         except RequestError as error:
-            return _send(service.refusal(error), environ, start_response)
-        peer = service.peer(environ.get("REMOTE_ADDR") or "")
+            refusal = service.refusal(error, peer, self._read_now(), target)
+            return _send(refusal, environ, start_response)
         request = Request(environ["REQUEST_METHOD"], target, _headers(environ), peer, body, cut_bytes, JOINED)
         answer = service.answer(request, self._read_now())
         return _send(answer if isinstance(answer, Answer) else answer.whole(), environ, start_response)

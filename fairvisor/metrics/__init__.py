@@ -8,7 +8,7 @@ How the numbers become text for Prometheus is in `fairvisor/exposition.py`.
 
 from __future__ import annotations
 
-from fairvisor.metrics.counting import Cells, Counter, Latency, Lowest, Open, Tally, TokenMeter
+from fairvisor.metrics.counting import Cells, Counter, Latency, Latest, Lowest, Open, Tally, TokenMeter
 from fairvisor.metrics.families import (
     BREAKER_TRIPS,
     CIRCUIT_STATE,
@@ -52,6 +52,7 @@ __all__ = [
     "Counter",
     "Family",
     "Latency",
+    "Latest",
     "Lowest",
     "Open",
     "Tally",

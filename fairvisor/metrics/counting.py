@@ -169,6 +169,16 @@ def read_lowest(cell: int, wall_s: int) -> int | None:
     return cell & _LOW_MASK if cell and age_s <= LOW_HELD_S else None
 
 
+class Latest(Series):
+    """When something happened last, over all processes, in seconds of the wall clock."""
+
+    __slots__ = ()
+
+    def see(self, wall_s: int) -> None:
+        """It happens now."""
+        self._cells.table.cell_set(self._cell(), wall_s)
+
+
 class Latency:
     """The histogram of decision durations: one cell for each power of two, and one for the sum."""
 

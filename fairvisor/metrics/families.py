@@ -7,14 +7,17 @@ module only declares.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Final, NamedTuple
 
 
 class Family(NamedTuple):
     """One metric family: its name, one sentence of help, its label names, and `counter`, `gauge` or `histogram`.
 
-    A family without labels is shown from the start, and so is one with the values `known` of its only label; of
-    others only `# HELP` and `# TYPE` are, until something happened.
+    A family without labels is shown from the start, and so is one with the values `known` of its only label, or with
+    all combinations of the values `each_known` of its labels; of others only `# HELP` and `# TYPE` are, until something
+    happened.
     """
 
     name: str
@@ -22,6 +25,11 @@ class Family(NamedTuple):
     labels: tuple[str, ...] = ()
     kind: str = "counter"
     known: tuple[str, ...] = ()
+    each_known: tuple[tuple[str, ...], ...] = ()
+
+    def from_start(self) -> Iterator[tuple[str, ...]]:
+        """Give the label values of the series that are shown from the start."""
+        return product(*(self.each_known or ((self.known,) if self.labels else ())))
 
 
 # What was decided
@@ -51,6 +59,54 @@ DESCRIPTOR_MISSING: Final = Family(
 )
 REPEATS: Final = Family(
     "fairvisor_repeated_requests_total", "Requests recognised by id and not charged again."
+)
+# Where a request can get an error instead of a decision: the paths that decide, and what else is served.
+USAGE_ENDPOINT: Final = "/v1/usage"
+DEBUG_ENDPOINT: Final = "/v1/debug"
+HEALTH_ENDPOINT: Final = "health"  # /livez, /readyz and /metrics, wherever they are
+ADMIN_ENDPOINT: Final = "admin"
+PROXY_ENDPOINT: Final = "proxy"
+OTHER_ENDPOINT: Final = "other"  # no such path, or a request that was not read as far as its path
+UNDECIDED: Final = Family(
+    "fairvisor_undecided_requests_total",
+    "Requests that got an error instead of a decision, by where they asked and why.",
+    ("endpoint", "reason"),
+    each_known=(
+        (
+            "/v1/decision",
+            "/v1/decision/",
+            "/v1/ext-authz/",
+            "/v1/auth-request",
+            "/v1/auth-request/once",
+            "/v1/auth-url",
+            "/v1/forward-auth",
+            USAGE_ENDPOINT,
+            DEBUG_ENDPOINT,
+            HEALTH_ENDPOINT,
+            ADMIN_ENDPOINT,
+            PROXY_ENDPOINT,
+            OTHER_ENDPOINT,
+        ),
+        (
+            "malformed",
+            "header_missing",
+            "untrusted_peer",
+            "wrong_secret",
+            "not_found",
+            "method_not_allowed",
+            "timeout",
+            "body_too_large",
+            "head_too_large",
+            "busy",
+            "proxy_loop",
+        ),
+    ),
+)
+UNDECIDED_LAST: Final = Family(
+    "fairvisor_undecided_last_timestamp_seconds",
+    "When a request last got an error instead of a decision, in seconds since the epoch.",
+    ("endpoint", "reason"),
+    "gauge",
 )
 BEARER_REFUSED: Final = Family(
     "fairvisor_bearer_tokens_refused_total", "Bearer tokens that had no claims, by reason.", ("reason",)
@@ -283,6 +339,8 @@ FAMILIES: Final = (
     KILL_SWITCH_HITS,
     DESCRIPTOR_MISSING,
     REPEATS,
+    UNDECIDED,
+    UNDECIDED_LAST,
     BEARER_REFUSED,
     REMAINING,
     TOKENS_REMAINING,

@@ -319,7 +319,7 @@ class Front(asyncio.Protocol):
 
     def _refuse(self, error: RequestError) -> None:
         """Answer what is no request; nothing after it is read."""
-        answer = self.gate.refusal(error)
+        answer = self.gate.refusal(error, self.peer)
         self.write(encode(self.hub.lines[answer.status], answer, CLOSE))
         self._shut(unread=True)
 

@@ -19,14 +19,20 @@ from fairvisor.context import Context
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import Decision, Reason, Remarked
 from fairvisor.engine import Bundle, decide
-from fairvisor.errors import MethodNotAllowed, NotFound, RequestError
+from fairvisor.errors import MethodNotAllowed, MissingHeader, NotFound, RequestError
 from fairvisor.follow import ActiveBundle
 from fairvisor.http.complaints import Complaints
 from fairvisor.http.debug import DebugSessions, explanation
 from fairvisor.http.request import Peer, Request
 from fairvisor.http.undecided import Undecided
 from fairvisor.metrics import Cells, Counter, Family, Latency, TokenMeter
-from fairvisor.metrics.families import SETTLEMENTS, STREAMS_ENDED, USAGE_MISSING
+from fairvisor.metrics.families import (
+    DEBUG_ENDPOINT,
+    PROXY_ENDPOINT,
+    SETTLEMENTS,
+    STREAMS_ENDED,
+    USAGE_MISSING,
+)
 from fairvisor.proxy.account import Account, Ledger
 from fairvisor.proxy.heads import UNDERSCORED
 from fairvisor.proxy.rewrite import without
@@ -82,8 +88,8 @@ class Gate:
         self._counters = segment.table
         self._render = Renderer(settings.ratelimit_headers, settings.llm_headers).answer
         self._debug_on = bool(settings.debug_session_secret)
-        self._complaints = Complaints()
-        self._debug = DebugSessions(settings.debug_session_secret, segment, self._complaints, audit)
+        self._complaints = Complaints(segment)
+        self._debug = DebugSessions(settings.debug_session_secret, segment, audit)
         self._undecided = Undecided(segment, settings.fail_open, audit)
         self._noted_by = tuple(each.note for each in (audit, top_keys) if each is not None)
         self._is_timed = cycle((False,) * (_TIMED_ONE_IN - 1) + (True,)).__next__
@@ -104,8 +110,11 @@ class Gate:
         """The other end of a new connection; `address` is "" on a unix socket."""
         return Peer(address, self._identity.trusted_peer(address))
 
-    def refusal(self, error: RequestError) -> Answer:
-        """The answer to what is no request."""
+    def refusal(self, error: RequestError, peer: Peer, target: str = "") -> Answer:
+        """Return the answer to what cannot be answered as asked, counted and logged; `target` where it was read."""
+        is_debug = self._debug_on and target.startswith(_DEBUG_PREFIX)
+        endpoint = DEBUG_ENDPOINT if is_debug else PROXY_ENDPOINT
+        self._complaints.undecided(endpoint, error, peer.address, self._read_now())
         return error_answer(error)
 
     def reads_body(self, head: RequestHead) -> bool:
@@ -168,7 +177,7 @@ class Gate:
                 self._took(self._read_now().mono_ns - now.mono_ns)
             return outcome
         except RequestError as error:
-            return error_answer(error)
+            return self.refusal(error, peer, head.target)
         except Exception as error:  # a fault of ours must not stop the worker
             self._complaints.failure(error, now)
             if self._undecided.passes():
@@ -191,7 +200,7 @@ class Gate:
         bundle = active.bundle
         method, host = _method_and_host(head)
         if not host and bundle.routes.selects_by_host:
-            raise RequestError("the header Host is missing, and the policies select by host")
+            raise MissingHeader("the header Host is missing, and the policies select by host")
         context = Context(
             method,
             host,
@@ -240,7 +249,7 @@ class Gate:
         if path not in ("/v1/debug/session", "/v1/debug/logout"):
             raise NotFound(f"there is nothing at {path[:200]}")
         if head.method != "POST":
-            raise MethodNotAllowed(f"{path} takes POST")
+            raise MethodNotAllowed(f"{path} takes POST", ("POST",))
         request = Request(head.method, head.target, head.headers, peer)
         return (
             self._debug.close(request, now) if path == "/v1/debug/logout" else self._debug.open(request, now)

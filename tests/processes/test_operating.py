@@ -22,6 +22,7 @@ from fairvisor.bundle.load import verify_signature
 from fairvisor.cli import main
 from fairvisor.cli.edge import Edge as Asked
 from fairvisor.cli.edge import Refused, Reply
+from fairvisor.cli.status import RECENT_S
 
 COMMAND = [sys.executable, "-c", "from fairvisor.cli.main import main; main()"]
 TOKEN = "an-admin-token-of-thirty-two-characters"
@@ -80,6 +81,22 @@ def exhaust(edge: Edge, *lines: str) -> int:
         if edge.status(ask("/", "GET", *lines)) == 429:
             return passed
     raise AssertionError("nothing was rejected")
+
+
+# what is not decided
+
+
+def test_what_was_not_decided_lately_is_in_the_status(start_edge: StartEdge) -> None:
+    """Behind nginx a 403 is a reject: with a token that does not match, all traffic is, and the edge seems well."""
+    edge = start_edge(bundle_of(per_client(1000)), workers=2, FAIRVISOR_DECISION_TOKEN=TOKEN)
+    assert "undecided" not in run(edge, "status").stdout
+    assert [edge.status(ask("/")) for _ in range(4)] == [403] * 4
+    shown = run(edge, "status").stdout
+    assert "undecided 4 requests at /v1/decision: wrong_secret, the last " in shown
+    (told,) = admin_of(edge).ask("GET", "status")["undecided"]
+    assert told.pop("last_age_seconds") <= RECENT_S
+    assert told == {"endpoint": "/v1/decision", "reason": "wrong_secret", "requests": 4}
+    wait_until(lambda: "/v1/decision answered 403 without a decision" in edge.log.read_text())
 
 
 # the bundle
