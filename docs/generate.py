@@ -262,10 +262,50 @@ METRICS_EXACTNESS: Final = """\
   also refuses. What finds no room is counted in `fairvisor_series_overflows_total`, and is missing.
 """
 
+METRICS_UNDECIDED: Final = """\
+## Requests that are not decided
+
+What no policy decided is in `fairvisor_undecided_requests_total`: every 400, 401, 403, 404, 405, 408, 413, 431, 501,
+503 and 508 that the edge answers itself, with [what the answer says](reasons.md#answers-that-are-not-refusals). Every combination has a sample
+from the start. The [log](logging.md) has one line a minute for each, with the address of the last peer, and `fairvisor
+status` shows those of the last ten minutes. `fairvisor_undecided_last_timestamp_seconds` says when it was last.
+
+| `endpoint` | what was asked |
+| --- | --- |
+| `/v1/…` | that path of the listener for decisions; those that end in a slash are prefixes. `/v1/debug` has both debug paths |
+| `health` | `/livez`, `/readyz`, `/metrics`, and everything on the listener of `FAIRVISOR_HEALTH_BIND` |
+| `admin` | the admin listener |
+| `proxy` | a request that wanted to pass, in proxy mode |
+| `other` | no path that there is, or a request that was not read as far as its path |
+
+| `reason` | status | what was wrong |
+| --- | --- | --- |
+| `malformed` | 400 | HTTP or a header that cannot be read, a body that is not what the endpoint reads |
+| `header_missing` | 400 | the gateway did not send a header that describes the request |
+| `untrusted_peer` | 403 | the peer is not in `FAIRVISOR_TRUSTED_PEERS` |
+| `wrong_secret` | 403 | the decision token, admin token or debug secret is missing or wrong |
+| `not_found`, `method_not_allowed` | 404, 405 (admin listener: 501) | no such path, or not for this method |
+| `timeout` | 408 | the head or the body did not come in time |
+| `body_too_large`, `head_too_large` | 413, 431 (admin listener: 414) | larger than what is read |
+| `busy` | 503 | too much is kept of unfinished requests, or too many operators ask at once |
+| `proxy_loop` | 508 | the request had passed this proxy before |
+
+Counted elsewhere: a missing bundle and failures of the engine (503) in `fairvisor_decisions_total`, settlements in
+`fairvisor_settlements_total`, bundles that were not taken in `fairvisor_reloads_total`, an upstream's failures in
+`fairvisor_upstream_failures_total`. With another worker class than `edge` its server reads the requests: what it rejects
+itself is in its own lines of the log only.
+"""
+
 # What somebody should be told about, and what it means.
 ALARMS: Final = (
     (metric.EVICTIONS, "> 0", "limits were forgotten early: the segment is too small"),
     (metric.TABLE_FULL, "> 0", "limits could not be counted: the segment is too small"),
+    (
+        metric.UNDECIDED,
+        "rises",
+        "a gateway asks with a wrong token, from a wrong address, or does not say what was asked: all its traffic fails",
+    ),
+    (metric.LOG_LINES_LOST, "rises", "nobody reads standard error, or the disk of the log is full"),
     (metric.FAULTS, "= 1", "a file cannot be read or written; decisions go on"),
     (metric.CIRCUIT_STATE, "= 1", "a circuit breaker is open"),
     (metric.GLOBAL_SHADOW, "= 1", "nothing is enforced"),
@@ -295,6 +335,7 @@ def metrics_page() -> str:
             "| --- | --- | --- | --- |",
             *rows,
             "",
+            METRICS_UNDECIDED,
             METRICS_EXACTNESS,
         ]
     )

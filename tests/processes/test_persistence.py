@@ -164,7 +164,7 @@ def test_memory_lost_after_a_clean_stop_loses_nothing(start_edge: StartEdge) -> 
     remove_shared_memory(edge.instance)
     edge.start_again()
     assert allows(edge, 10) == 6
-    assert "restored" in edge.log.read_text()
+    wait_until(lambda: "restored" in edge.log.read_text())
 
 
 def test_a_metric_never_falls_to_less_than_what_happened_since(start_edge: StartEdge) -> None:
@@ -177,7 +177,7 @@ def test_a_metric_never_falls_to_less_than_what_happened_since(start_edge: Start
     kill_everything(edge)
     remove_shared_memory(edge.instance)
     edge.start_again()
-    assert "restored" in edge.log.read_text()
+    wait_until(lambda: "restored" in edge.log.read_text())
     assert allows(edge, 3) == 3
     assert DECIDED % 3 in metrics(edge), "what `increase` adds to the 25"
 
@@ -204,7 +204,7 @@ def test_a_damaged_snapshot_is_refused_whole(start_edge: StartEdge) -> None:
     snapshot_of(edge).write_bytes(data)
     remove_shared_memory(edge.instance)
     edge.start_again()
-    assert "is not restored" in edge.log.read_text()
+    wait_until(lambda: "is not restored" in edge.log.read_text())
     assert allows(edge, 12) == 10
 
 

@@ -105,6 +105,7 @@ def happen(edge: Edge) -> None:
     client.answer()
     client.send(question("/bucket", "GET", "X-Fairvisor-Request-Id: 1", "Authorization: Bearer no-token"))
     client.answer()
+    assert client.status(b"GET /v1/nothing HTTP/1.1\r\n\r\n") == 404
     for used in (10, 1000):
         settle(client, used)
     client.close()
@@ -252,5 +253,5 @@ def test_every_query_of_the_dashboard_resolves(watched: tuple[Edge, Prometheus])
 def test_prometheus_evaluates_every_alert(watched: tuple[Edge, Prometheus]) -> None:
     _, prometheus = watched
     wait_until(lambda: set(prometheus.alert_health().values()) == {"ok"})
-    assert len(prometheus.alert_health()) == 17
+    assert len(prometheus.alert_health()) == 19
     wait_until(lambda: prometheus.query('up{job="fairvisor"} == 1') != [])
