@@ -79,13 +79,15 @@ def scratch() -> Iterator[Path]:
 
 
 @contextmanager
-def running(contender: Contender, cores: str = SERVER_CORE) -> Iterator[int]:
+def running(
+    contender: Contender, cores: str = SERVER_CORE, *, stderr: int = subprocess.DEVNULL
+) -> Iterator[int]:
     """The server, pinned and answering, on processors that do not sleep meanwhile; the id of its first process."""
     process = subprocess.Popen(
         ["taskset", "-c", cores, *contender.argv],
         env={**os.environ, **contender.environ},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         start_new_session=True,
     )
     try:

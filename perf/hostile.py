@@ -22,6 +22,7 @@ import os
 import selectors
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -292,12 +293,12 @@ def come_first() -> list[str]:
 
 
 @contextmanager
-def first(contender: Contender, core: str) -> Iterator[None]:
+def first(contender: Contender, core: str, *, stderr: int = subprocess.DEVNULL) -> Iterator[int]:
     """A server that runs before others: its priority counts in its session only, which has one too (sched(7))."""
-    with running(contender, core) as pid:
+    with running(contender, core, stderr=stderr) as pid:
         with suppress(OSError):
             Path(f"/proc/{pid}/autogroup").write_text("-20")
-        yield
+        yield pid
 
 
 def p99_us(answers: list[tuple[int, int]]) -> float:
