@@ -266,13 +266,14 @@ METRICS_UNDECIDED: Final = """\
 ## Requests that are not decided
 
 What no policy decided is in `fairvisor_undecided_requests_total`: every 400, 401, 403, 404, 405, 408, 413, 431, 501,
-503 and 508 that the edge answers itself, with [what the answer says](reasons.md#answers-that-are-not-refusals). Every combination has a sample
-from the start. The [log](logging.md) has one line a minute for each, with the address of the last peer, and `fairvisor
-status` shows those of the last ten minutes. `fairvisor_undecided_last_timestamp_seconds` says when it was last.
+503 and 508 that the edge answers [without a decision](reasons.md#answers-that-are-not-refusals). Every combination has a
+sample from the start. The [log](logging.md) has one line a minute for each, with the address of the last peer, and
+`fairvisor status` shows those of the last ten minutes. `fairvisor_undecided_last_timestamp_seconds` says when it was
+last.
 
 | `endpoint` | what was asked |
 | --- | --- |
-| `/v1/…` | that path of the listener for decisions; those that end in a slash are prefixes. `/v1/debug` has both debug paths |
+| `/v1/…` | that path of the listener for decisions, or what is below it where it ends in a slash; `/v1/debug`: both debug pages |
 | `health` | `/livez`, `/readyz`, `/metrics`, and everything on the listener of `FAIRVISOR_HEALTH_BIND` |
 | `admin` | the admin listener |
 | `proxy` | a request that wanted to pass, in proxy mode |
@@ -292,8 +293,8 @@ status` shows those of the last ten minutes. `fairvisor_undecided_last_timestamp
 
 Counted elsewhere: a missing bundle and failures of the engine (503) in `fairvisor_decisions_total`, settlements in
 `fairvisor_settlements_total`, bundles that were not taken in `fairvisor_reloads_total`, an upstream's failures in
-`fairvisor_upstream_failures_total`. With another worker class than `edge` its server reads the requests: what it rejects
-itself is in its own lines of the log only.
+`fairvisor_upstream_failures_total`. With another worker class than `edge` its server reads the requests: what it
+rejects itself is in its own lines of the log only.
 """
 
 # What somebody should be told about, and what it means.
@@ -303,7 +304,7 @@ ALARMS: Final = (
     (
         metric.UNDECIDED,
         "rises",
-        "a gateway asks with a wrong token, from a wrong address, or does not say what was asked: all its traffic fails",
+        "a gateway asks with a wrong token or from a wrong address, or does not say what was asked: its traffic fails",
     ),
     (metric.LOG_LINES_LOST, "rises", "nobody reads standard error, or the disk of the log is full"),
     (metric.FAULTS, "= 1", "a file cannot be read or written; decisions go on"),
