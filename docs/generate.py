@@ -273,7 +273,7 @@ last.
 
 | `endpoint` | what was asked |
 | --- | --- |
-| `/v1/…` | that path of the listener for decisions, or what is below it where it ends in a slash; `/v1/debug`: both debug pages |
+| `/v1/…` | that path, or what is below it where it ends in a slash; `/v1/debug`: both debug pages |
 | `health` | `/livez`, `/readyz`, `/metrics`, and everything on the listener of `FAIRVISOR_HEALTH_BIND` |
 | `admin` | the admin listener |
 | `proxy` | a request that wanted to pass, in proxy mode |
