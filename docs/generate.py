@@ -266,8 +266,8 @@ METRICS_UNDECIDED: Final = """\
 ## Requests that are not decided
 
 What no policy decided is in `fairvisor_undecided_requests_total`: every 400, 401, 403, 404, 405, 408, 413, 431, 501,
-503 and 508 that the edge answers [without a decision](reasons.md#answers-that-are-not-refusals). Every combination has a
-sample from the start. The [log](logging.md) has one line a minute for each, with the address of the last peer, and
+503 and 508 that the edge answers [without a decision](reasons.md#answers-that-are-not-refusals). Every combination has
+a sample from the start. The [log](logging.md) has one line a minute for each, with the address of the last peer, and
 `fairvisor status` shows those of the last ten minutes. `fairvisor_undecided_last_timestamp_seconds` says when it was
 last.
 
@@ -306,7 +306,7 @@ ALARMS: Final = (
         "rises",
         "a gateway asks with a wrong token or from a wrong address, or does not say what was asked: its traffic fails",
     ),
-    (metric.LOG_LINES_LOST, "rises", "nobody reads standard error, or the disk of the log is full"),
+    (metric.LOG_LINES_LOST, "rises", "standard error is not read, or the disk of the log is full"),
     (metric.FAULTS, "= 1", "a file cannot be read or written; decisions go on"),
     (metric.CIRCUIT_STATE, "= 1", "a circuit breaker is open"),
     (metric.GLOBAL_SHADOW, "= 1", "nothing is enforced"),

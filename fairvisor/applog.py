@@ -83,7 +83,7 @@ class Discreet(logging.Formatter):
 
 
 class Handler(logging.Handler):
-    """Gives lines to an outlet, so that whoever logs never waits for who reads."""
+    """Gives lines to an outlet, so that no caller waits for a reader."""
 
     def __init__(self, formatter: Discreet) -> None:
         super().__init__()
@@ -95,9 +95,7 @@ class Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._put(self.format(record))
-        except (
-            Exception
-        ):  # as every handler of the standard library: the caller must not fail for want of a line
+        except Exception:  # the caller must not fail for want of a line, as with every handler of the library
             self.handleError(record)
 
     def flush(self) -> None:

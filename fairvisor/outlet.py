@@ -1,10 +1,10 @@
-"""Lines on their way to standard error, which nobody may be reading: a bounded queue, and the thread that writes it.
+"""Lines on their way to standard error, which may not be read: a bounded queue, and the thread that writes it.
 
 A pipe whose reader stopped, a terminal at Ctrl-S, a disk in the network that hangs: a write to them waits for as long
-as that lasts, and so would whoever made it. The descriptor is shared with other programs, so it is not made
-non-blocking; only the thread of an outlet writes, and nothing else in the process waits for it. What finds no room is
-counted, and a line says so when lines are written again. A process that was forked begins with an empty queue and a
-thread of its own. This module knows nothing of what the lines say.
+as that lasts. The descriptor is shared with other programs, so it is not made non-blocking; only the thread of an
+outlet writes, and nothing else in the process waits for it. What finds no room is counted, and a line says so when
+lines are written again. A process that was forked begins with an empty queue and a thread of its own. This module knows
+nothing of what the lines say.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a log that nobody reads costs decisions: standard error full, the disk of the audit log full, and both.
+"""What a log that is not read costs decisions: standard error full, the disk of the audit log full, and both.
 
     python perf/logs_unread.py [--rate 10000] [--seconds 10] [--format table|json] [--output FILE]
 

@@ -75,7 +75,7 @@ def test_a_flood_makes_one_line_a_minute_for_each_endpoint_and_reason(
     complaints.undecided("admin", BodyTooLarge("too large"), "", moment(60))
     assert caplog.messages[-1] == (
         "admin answered 413 without a decision: body_too_large (too large), from a unix socket "
-        "(600 times since last told, by any peer)"
+        "(600 times since the last such line, by any peer)"
     )
     assert counted(segment)["admin", "body_too_large"] == 601
 
@@ -87,7 +87,7 @@ def test_no_line_quotes_what_a_client_sent(
     Complaints(segment).undecided("other", kind("there is nothing at /a-token"), "192.0.2.1", moment(0))
     assert caplog.messages == [
         f"other answered {kind.status} without a decision: {kind.reason}, from 192.0.2.1 "
-        "(1 times since last told, by any peer)"
+        "(1 times since the last such line, by any peer)"
     ]
 
 

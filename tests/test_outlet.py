@@ -1,4 +1,4 @@
-"""Lines that nobody may be reading: whoever writes one never waits, and what is lost is counted and said."""
+"""Lines that may not be read: no caller waits, and what is lost is counted and logged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINE = b"x" * 99 + b"\n"
 
 
 class Pipe:
-    """A pipe that nobody reads until somebody does."""
+    """A pipe that is not read until the test does."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()

@@ -130,8 +130,8 @@ def test_strangers_are_logged_once_a_minute_with_the_last_one(
         "/v1/decision answered 403 without a decision: untrusted_peer (this peer may not ask for decisions "
     )
     assert caplog.messages == [
-        f"{told}(FAIRVISOR_TRUSTED_PEERS)), from 203.0.113.9 (1 times since last told, by any peer)",
-        f"{told}(FAIRVISOR_TRUSTED_PEERS)), from 203.0.113.10 (5 times since last told, by any peer)",
+        f"{told}(FAIRVISOR_TRUSTED_PEERS)), from 203.0.113.9 (1 times since the last such line, by any peer)",
+        f"{told}(FAIRVISOR_TRUSTED_PEERS)), from 203.0.113.10 (5 times since the last such line, by any peer)",
     ]
 
 
@@ -342,7 +342,7 @@ def test_a_failure_is_logged_in_full_once_a_minute(setup: Setup, caplog: pytest.
     setup.ask()
     first, second = caplog.records
     assert first.exc_info is not None
-    assert second.getMessage() == "a decision failed (100 times since last told)"
+    assert second.getMessage() == "a decision failed (100 times since the last such line)"
 
 
 def test_fail_open_turns_a_failure_into_a_counted_allow(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Complaints:
         place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}" if traceback else "unknown"
         times = self._due(f"{type(error).__name__} at {place}", now)
         if times:
-            _log.error("a decision failed (%d times since last told)", times, exc_info=error)
+            _log.error("a decision failed (%d times since the last such line)", times, exc_info=error)
 
     def undecided(self, endpoint: str, error: RequestError, address: str, now: Now) -> None:
         """Count a request that got an error instead of a decision, and log it: one line a minute for all peers.
@@ -55,7 +55,7 @@ class Complaints:
         times = self._due(f"{endpoint} {reason}", now)
         if times:
             _log.warning(
-                "%s answered %d without a decision: %s, from %s (%d times since last told, by any peer)",
+                "%s answered %d without a decision: %s, from %s (%d times since the last such line, by any peer)",
                 endpoint,
                 error.status,
                 reason if error.quotes else f"{reason} ({error})",

@@ -328,7 +328,7 @@ AUDIT_DROPPED: Final = Family(
 )
 LOG_LINES_LOST: Final = Family(
     "fairvisor_log_lines_lost_total",
-    "Log lines that standard error did not take: nobody reads it, or its disk is full.",
+    "Log lines that standard error did not take: it is not read, or its disk is full.",
 )
 
 FAMILIES: Final = (

@@ -1,4 +1,4 @@
-"""No secret is where somebody could read it: every secret setting has a value of its own, and everything is searched.
+"""No secret can be read anywhere: every secret setting has a value of its own, and everything is searched.
 
 What clients send that may be a secret (tokens, cookies, queries) is searched for as well, except in the answers to
 themselves.

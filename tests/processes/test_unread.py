@@ -1,4 +1,4 @@
-"""Standard error that nobody reads: decisions go on, workers are replaced, a stop is a stop, and lines come later."""
+"""A standard error that is not read: decisions go on, workers are replaced, a stop is a stop, and lines come later."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def unread(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Unr
     settings = {"FAIRVISOR_WORKER_PROCESSES": "2", "FAIRVISOR_TRUSTED_PEERS": "127.0.0.1"}
     edge = UnreadEdge(tmp_path, BUNDLE, settings)
     yield edge, reader
-    os.close(reader)  # whoever still waits for it goes on
+    os.close(reader)  # a write that still waits ends
     os.close(UnreadEdge.stderr)
     edge.clean_up()
 
 
-def test_nothing_waits_for_a_log_that_nobody_reads(unread: tuple[UnreadEdge, int]) -> None:
+def test_nothing_waits_for_a_log_that_is_not_read(unread: tuple[UnreadEdge, int]) -> None:
     edge, reader = unread
     edge.log.touch()
     edge.wait_ready()
