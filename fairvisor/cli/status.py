@@ -1,22 +1,27 @@
 """`fairvisor status`: what an edge is doing, and whether something is wrong.
 
 Asked of the admin listener, which knows everything. Where `--edge-url` leads to a listener for decisions or probes
-instead, its /readyz tells whether it is ready and by which bundle it decides, and /metrics how it decided.
+instead, its /readyz tells whether it is ready and by which bundle it decides, and /metrics how it decided and what it
+could not decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 import click
 import orjson
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from fairvisor.cli.edge import Edge, Refused, edge_option, open_edge
 from fairvisor.cli.exits import FAILED
 from fairvisor.cli.screen import count_of, format_option, print_json, print_line
+from fairvisor.clock import NS_PER_S, read_now
 from fairvisor.metrics import DECISIONS
+from fairvisor.metrics.families import UNDECIDED, UNDECIDED_LAST
 
 Report = Mapping[str, Any]
 
@@ -67,22 +72,45 @@ def _from_outside(edge: Edge) -> Report:
         bundle |= {"policies": readiness["policies"], "expired": readiness["expired"]}
     why = [readiness[name] for name in ("reason", "detail") if name in readiness]
     reason = None if ready else {"text": ": ".join(why), "since": None}
-    return {"ready": ready, "bundle": bundle, "reload_error": reason, "decisions": _decisions(edge)}
+    return {"ready": ready, "bundle": bundle, "reload_error": reason, **_from_metrics(edge)}
 
 
-def _decisions(edge: Edge) -> Report | None:
+def _from_metrics(edge: Edge) -> Report:
     reply = edge.send("GET", "/metrics")
     if reply.status != 200:
-        return None
+        return {"decisions": None, "undecided": []}
+    samples = [
+        sample for family in text_string_to_metric_families(reply.body.decode()) for sample in family.samples
+    ]
+    return {"decisions": _decisions(samples), "undecided": _undecided(samples)}
+
+
+def _decisions(samples: Sequence[Sample]) -> Report:
     actions: dict[str, int] = {}
     reasons: dict[str, int] = {}
-    for family in text_string_to_metric_families(reply.body.decode()):
-        for sample in family.samples if family.name == DECISIONS.name.removesuffix("_total") else ():
+    for sample in samples:
+        if sample.name == DECISIONS.name:
             count = int(sample.value)
             actions[sample.labels["action"]] = actions.get(sample.labels["action"], 0) + count
             if reason := sample.labels["reason"]:
                 reasons[reason] = reasons.get(reason, 0) + count
     return {"by_action": actions, "by_reason": reasons, "would_reject": {}}
+
+
+def _undecided(samples: Sequence[Sample]) -> list[Report]:
+    """Return what the admin listener says of it, with the age by the clock of this machine."""
+    counts = {tuple(each.labels.values()): int(each.value) for each in samples if each.name == UNDECIDED.name}
+    now_s = read_now().wall_ns // NS_PER_S
+    found = [
+        {
+            **each.labels,
+            "requests": counts[tuple(each.labels.values())],
+            "last_age_seconds": max(0, now_s - int(each.value)),
+        }
+        for each in samples
+        if each.name == UNDECIDED_LAST.name
+    ]
+    return sorted((each for each in found if each["requests"]), key=itemgetter("last_age_seconds"))
 
 
 # for people

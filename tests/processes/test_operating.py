@@ -97,6 +97,9 @@ def test_what_was_not_decided_lately_is_in_the_status(start_edge: StartEdge) -> 
     assert told.pop("last_age_seconds") <= RECENT_S
     assert told == {"endpoint": "/v1/decision", "reason": "wrong_secret", "requests": 4}
     wait_until(lambda: "/v1/decision answered 403 without a decision" in edge.log.read_text())
+    assert not isinstance(edge.bind, str)
+    outside = run(edge, "status", "--edge-url", f"http://127.0.0.1:{edge.bind[1]}").stdout
+    assert "undecided 4 requests at /v1/decision: wrong_secret" in outside
 
 
 # the bundle
