@@ -56,7 +56,7 @@ def run(seed: int, number: int, seconds: float, workers: int) -> dict[str, Any]:
                     faults.suffer(1)
                 until = ledger.asked + 1000
                 wait_until(lambda: ledger.asked >= until)
-            found = check(edge, ledger, faults.hurt, faults.exempt(ledger.admitted))
+            found = check(edge, ledger, faults.hurt, faults.exempt(ledger.admitted), faults.counted_before)
         except AssertionError as error:  # it hangs, or does not start again
             found = Found([f"after {', '.join(faults.done)}: {error}"], ledger.asked, 0, 0, 0, 0)
         finally:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import flips
-from campaign import admin_of, bundle
+from campaign import admin_of, allows, bundle
 from edge_server import Edge, attach, kill_quietly, wait_until
 from fake_machine import NS_PER_S, Machine
 
@@ -53,6 +53,7 @@ class Faults:
         self.hurt: set[int] = set()
         self.flipped: set[int] = set()
         self.wrong: list[str] = []
+        self.counted_before = 0  # allows that segments counted which were replaced
         self.done: list[str] = []
         self._edge = edge
         self._machine = machine
@@ -262,6 +263,7 @@ class Faults:
         """A clean stop, and a start that finds the segment damaged: everything comes from the snapshot."""
         self._edge.signal(signal.SIGTERM)
         self._edge.end()
+        self.counted_before += allows(attach(self._edge.instance))
         flips.flip(self._edge.instance, flips.some_header_bit(self._random))
         self._start_again()
 

@@ -50,7 +50,7 @@ def test_every_fault_admits_nobody_too_many_and_loses_nothing_that_was_not_hurt(
         asked(ledger, 100)
         faults.suffer_each()
         asked(ledger, 1000)
-    found = check(edge, ledger, faults.hurt, faults.exempt(ledger.admitted))
+    found = check(edge, ledger, faults.hurt, faults.exempt(ledger.admitted), faults.counted_before)
     assert found.violations + faults.wrong == []
     assert found.admitted > 0
     assert "its header is damaged: it is replaced" in edge.log.read_text()
