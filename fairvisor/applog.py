@@ -85,12 +85,18 @@ class Discreet(logging.Formatter):
 class Handler(logging.Handler):
     """Gives lines to an outlet, so that no caller waits for a reader."""
 
-    def __init__(self, formatter: Discreet) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self.setFormatter(formatter)
-        self._discreet = formatter
+        self.use(settings)
         self._outlet = Outlet(LineFile(None, descriptor=STDERR), self._lost_line)
         self.count_losses = self._outlet.count_losses
+
+    def use(self, settings: Settings) -> None:
+        """Write lines in the format of these settings and without their secrets, from now on."""
+        self._discreet = Discreet(
+            Json() if settings.log_format == "json" else Console(), secrets_of(settings)
+        )
+        self.setFormatter(self._discreet)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -148,8 +154,7 @@ class Log(GunicornLogger):  # type: ignore[misc]
 
 def configure(settings: Settings) -> Handler:
     """Send every line of this process and its children to standard error."""
-    formatter = Json() if settings.log_format == "json" else Console()
-    handler = Handler(Discreet(formatter, secrets_of(settings)))
+    handler = Handler(settings)
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]

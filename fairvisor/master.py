@@ -22,7 +22,7 @@ from gunicorn.util import load_class
 from gunicorn.workers.base import Worker
 
 from fairvisor import __version__, actor
-from fairvisor.applog import Log, configure
+from fairvisor.applog import Handler, Log, configure
 from fairvisor.beside import Beside
 from fairvisor.bundle.load import parse, verify_signature
 from fairvisor.clock import read_now
@@ -103,7 +103,7 @@ def serve(read_settings: Callable[[], Settings], *, accept_older: bool = False) 
     publisher.records.record(
         "start", actor.edge("start"), read_now(), release=__version__, counters=segment.origin.value
     )
-    master = Master(settings, segment, publisher, handed, read_settings)
+    master = Master(settings, segment, publisher, handed, read_settings, log)
     master.open_admin()
     master.run()
 
@@ -118,8 +118,10 @@ class Master(BaseApplication):  # type: ignore[misc]
         publisher: Publisher,
         handed: Sequence[Handed],
         read_settings: Callable[[], Settings],
+        log: Handler,
     ) -> None:
         self.settings = settings
+        self._log = log
         self._read_settings = read_settings
         self.segment = segment
         self.publisher = publisher
@@ -230,7 +232,7 @@ class Master(BaseApplication):  # type: ignore[misc]
         except SettingsError as error:
             _log.error("the secrets stay as they are: %s", error)
             return
-        configure(self.settings)  # no line shows the new ones either
+        self._log.use(self.settings)  # no line shows the new ones either
 
 
 def warn_again(publisher: Publisher, environ: Mapping[str, str]) -> None:

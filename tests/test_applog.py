@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fairvisor.applog import configure, secrets_of
+from fairvisor.applog import Handler, configure, secrets_of
 from fairvisor.settings import Settings
 
 SECRETS = {
@@ -132,3 +132,16 @@ def test_what_is_printed_to_standard_error_is_written_line_by_line_and_escaped(
 def test_a_line_that_cannot_be_made_is_reported_and_stops_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     configured().info("%d", "no number")
     assert "not enough arguments" in (shown := written(capfd)) or "number is required" in shown
+
+
+def test_secrets_that_are_read_again_are_kept_out_of_the_same_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """The queue, its thread and the count of lost lines stay: a HUP makes no other one."""
+    log = configured()
+    (handler,) = logging.getLogger("fairvisor").handlers
+    assert isinstance(handler, Handler)
+    handler.use(Settings.load(SECRETS, {}))
+    log.error("it was %s", SECRETS["FAIRVISOR_DECISION_TOKEN"])
+    print(SECRETS["FAIRVISOR_BUNDLE_SIGNING_KEY"], file=sys.stderr)
+    shown = written(capfd)
+    assert shown.count("(a secret)") == 2
+    assert "token" not in shown
