@@ -278,9 +278,12 @@ def test_workers_that_are_killed_while_they_write_leave_a_chain_that_holds(
 ) -> None:
     log = tmp_path / "audit"
     edge = start_edge(NOTHING_LEFT, workers=2, FAIRVISOR_AUDIT_LOG=str(log), FAIRVISOR_AUDIT_KEY=AUDIT_KEY)
+    wait_until(log.exists)
     for _ in range(5):
+        before = log.stat().st_size
         flood(edge, 500, keys=500)
-        victim = lines(log)[-1]["worker"] if log.exists() and lines(log) else edge.workers()[0]
+        wait_until(lambda before=before: log.stat().st_size > before)
+        victim = lines(log)[-1]["worker"]
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
         wait_until(lambda: len(edge.workers()) == 2)
