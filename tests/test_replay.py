@@ -21,7 +21,8 @@ from fairvisor.replay.documents import DocumentFormat
 from fairvisor.replay.fields import Logged, Maker, read_mapping
 from fairvisor.replay.findings import CELLS, Timeline
 from fairvisor.replay.formats import COMBINED, FORMATS, LineFormat, unescaped
-from fairvisor.replay.reading import KEPT_COMPLAINTS, LogError, RequestLog
+from fairvisor.replay.files import LogError
+from fairvisor.replay.reading import KEPT_COMPLAINTS, RequestLog
 from fairvisor.replay.times import read_time
 
 Captured = pytest.CaptureFixture[str]

@@ -22,8 +22,8 @@ from fairvisor.cli.screen import format_option, print_json
 from fairvisor.clock import read_now
 from fairvisor.replay.clock import in_order
 from fairvisor.replay.fields import Logged, Maker, read_mapping
-from fairvisor.replay.formats import FORMATS
-from fairvisor.replay.reading import RequestLog
+from fairvisor.replay.files import LogError
+from fairvisor.replay.reading import NAMES, RequestLog
 from fairvisor.replay.report import report_of
 from fairvisor.replay.run import Replay
 from fairvisor.replay.synthetic import synthetic_requests, told_meanings
@@ -47,7 +47,7 @@ _COLLECT_AFTER: Final = 50_000  # objects: a replay makes many and leaves no cyc
 )  # fmt: skip
 @click.option(
     "--log-format", default="", metavar="FORMAT",
-    help=f"{', '.join(FORMATS)}, json, har, or nginx's log_format or Envoy's format string. Default: found out.",
+    help=f"{', '.join(NAMES)}, or the format string of nginx, Envoy, Apache or HAProxy. Default: found out.",
 )  # fmt: skip
 @click.option("--host", default="", help="The host of requests whose log names none.")
 @click.option(
@@ -92,6 +92,8 @@ def test(
         print_json(report)
     else:
         print_replay(report)
+    if log_name is not None and log.cut_short:
+        raise LogError(f"{log_name} ends early: {log.cut_short}")
 
 
 def _try_each_policy(

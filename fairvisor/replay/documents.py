@@ -1,11 +1,11 @@
-"""JSON logs: a document a line (Caddy, Envoy, nginx with escape=json, Traefik, and the plain form below), and HAR.
+"""JSON logs: Caddy, Envoy, Kong, nginx with escape=json, Traefik, Cloudflare and others, the plain form below, and HAR.
 
     {"time": "2026-03-02T12:00:00Z", "method": "GET", "path": "/v1/x?a=1", "host": "api.example.com",
      "ip": "203.0.113.7", "headers": {"X-API-Key": "k1"}, "body": "..."}
 
-Objects called `request`, `req` or `httpRequest` are looked into, and `headers` wherever it stands. Which fields a line
-has repeats from line to line, so where its request stands is worked out once for each set of keys. HAR (HTTP Archive
-1.2) is one document for a whole session; it knows no client addresses.
+Objects called `request`, `req`, `httpRequest` or `properties` are looked into, and `headers` wherever it stands: an
+object, or a list of names and values. Which fields a line has repeats from line to line, so where its request stands is
+worked out once for each set of keys. An entry of HAR (HTTP Archive 1.2) is such a document; it knows no client address.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any, Final
 import orjson
 
 from fairvisor.reading import read_fields
-from fairvisor.replay.fields import BODY, TIME, Logged, Maker, Plan, Value, meaning_of
+from fairvisor.replay.fields import BODY, Logged, Maker, Plan, Value, meaning_of, normal_name
 
-_INSIDE: Final = frozenset({"request", "req", "httpRequest"})
-_HEADERS: Final = "headers"
+_INSIDE: Final = frozenset({"request", "req", "httpRequest", "properties"})
+_HEADERS: Final = frozenset({"headers", "requestheaders", "request_headers"})  # as `normal_name` spells them
+_HAR_BODY: Final = "postData"
 _PLANS: Final = 256  # kept; a log whose every line has other keys empties them and goes on
 
 Document = dict[str, Any]
@@ -35,7 +36,7 @@ class DocumentFormat:
         self._plans: dict[tuple[str, ...], DocumentPlan] = {}
 
     def read(self, line: bytes) -> Logged:
-        """The request of a line. Raises ValueError or RequestError: it cannot be read, and why."""
+        """Return the request of a line. Raises ValueError or RequestError: it cannot be read, and why."""
         try:
             document = orjson.loads(line)
         except orjson.JSONDecodeError as error:
@@ -45,7 +46,7 @@ class DocumentFormat:
         return self.logged(document)
 
     def logged(self, document: Document) -> Logged:
-        """The request of a document. Raises as `read` does."""
+        """Return the request of a document. Raises as `read` does."""
         keys = tuple(document)
         plan = self._plans.get(keys)
         if plan is None or not plan.fits(document):
@@ -66,10 +67,13 @@ class DocumentPlan:
             if known and (known[0] not in ranked or known[1] < ranked[known[0]][0]):
                 ranked[known[0]] = (known[1], path)
         chosen = {meaning: path for meaning, (_, path) in ranked.items()}
+        for name, inner in _objects(document):
+            if _HAR_BODY in inner:
+                chosen[BODY] = (name, _HAR_BODY, "text")
         for field, meaning in mapping.items():
             chosen[meaning] = (field,) if field in document else tuple(field.split("."))
         self._getters = tuple(_getter(path) for path in chosen.values())
-        self._headers = [_getter((_HEADERS,)), *(_getter((name, _HEADERS)) for name, _ in self._inside)]
+        self._headers = [_getter(path) for path in _header_paths(document)]
         self._plan = Plan(list(chosen), maker)
 
     def fits(self, document: Document) -> bool:
@@ -82,6 +86,8 @@ class DocumentPlan:
         pairs: list[tuple[str, bytes]] = []
         for get in self._headers:
             found = get(document)
+            if isinstance(found, list):
+                found = _listed(found)
             if isinstance(found, dict):
                 pairs = [(name, value) for name, value in pairs if name not in found]
                 pairs += _header_lines(found)
@@ -100,11 +106,22 @@ def _paths(document: Document) -> Iterator[Path]:
     """The fields of a document, those of objects that are looked into first: there a name can only mean one thing."""
     for name, inner in _objects(document):
         for field, value in inner.items():
-            if field != _HEADERS and not isinstance(value, dict):
+            if not isinstance(value, dict):
                 yield name, field
     for field, value in document.items():
-        if field != _HEADERS and not isinstance(value, dict):
+        if not isinstance(value, dict):
             yield (field,)
+
+
+def _header_paths(document: Document) -> Iterator[Path]:
+    """Where headers stand; those of an object that is looked into come last, and win."""
+    for field in document:
+        if normal_name(field) in _HEADERS:
+            yield (field,)
+    for name, inner in _objects(document):
+        for field in inner:
+            if normal_name(field) in _HEADERS:
+                yield name, field
 
 
 def _getter(path: Path) -> Callable[[Document], Any]:
@@ -151,43 +168,10 @@ def _header_lines(found: Document) -> Iterator[tuple[str, bytes]]:
                 yield name.lower(), text
 
 
-# HAR
-
-
-def archived(document: Any) -> list[Document]:
-    """The entries of an HTTP Archive in the form of JSON lines, in order of time. Raises ValueError: it is none."""
-    log = document.get("log") if isinstance(document, dict) else None
-    entries = log.get("entries") if isinstance(log, dict) else None
-    if not isinstance(entries, list):
-        raise ValueError("it has no log.entries")
-    return [_entry(entry) for entry in entries]
-
-
-def _entry(entry: Any) -> Document:
-    """One entry; what is not there is missing in the result, and complained about when the request is made."""
-    request = entry.get("request") if isinstance(entry, dict) else None
-    if not isinstance(request, dict):
-        return {}
-    flat: Document = {_HEADERS: _listed(request.get("headers"))}
-    for name, value in (
-        (TIME, entry.get("startedDateTime")),
-        ("method", request.get("method")),
-        ("url", request.get("url")),
-        (BODY, (request.get("postData") or {}).get("text")),
-    ):
-        if isinstance(value, str):
-            flat[name] = value
-    return flat
-
-
-def _listed(pairs: Any) -> Document:
-    """HAR's list of {name, value}; repeated names are joined."""
-    found: dict[str, Any] = {}
-    for pair in pairs if isinstance(pairs, list) else ():
-        if (
-            isinstance(pair, dict)
-            and isinstance(pair.get("name"), str)
-            and isinstance(pair.get("value"), str)
-        ):
-            found.setdefault(pair["name"].lower(), []).append(pair["value"])
+def _listed(pairs: list[Any]) -> Document:
+    """Return a list of objects with a name and a value (HAR, AWS WAF) as one object, names in lower case."""
+    found: dict[str, list[Any]] = {}
+    for pair in pairs:
+        if isinstance(pair, dict) and isinstance(name := pair.get("name"), str):
+            found.setdefault(name.lower(), []).append(pair.get("value"))
     return found

@@ -23,6 +23,7 @@ Headers = dict[str, bytes]
 Value = bytes | None
 
 TIME: Final = "time"
+DATE: Final = "date"  # where the time has a field of its own
 REQUEST: Final = "request"  # the whole request line
 METHOD: Final = "request:method"
 TARGET: Final = "request:path"  # with the query
@@ -45,25 +46,33 @@ MAPPABLE_SOURCES: Final = ("header", "cookie", "query", "jwt")
 # Names as `normal_name` spells them. Of two fields that mean the same, the one that stands earlier here wins.
 _MEANINGS: Final[Mapping[str, tuple[str, ...]]] = {
     TIME: (
-        "msec", "time_iso8601", "time_local", "starttime", "start_time", "startutc", "starteddatetime", "ts", "time",
-        "timestamp",
+        "msec", "time_iso8601", "time_local", "starttime", "start_time", "startutc", "starteddatetime", "started_at",
+        "edgestarttimestamp", "edgeendtimestamp", "requesttimeepoch", "requesttime", "ts", "time", "timestamp",
     ),
+    DATE: ("date",),
     REQUEST: ("request", "request_line"),
-    METHOD: ("request_method", "requestmethod", "method", "http_method", "verb", "req(:method)"),
-    TARGET: (
-        "req(x_envoy_original_path?:path)", "req(:path)", "x_envoy_origin_path", "request_uri", "requestpath", "uri",
-        "url", "requesturl", "target", "request_path", "path", "document_uri",
+    METHOD: (
+        "request_method", "requestmethod", "clientrequestmethod", "cs_method", "method", "http_method", "httpmethod",
+        "verb", "req(:method)",
     ),
-    QUERY: ("args", "query_string", "query"),
-    HOST: ("http_host", "host", "authority", "req(:authority)", "req(host)", "requesthost", "hostname"),
+    TARGET: (
+        "req(x_envoy_original_path?:path)", "req(:path)", "x_envoy_origin_path", "request_uri", "requestpath",
+        "clientrequesturi", "cs_uri", "uri", "url", "requesturl", "requesturi", "target", "request_path",
+        "clientrequestpath", "cs_uri_stem", "path", "document_uri",
+    ),
+    QUERY: ("args", "query_string", "cs_uri_query", "query", "requestquery"),
+    HOST: (
+        "http_host", "host", "authority", "req(:authority)", "req(host)", "requesthost", "clientrequesthost",
+        "x_host_header", "cs(host)", "cs_host", "hostname", "vhost", "sni",
+    ),
     ADDRESS: (
         "remote_addr", "downstream_remote_address_without_port", "downstream_remote_address", "client_ip",
-        "clienthost", "remote_ip", "clientip", "remoteip", "clientaddr", "client_addr", "remoteaddress",
+        "clienthost", "remote_ip", "clientip", "remoteip", "c_ip", "clientaddr", "client_addr", "remoteaddress",
         "remote_address", "client", "ip",
     ),
     BODY: ("request_body", "body"),
-    "header:user-agent": ("user_agent", "useragent"),
-    "header:referer": ("referer", "referrer"),
+    "header:user-agent": ("user_agent", "useragent", "clientrequestuseragent"),
+    "header:referer": ("referer", "referrer", "clientrequestreferer"),
     "header:x-forwarded-for": ("x_forwarded_for",),
 }  # fmt: skip
 _KNOWN: Final = {
@@ -88,6 +97,8 @@ def meaning_of(field: str) -> tuple[str, int] | None:
         return None
     if name.startswith("req("):  # Envoy: %REQ(X-API-KEY?X-KEY)%, the first that is there
         return "header:" + name[4:-1].partition("?")[0].replace("_", "-"), 1
+    if name.startswith("cs(") and name.endswith(")"):  # W3C: cs(User-Agent)
+        return "header:" + name[3:-1].replace("_", "-"), 1
     if name.startswith("cookie_"):
         return "cookie:" + field.partition("_")[2], 1
     if field.startswith("request_") and field[8:9].isupper():  # Traefik: request_User-Agent
@@ -146,13 +157,28 @@ class Plan:
     `meanings` has one meaning (or None) for each value. Raises ValueError when a request cannot be made of them.
     """
 
-    __slots__ = ("_cookies", "_headers", "_hints", "_jwt", "_maker", "_parameters", "_place", "_seldom")
+    __slots__ = (
+        "_cookies",
+        "_date",
+        "_headers",
+        "_hints",
+        "_jwt",
+        "_maker",
+        "_parameters",
+        "_place",
+        "_seldom",
+        "_time",
+    )
 
     def __init__(self, meanings: Sequence[str | None], maker: Maker) -> None:
         self._maker = maker
         self._place = {meaning: index for index, meaning in reversed([*enumerate(meanings)]) if meaning}
+        self._date = self._place.pop(DATE, None)
+        if TIME not in self._place and self._date is not None:
+            self._place[TIME], self._date = self._date, None
         if TIME not in self._place:
             raise ValueError("no field is a time")
+        self._time = self._place[TIME]
         if REQUEST not in self._place and not {METHOD, TARGET} <= self._place.keys():
             raise ValueError("no field is a request line, and none a method and a path")
         self._headers = self._named("header")
@@ -175,8 +201,11 @@ class Plan:
         self, values: Sequence[Value], headers: Headers | None = None, repeated: Repeated | None = None
     ) -> Logged:
         """The request of one line. Raises ValueError or RequestError for values that are none."""
-        maker, place = self._maker, self._place
-        wall_ns = maker.read_time(values[place[TIME]] or b"")
+        maker = self._maker
+        moment = values[self._time] or b""
+        if self._date is not None and moment[2:3] == b":":
+            moment = b"%b %b" % (values[self._date] or b"", moment)
+        wall_ns = maker.read_time(moment)
         method, target = self._request_line(values)
         headers = {} if headers is None else headers
         for name, index in self._headers:
@@ -213,7 +242,7 @@ class Plan:
         index = self._place.get(REQUEST)
         if index is None:
             method, target = self._value(METHOD, values), self._value(TARGET, values)
-            query = self._value(QUERY, values)
+            query = self._value(QUERY, values).removeprefix(b"?")
             if query and b"?" not in target:
                 target += b"?" + query
         else:
@@ -245,12 +274,12 @@ def _present(fields: Sequence[tuple[str, int]], values: Sequence[Value]) -> list
 
 
 def split_request_line(line: bytes) -> tuple[bytes, bytes]:
-    """Method and target of `GET /path HTTP/1.1`; an old client's line has no version. Raises ValueError."""
+    """Return method and target of `GET /path HTTP/1.1`; an old client's line has no version. Raises ValueError."""
     method, space, rest = line.partition(b" ")
     target, _, version = rest.rpartition(b" ")
     if not version.startswith(b"HTTP/"):
         target = rest
-    if not space or not target:
+    if not space or not target or method == b"-":
         raise ValueError(f"{line[:60]!r} is not a request line")
     return method, target
 

@@ -1,14 +1,15 @@
 """A moment as logs write it, in nanoseconds since the Unix epoch.
 
-nginx's `$time_local` (also Apache's), ISO 8601 and RFC 3339, and numbers of seconds, milli-, micro- or nanoseconds. A
-moment without a zone is UTC. Lines of the same second follow each other, so the last reading is kept.
+The forms of nginx, Apache and HAProxy (`02/Nov/2026:12:00:00 +0000`), ISO 8601 and RFC 3339 with any of its habits
+(`2026/11/02 12:00:00.000`), HTTP's (RFC 9110 5.6.7), and numbers of seconds, milli-, micro- or nanoseconds. A moment
+without a zone is UTC. Lines of the same second follow each other, so the last reading is kept.
 """
 
 from __future__ import annotations
 
 import re
-from calendar import timegm
 from collections.abc import Callable
+from datetime import date
 from functools import lru_cache
 from typing import Final
 
@@ -16,6 +17,7 @@ from fairvisor.clock import NS_PER_S
 
 LATEST_NS: Final = 9_000_000_000 * NS_PER_S  # in the year 2255; the counters reckon with less than 2^63
 
+_EPOCH: Final = date(1970, 1, 1)
 _MONTHS: Final = {
     name: number
     for number, name in enumerate(
@@ -23,9 +25,12 @@ _MONTHS: Final = {
     )
 }
 _CLOCK: Final = r"([01]\d|2[0-3]):([0-5]\d):([0-5]\d|60)"
-_ZONE: Final = r"(?:[Zz]|([+-])([01]\d|2[0-3]):?([0-5]\d))?"
-_LOCAL: Final = re.compile(rf"(\d\d/[A-Z][a-z]{{2}}/\d{{4}}):{_CLOCK}(?:\.(\d{{1,9}}))? ?{_ZONE}", re.ASCII)
-_ISO: Final = re.compile(rf"(\d{{4}}-\d\d-\d\d)[Tt ]{_CLOCK}(?:[.,](\d+))? ?{_ZONE}", re.ASCII)
+_ZONE: Final = r"(?:[Zz]|UTC|GMT|([+-])([01]\d|2[0-3])(?::?([0-5]\d))?)?"
+_REST: Final = rf"{_CLOCK}(?:[.,](\d+))? ?{_ZONE}"
+_LOCAL: Final = re.compile(
+    rf"(?:[A-Z][a-z]{{2}}, )?(\d\d[/ -][A-Z][a-z]{{2}}[/ -]\d{{4}})[: T]{_REST}", re.ASCII
+)
+_ISO: Final = re.compile(rf"(\d{{4}}[-/]\d\d[-/]\d\d)[Tt ]{_REST}", re.ASCII)
 _NUMBER: Final = re.compile(r"(\d{1,19})(?:\.(\d+))?", re.ASCII)
 
 # From how many digits on a number of whole units is no longer one of seconds: 12 digits of seconds is the year 5138.
@@ -62,10 +67,10 @@ def read_time(text: str) -> int:
 
 
 def _calendar(match: re.Match[str], day: Callable[[str], int]) -> int:
-    date, hours, minutes, seconds, fraction, sign, zone_hours, zone_minutes = match.groups()
-    at_s = day(date) + int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+    written, hours, minutes, seconds, fraction, sign, zone_hours, zone_minutes = match.groups()
+    at_s = day(written) + int(hours) * 3600 + int(minutes) * 60 + int(seconds)
     if sign:
-        offset_s = int(zone_hours) * 3600 + int(zone_minutes) * 60
+        offset_s = int(zone_hours) * 3600 + int(zone_minutes or 0) * 60
         at_s -= offset_s if sign == "+" else -offset_s
     return at_s * NS_PER_S + _fraction(fraction or "")
 
@@ -87,17 +92,18 @@ def _bounded(ns: int, text: str) -> int:
 
 
 @lru_cache(maxsize=64)
-def _iso_day(date: str) -> int:
+def _iso_day(text: str) -> int:
     """The day's first second since the epoch."""
-    return _day(int(date[:4]), int(date[5:7]), int(date[8:]))
+    return _day(int(text[:4]), int(text[5:7]), int(text[8:]))
 
 
 @lru_cache(maxsize=64)
-def _local_day(date: str) -> int:
-    return _day(int(date[7:]), _MONTHS.get(date[3:6], 0), int(date[:2]))
+def _local_day(text: str) -> int:
+    return _day(int(text[7:]), _MONTHS.get(text[3:6], 0), int(text[:2]))
 
 
 def _day(year: int, month: int, day: int) -> int:
-    if not (1 <= month <= 12 and 1 <= day <= 31):
-        raise ValueError(f"{year:04}-{month:02}-{day:02} is not a date")
-    return timegm((year, month, day, 0, 0, 0))
+    try:
+        return (date(year, month, day) - _EPOCH).days * 86_400
+    except ValueError:
+        raise ValueError(f"{year:04}-{month:02}-{day:02} is not a date") from None

@@ -54,7 +54,8 @@ from fairvisor.proxy.heads import (
     read_response_head,
 )
 from fairvisor.replay.fields import Maker
-from fairvisor.replay.reading import LogError, RequestLog
+from fairvisor.replay.files import LogError
+from fairvisor.replay.reading import RequestLog
 from fairvisor.settings import Settings
 from fuzz import words
 from fuzz.one_request import NotOneRequest, read_requests
