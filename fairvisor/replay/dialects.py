@@ -55,7 +55,7 @@ NGINX: Final = Dialect(
 
 def _envoy_field(match: re.Match[str]) -> Field:
     known = normal_name(match[1])
-    return Field(match[1], "start_time" if known.startswith("start_time(") else known)
+    return Field(match[1], "time_local" if known.startswith("start_time(") else known)
 
 
 ENVOY: Final = Dialect(

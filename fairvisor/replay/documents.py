@@ -155,7 +155,8 @@ def _value(found: Any) -> Value:
     if isinstance(found, list):
         return b", ".join(value for item in found if (value := _value(item)) is not None)
     if isinstance(found, float):
-        return f"{found:.9f}".encode()  # never with an exponent
+        text = repr(found)  # the shortest text that means this number
+        return (f"{found:.9f}" if "e" in text else text).encode()
     return str(found).encode()
 
 

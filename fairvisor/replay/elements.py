@@ -10,11 +10,14 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-LONGEST_BYTES: Final = 64 << 20  # of one element, and of what stands between two
+LONGEST_BYTES: Final = 64 << 20  # of one element
 
-# Group 1 ends a string; a string without it goes on in what has not come yet (no group then).
-_TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(")|"|([\[{])|([\]}])|([^\s,:\[\]{}"]+)', re.DOTALL)
+# A string without group 1 does not end in what has come so far.
+_TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(")?|([\[{])|([\]}])|([^\s,:\[\]{}"]+)', re.DOTALL)
 _STRING, _OPENS, _CLOSES, _SCALAR = 1, 2, 3, 4
+_REST_OF_STRING: Final = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*(")?', re.DOTALL)
+
+Token = tuple[int, int, int]  # kind, start, end
 
 
 class Elements:
@@ -27,43 +30,66 @@ class Elements:
         self._depth = depth
         self._name = f'"{name}"'.encode() if name else b""
         # between two pieces
-        self._rest = b""
-        self._begin = -1  # of an element, in `_rest`
-        self._next = 0  # what has not been looked at, in `_rest`
+        self._text = b""  # that is still needed
+        self._next = 0  # what has not been looked at, in `_text`
+        self._begin = -1  # of an element that has not ended
+        self._string = -1  # of a string that has not ended
         self._level = 0
-        self._member = b""
+        self._inside = not name
 
     @property
     def unfinished(self) -> bool:
         """Whether more must come."""
-        return self._level > 0 or self._begin >= 0
+        return self._level > 0 or self._string >= 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the elements that end in this piece. Raises ValueError for one that is too long."""
-        text = self._rest + data
-        begin, level, depth, after = self._begin, self._level, self._depth, len(text)
-        inside = not self._name or self._member == self._name
-        for token in _TOKEN.finditer(text, self._next):
-            kind = token.lastindex
-            if kind is None or (kind == _SCALAR and token.end() == len(text)):
-                after = token.start()
-                break
+        text = self._text = self._text + data
+        depth, begin, level = self._depth, self._begin, self._level
+        for kind, start, end in self._tokens(text):
             if kind == _OPENS:
-                if level == depth and inside:
-                    begin = token.start()
+                if level == depth and self._inside:
+                    begin = start
                 level += 1
             elif kind == _CLOSES:
                 level = max(0, level - 1)
                 if level == depth and begin >= 0:
-                    yield text[begin : token.end()]
+                    yield text[begin:end]
                     begin = -1
-            elif level == depth and inside:
-                yield token[0]
+            elif level == depth and self._inside:
+                yield text[start:end]
             elif level == depth - 1 and kind == _STRING and self._name:
-                self._member = token[0]
-                inside = self._member == self._name
-        kept = after if begin < 0 else begin
-        self._rest, self._next, self._level = text[kept:], after - kept, level
-        self._begin = -1 if begin < 0 else 0
-        if len(self._rest) > LONGEST_BYTES:
+                self._inside = text[start:end] == self._name
+        self._begin, self._level = begin, level
+        self._forget()
+
+    def _tokens(self, text: bytes) -> Iterator[Token]:
+        """Yield the tokens that are whole."""
+        if self._string >= 0:
+            rest = _REST_OF_STRING.match(text, self._next)
+            assert rest is not None, "it may be empty"
+            self._next = rest.end()
+            if not rest[1]:
+                return
+            yield _STRING, self._string, self._next
+            self._string = -1
+        for token in _TOKEN.finditer(text, self._next):
+            kind = token.lastindex
+            if kind is None:
+                self._string, self._next = token.span()
+                return
+            if kind == _SCALAR and token.end() == len(text):
+                self._next = token.start()
+                return
+            yield kind, token.start(), token.end()
+        self._next = len(text)
+
+    def _forget(self) -> None:
+        """Drop what has been read."""
+        needed = min(each for each in (self._begin, self._string, self._next) if each >= 0)
+        self._text = self._text[needed:]
+        self._next -= needed
+        self._begin = max(-1, self._begin - needed)
+        self._string = max(-1, self._string - needed)
+        if len(self._text) > LONGEST_BYTES:
             raise ValueError(f"an element of its JSON is longer than {LONGEST_BYTES >> 20} MiB")

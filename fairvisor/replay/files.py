@@ -60,11 +60,12 @@ class LogFile:
             first = self._raw.peek(8)[:8]
         except OSError as error:
             raise LogError(f"cannot read {self.name}: {error.strerror}") from None
-        for magic, command in _PACKED.items():
-            if first.startswith(magic):
-                raise LogError(
-                    f"{self.name} is packed: gzip is read as it is, else `{command} FILE` into `--requests -`"
-                )
+        command = next((command for magic, command in _PACKED.items() if first.startswith(magic)), "")
+        if command:
+            self._raw.close()
+            raise LogError(
+                f"{self.name} is packed and not with gzip: `{command} FILE | fairvisor test --requests -`"
+            )
         self.size_bytes = status.st_size if stat.S_ISREG(status.st_mode) else 0
         self._stream = gzip.GzipFile(fileobj=self._raw) if first.startswith(_GZIP) else self._raw
         return self

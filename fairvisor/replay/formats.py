@@ -40,7 +40,8 @@ ELB: Final = (
 FORMATS: Final[Mapping[str, str]] = {
     "combined": COMBINED,
     "common": COMMON,
-    "vhost": '%v:%p %h %l %u %t "%r" %>s %O',  # Debian's vhost_combined, as far as every variant of it goes
+    "vhost-combined": "$vhost " + COMBINED,  # the name may have a port behind it
+    "vhost-common": "$vhost " + COMMON,
     "envoy": ENVOY,
     "envoy-detailed": ENVOY_DETAILED,
     "haproxy": HAPROXY,
@@ -54,15 +55,13 @@ _ATOMS: Final = frozenset({
     "remote_addr", "remote_user", "status", "body_bytes_sent", "bytes_sent", "request_time", "request_length", "msec",
     "time_iso8601", "request_method", "server_protocol", "host", "server_name", "server_port", "pid", "connection",
     "start_time", "protocol", "response_code", "response_flags", "bytes_received", "duration", "req(:method)",
-    "req(:path)", "req(x_envoy_original_path?:path)", "request_uri", "uri",
-    "resp(x_envoy_upstream_service_time)", "upstream_host", "scheme", "client_addr", "ident", "vhost", "sni",
-    "remote_port", "upstream_addr", "upstream_status", "upstream_response_time", "response_time",
+    "req(:path)", "req(x_envoy_original_path?:path)", "req(:authority)", "request_uri", "uri",
+    "downstream_remote_address", "downstream_remote_address_without_port", "resp(x_envoy_upstream_service_time)",
+    "upstream_host", "client_addr", "ident", "vhost", "sni", "upstream_addr", "upstream_status",
+    "upstream_response_time", "response_time",
 })  # fmt: skip
-_ATOM_FAMILIES: Final = (
-    "haproxy_",
-    "apache_",
-    "connection_",
-)  # fields that mean nothing, of servers that write atoms
+_WORDS: Final = {"scheme": "([a-z0-9]+)", "remote_port": "([0-9]*)"}
+_ATOM_FAMILIES: Final = ("haproxy_", "apache_", "connection_")  # other fields of servers that write atoms
 
 
 class LineFormat:
@@ -167,6 +166,8 @@ def _value(known: str, before: str, after: str) -> str:
         return _QUOTED if before.endswith('"') else r'([^"]*)'
     if after[:1] in ("]", "|", "\t", ";", "}"):
         return f"([^{re.escape(after[0])}]*)"
+    if known in _WORDS:
+        return _WORDS[known]
     if not after:
         return r"([^\r\n]*)"
     if known in _ATOMS or known.startswith(_ATOM_FAMILIES):
