@@ -29,7 +29,7 @@ def replace(path: Path, data: bytes) -> None:
 COUNTRIES = {
     "192.0.2.0/24": {"country": {"iso_code": "DE", "names": {"en": "Germany"}}},
     "198.51.100.0/24": {"registered_country": {"iso_code": "FR"}},
-    "2001:db8::/32": {"country": {"iso_code": "NL"}},
+    "2001:db8::/32": {"country": {"iso_code": "NL"}, "registered_country": {"iso_code": "US"}},
     "203.0.113.0/25": {"country": "US", "asn": "AS64500"},
     "203.0.113.128/25": {"country_code": "gb"},
 }
@@ -62,7 +62,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
         ("203.0.113.5", "US", "64500", "isp", "false"),  # IPinfo's way to write it
         ("203.0.113.200", "GB", None, None, "false"),
         ("2001:db8::1", "NL", "4200000000", None, "false"),
-        ("198.51.100.1", None, None, None, "false"),
+        ("198.51.100.1", "FR", None, None, "false"),  # GeoLite2 has 1.1.1.1 so: registered somewhere, used anywhere
         ("9.9.9.9", None, None, None, "false"),
         ("2a00::1", None, None, None, "false"),
     ],

@@ -247,8 +247,12 @@ def _record(database: Database | None, address: Address) -> Mapping[str, Any]:
 
 
 def _country_of(record: Mapping[str, Any]) -> str | None:
-    """GeoLite2 and DB-IP nest an `iso_code`; IPinfo has the code itself."""
-    country = record.get("country")
+    """Return the country of an address: GeoLite2 and DB-IP nest an `iso_code`; IPinfo has the code itself.
+
+    Addresses that are used in many places (anycast, as 1.1.1.1) have only the country in which they are registered. It
+    is taken for theirs: without one such clients would pass every limit that counts by country.
+    """
+    country = record.get("country") or record.get("registered_country")
     code = country.get("iso_code") if isinstance(country, dict) else record.get("country_code", country)
     return country_code(code) if isinstance(code, str) else None
 
