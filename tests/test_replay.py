@@ -19,9 +19,9 @@ from fairvisor.errors import RequestError
 from fairvisor.replay.clock import LogClock, in_order
 from fairvisor.replay.documents import DocumentFormat
 from fairvisor.replay.fields import Logged, Maker, read_mapping
+from fairvisor.replay.files import LogError
 from fairvisor.replay.findings import CELLS, Timeline
 from fairvisor.replay.formats import COMBINED, FORMATS, LineFormat, unescaped
-from fairvisor.replay.files import LogError
 from fairvisor.replay.reading import KEPT_COMPLAINTS, RequestLog
 from fairvisor.replay.times import read_time
 
@@ -79,6 +79,14 @@ def client_of(logged: Logged) -> bytes:
         "2026-03-02 00:34:56",
         "2026-03-02T01:34:56+01:00",
         "2026-03-01T19:34:56-0500",
+        "2026-03-02T01:34:56+01",
+        "2026-03-02 00:34:56 UTC",
+        "2026-03-02 00:34:56,000",
+        "2026/03/02 00:34:56",
+        "2026/03/02 00:34:56.000000000000",
+        "02/Mar/2026:00:34:56.000",
+        "02/Mar/2026 01:34:56.0000000000 +0100",
+        "Mon, 02 Mar 2026 00:34:56 GMT",
         "02/Mar/2026:00:34:56 +0000",
         "02/Mar/2026:06:04:56 +0530",
         "1772411696",
@@ -99,7 +107,16 @@ def test_fractions_of_a_second_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "-", "yesterday", "2026-13-01T00:00:00Z", "02/Foo/2026:00:00:00 +0000", "9" * 19]
+    "text",
+    [
+        "",
+        "-",
+        "yesterday",
+        "2026-13-01T00:00:00Z",
+        "2026-02-29T00:00:00Z",
+        "02/Foo/2026:00:00:00 +0000",
+        "9" * 19,
+    ],
 )
 def test_what_is_not_a_moment_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a"):
@@ -338,18 +355,20 @@ def test_lines_that_cannot_be_read_are_counted_and_the_first_ones_shown(tmp_path
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(b"", "is empty"), (b"\n\n", "is empty"), (b"what is this\n", "--log-format"), (b'{"log": 1}\n', "")],
+    [
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+        (b"what is this\n", "--log-format"),
+        (b'{"log": 1}\n', "no field is a time"),
+    ],
 )
 def test_a_file_that_is_no_log_is_an_error_that_says_so(
     tmp_path: Path, content: bytes, complaint: str
 ) -> None:
     path = tmp_path / "log"
     path.write_bytes(content)
-    if complaint:
-        with pytest.raises(LogError, match=complaint):
-            read_all(path)
-    else:
-        assert read_all(path)[1].unreadable == 1
+    with pytest.raises(LogError, match=complaint):
+        read_all(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -409,9 +428,10 @@ def test_no_document_is_more_than_unreadable(document: dict[str, Any]) -> None:
 @given(JSON)
 def test_no_archive_is_more_than_unreadable(tmp_path_factory: pytest.TempPathFactory, entry: Any) -> None:
     path = tmp_path_factory.mktemp("replay") / "log"
-    path.write_text(json.dumps({"log": {"entries": [entry]}}))
+    known = {"startedDateTime": "2026-03-02T00:34:56Z", "request": {"method": "GET", "url": "/x"}}
+    path.write_text(json.dumps({"log": {"entries": [entry, known]}}))
     requests, log = read_all(path)
-    assert len(requests) + log.unreadable == 1
+    assert len(requests) + log.unreadable == 2
 
 
 @given(st.text(alphabet='GETPOS /?=%\\x0aHTTP1." ', max_size=60))
@@ -599,6 +619,42 @@ def test_the_bundle_defaults_to_the_configured_one(
     monkeypatch.setenv("FAIRVISOR_CONFIG_FILE", "policy.json")
     assert run(["test", "--requests", "access.log"]) == 0
     capsys.readouterr()
+
+
+def test_a_log_that_ends_early_is_reported_and_fails(files: Path, capsys: Captured) -> None:
+    lines = "\n".join([COMBINED_LINE] * 10_000)
+    packed = gzip.compress(lines.encode(), mtime=0)
+    (files / "access.log.gz").write_bytes(packed[: len(packed) // 2])
+    assert run(["test", "policy.json", "--requests", "access.log.gz"]) == 1
+    shown = capsys.readouterr()
+    assert "requests of access.log.gz (combined)" in shown.out
+    assert "Error: access.log.gz ends early: Compressed file ended before" in shown.err
+
+
+@pytest.mark.parametrize("content", ["", "no log\n", '{"no": "request"}\n', "[]", '{"log": {"entries": []}}'])
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_a_log_of_which_nothing_can_be_read_fails(
+    files: Path, capsys: Captured, content: str, output: str
+) -> None:
+    (files / "access.log").write_text(content)
+    assert run(["test", "policy.json", "--requests", "access.log", "--format", output]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert "access.log" in shown.err
+
+
+def test_what_clients_wrote_into_a_log_reaches_a_terminal_escaped(files: Path, capsys: Captured) -> None:
+    with (files / "access.log").open("a") as log:
+        log.write("\n\x1b]0;owned\x07 \x1b[2J\n")
+    assert run(["test", "policy.json", "--requests", "access.log"]) == 0
+    shown = capsys.readouterr().out
+    assert "line 41: it does not have the log's format" in shown
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    (files / "access.log").write_text("\x1b]0;owned\x07\n")
+    assert run(["test", "policy.json", "--requests", "access.log"]) == 1
+    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_a_bundle_that_selects_by_host_says_what_the_log_lacks(files: Path, capsys: Captured) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from fairvisor.cli.main import run
 from fairvisor.replay.fields import MAPPABLE, MAPPABLE_SOURCES
-from fairvisor.replay.formats import FORMATS
+from fairvisor.replay.reading import NAMES
+from fairvisor.replay.wrappings import WRAPPINGS
 
 PAGE = (Path(__file__).parent.parent / "docs" / "test-a-policy.md").read_text()
 BLOCKS = re.findall(r"^```(\S+)(?: \S+)?\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -44,5 +45,5 @@ def test_the_plain_form_is_read(
 
 
 def test_every_format_and_every_meaning_is_described() -> None:
-    for name in (*FORMATS, "json", "har", *MAPPABLE, *(f"{source}:" for source in MAPPABLE_SOURCES)):
+    for name in (*NAMES, *WRAPPINGS, *MAPPABLE, *(f"{source}:" for source in MAPPABLE_SOURCES)):
         assert f"`{name}" in PAGE, f"docs/test-a-policy.md does not say what {name} is"

@@ -2,9 +2,15 @@
 
     times.py      the spellings of a moment in logs
     fields.py     what the fields of a log mean, and a request made of them
-    formats.py    log formats of nginx and Envoy, as regular expressions
-    documents.py  JSON lines (Caddy, Envoy, nginx and others) and HAR
-    reading.py    files to requests: gzip, the format found out, lines that cannot be read
+    dialects.py   how nginx, Envoy, Apache and HAProxy write the format of their text logs
+    formats.py    text logs: a format as a regular expression
+    columns.py    W3C extended logs (CloudFront, IIS)
+    documents.py  JSON logs (Caddy, Envoy, Kong, nginx and others) and the entries of HAR
+    wrappings.py  lines inside lines: syslog, container runtimes, collectors
+    detection.py  which format a log has, and in which wrappings
+    elements.py   the elements of a JSON array, one at a time
+    files.py      the bytes of a file: gzip, byte order marks, lines
+    reading.py    files to requests, and what cannot be read
     clock.py      the log's own time as the engine's
     run.py        the requests through the engine, in a segment of their own
     findings.py   what each rule rejected, for whom and when

@@ -92,7 +92,8 @@ def _words(line: bytes) -> list[bytes]:
     return [match[2] if match[1] is None else match[1].replace(b'""', b'"') for match in _WORD.finditer(line)]
 
 
-# What servers do to the bytes of a value
+# What servers do to the bytes of a value: CloudFront, which parts columns by tabs, escapes what is not plain, the sign
+# of an escape too, in some fields twice. IIS, which parts them by spaces, writes a space as a plus sign.
 
 
 def _decoding(meaning: str) -> Callable[[bytes, bool], bytes]:
@@ -102,15 +103,14 @@ def _decoding(meaning: str) -> Callable[[bytes, bool], bytes]:
 
 
 def _of_target(value: bytes, tabs: bool) -> bytes:
-    """A target has escapes of its own; CloudFront writes the sign of each as an escape."""
-    return _ENCODED_TWICE.sub(rb"%\1", value)
+    """A target has escapes of its own, which stay."""
+    return _ENCODED_TWICE.sub(rb"%\1", value) if tabs else value
 
 
 def _of_text(value: bytes, tabs: bool) -> bytes:
-    """CloudFront escapes what is not plain, once or twice; IIS writes a space as a plus sign."""
-    if b"%" in value:
-        value = unquote_to_bytes(_ENCODED_TWICE.sub(rb"%\1", value))
-    return value if tabs else value.replace(b"+", b" ")
+    if not tabs:
+        return value.replace(b"+", b" ")
+    return unquote_to_bytes(_ENCODED_TWICE.sub(rb"%\1", value)) if b"%" in value else value
 
 
 def _as_it_is(value: bytes, tabs: bool) -> bytes:

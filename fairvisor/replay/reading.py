@@ -22,7 +22,7 @@ from fairvisor.replay.files import LogError, LogFile
 HAR: Final = "har"
 NAMES: Final = (*KNOWN, HAR)
 KEPT_COMPLAINTS: Final = 5
-_LOOKED_AT: Final = 200  # records from which the format is found out
+_LOOKED_AT: Final = 1000  # records from which the format is found out
 _START_BYTES: Final = 4096  # from which it is found out what a record is
 _SHOWN_BYTES: Final = 100
 

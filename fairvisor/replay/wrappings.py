@@ -25,7 +25,7 @@ _RFC5424: Final = (
 )
 # RFC 3164 4.1 as syslog daemons write it to files: the host may be missing, the time may be ISO 8601.
 _RFC3164: Final = (
-    rb"(?:[A-Z][a-z]{2} [ \d]\d(?: \d{4})? \d\d:\d\d:\d\d|%b) (?:\S*[^\s:] )?[^\s:\[\]]+(?:\[\d*\])?:(?: |\Z)"
+    rb"(?:[A-Z][a-z]{2} [ \d]\d(?: \d{4})? \d\d:\d\d:\d\d(?:\.\d+)?|%b) (?:\S*[^\s:] )?[^\s:\[\]]+(?:\[\d*\])?:(?: |\Z)"
     % _STAMP
 )
 _SYSLOG: Final = re.compile(rb"(?:%b)?(?:%b|%b)|%b" % (_PRIORITY, _RFC5424, _RFC3164, _PRIORITY))

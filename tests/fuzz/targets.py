@@ -414,6 +414,11 @@ def _file_of(data: bytes) -> int:
     return descriptor
 
 
+def _logs() -> list[bytes]:
+    """The corpus of logs, one of every format and every wrapping."""
+    return [path.read_bytes() for path in sorted((TESTS / "replay").glob("*.log"))]
+
+
 def _replay(data: bytes) -> Hashable:
     descriptor = _file_of(data)
     try:
@@ -470,6 +475,6 @@ TARGETS = (
     Target("usage", _usage, words.USAGE),
     Target("llm-request", _llm_request, words.LLM_REQUEST),
     Target("coding", _coding, words.CODING, _encoded_bodies),
-    Target("replay", _replay, words.LOG),
+    Target("replay", _replay, words.LOG, _logs),
     Target("audit", _audit, words.AUDIT),
 )

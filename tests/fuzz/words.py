@@ -143,6 +143,21 @@ GET / HTTP/1.1
 \\x22
 \x1f\x8b\x08
 "log":{"entries":[
+"log":"
+"stream":"stdout"
+\xef\xbb\xbf
+\xff\xfe
+<134>1 2026-11-02T12:00:00Z h a - - -\x20
+Nov  2 12:00:00 h a[1]:\x20
+2026-11-02T12:00:00Z stdout P\x20
+2026-11-02T12:00:00Z stdout F\x20
+web-1  |\x20
+#Fields:\x20
+#Date: 2026-11-02
+date time c-ip cs-method cs-uri-stem cs(X)
+\t
+#22
+[{
 """)
 AUDIT = JSON + _words(r"""
 \n
