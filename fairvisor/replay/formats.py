@@ -52,15 +52,20 @@ FORMATS: Final[Mapping[str, str]] = {
 _QUOTED: Final = r'([^"\\]*(?:\\.[^"\\]*)*)'
 # Values without a space in them, whatever a client sends.
 _ATOMS: Final = frozenset({
-    "remote_addr", "remote_user", "status", "body_bytes_sent", "bytes_sent", "request_time", "request_length", "msec",
+    "remote_user", "status", "body_bytes_sent", "bytes_sent", "request_time", "request_length", "msec",
     "time_iso8601", "request_method", "server_protocol", "host", "server_name", "server_port", "pid", "connection",
     "start_time", "protocol", "response_code", "response_flags", "bytes_received", "duration", "req(:method)",
     "req(:path)", "req(x_envoy_original_path?:path)", "req(:authority)", "request_uri", "uri",
     "downstream_remote_address", "downstream_remote_address_without_port", "resp(x_envoy_upstream_service_time)",
-    "upstream_host", "client_addr", "ident", "vhost", "sni", "upstream_addr", "upstream_status",
+    "upstream_host", "ident", "sni", "upstream_addr", "upstream_status",
     "upstream_response_time", "response_time",
 })  # fmt: skip
-_WORDS: Final = {"scheme": "([a-z0-9]+)", "remote_port": "([0-9]*)"}
+# And those of which more is known: a priority of syslog is not taken for a part of what stands first on a line.
+_WORDS: Final = {
+    "scheme": "([a-z0-9]+)",
+    "remote_port": "([0-9]*)",
+    **dict.fromkeys(("remote_addr", "client_addr", "vhost"), "([^ <>]*)"),
+}
 _ATOM_FAMILIES: Final = ("haproxy_", "apache_", "connection_")  # other fields of servers that write atoms
 
 
@@ -87,7 +92,7 @@ class LineFormat:
         meanings = _without_rivals(told, fields)
         self._escape = dialect.escape
         self._original = _ORIGINALS[dialect.escape]
-        self._match = _expression(literals, fields, meanings, open_end).match
+        self._match = _expression(literals, fields, meanings, dialect.escape, open_end).match
         self._plan = Plan([meaning for meaning in meanings if meaning], maker)
 
     def read(self, line: bytes) -> Logged:
@@ -141,13 +146,17 @@ def _without_rivals(told: Sequence[str | None], fields: Sequence[Field]) -> list
 
 
 def _expression(
-    literals: Sequence[str], fields: Sequence[Field], meanings: Sequence[str | None], open_end: bool
+    literals: Sequence[str],
+    fields: Sequence[Field],
+    meanings: Sequence[str | None],
+    escape: bytes,
+    open_end: bool,
 ) -> re.Pattern[bytes]:
     """Captures the fields that mean something. `open_end`: more may follow on the line."""
     pattern = ""
     before = literals[0]
     for field, meaning, after in zip(fields, meanings, literals[1:], strict=True):
-        value = _value(field.known, before, after)
+        value = _value(field.known, before, after, _QUOTED if escape == b"\\" else r'([^"]*)')
         group = value if meaning else value.replace("(", "(?:", 1)
         if field.optional:
             pattern += re.escape(before.removesuffix(field.before))
@@ -160,10 +169,10 @@ def _expression(
     return re.compile((pattern + ("" if open_end else r"\r?\n?\Z")).encode(), re.DOTALL)
 
 
-def _value(known: str, before: str, after: str) -> str:
-    """The expression of a value that stands between these two texts."""
+def _value(known: str, before: str, after: str, quoted: str) -> str:
+    """The expression of a value that stands between these two texts; `quoted` is that of one in quotes."""
     if after.startswith('"'):
-        return _QUOTED if before.endswith('"') else r'([^"]*)'
+        return quoted if before.endswith('"') else r'([^"]*)'
     if after[:1] in ("]", "|", "\t", ";", "}"):
         return f"([^{re.escape(after[0])}]*)"
     if known in _WORDS:
