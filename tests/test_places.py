@@ -62,7 +62,13 @@ def files(tmp_path: Path) -> dict[str, Path]:
         ("203.0.113.5", "US", "64500", "isp", "false"),  # IPinfo's way to write it
         ("203.0.113.200", "GB", None, None, "false"),
         ("2001:db8::1", "NL", "4200000000", None, "false"),
-        ("198.51.100.1", "FR", None, None, "false"),  # GeoLite2 has 1.1.1.1 so: registered somewhere, used anywhere
+        (
+            "198.51.100.1",
+            "FR",
+            None,
+            None,
+            "false",
+        ),  # GeoLite2 has 1.1.1.1 so: registered somewhere, used anywhere
         ("9.9.9.9", None, None, None, "false"),
         ("2a00::1", None, None, None, "false"),
     ],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from edge import bucket, bundle, policy, tokens
@@ -23,7 +25,7 @@ from fairvisor.replay.files import LogError
 from fairvisor.replay.findings import CELLS, Timeline
 from fairvisor.replay.formats import COMBINED, FORMATS, LineFormat, unescaped
 from fairvisor.replay.reading import KEPT_COMPLAINTS, RequestLog
-from fairvisor.replay.times import read_time
+from fairvisor.replay.times import Times, read_time
 
 Captured = pytest.CaptureFixture[str]
 
@@ -98,6 +100,27 @@ def client_of(logged: Logged) -> bytes:
 )
 def test_every_spelling_of_a_moment_is_read(text: str) -> None:
     assert read_time(text) == MOMENT_NS
+
+
+def test_a_time_without_a_zone_is_of_the_zone_that_is_named() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    assert read_time("02/Mar/2026:01:34:56", berlin) == MOMENT_NS
+    assert read_time("02/Mar/2026:00:34:56 +0000", berlin) == MOMENT_NS
+    assert read_time("1772411696", berlin) == MOMENT_NS
+    assert read_time("02/Jul/2026:02:00:00", berlin) == read_time("2026-07-02T00:00:00Z")
+
+
+def test_an_hour_that_is_written_twice_is_read_as_two() -> None:
+    """The 25 hours of a day on which clocks are put back, a line every ten minutes, neighbours out of order."""
+    berlin = ZoneInfo("Europe/Berlin")
+    start = datetime(2026, 10, 24, 22, tzinfo=timezone.utc)
+    moments = [start + timedelta(minutes=10 * number) for number in range(25 * 6)]
+    moments = [
+        each for first, second in zip(moments[::2], moments[1::2], strict=True) for each in (second, first)
+    ]
+    read = Times(berlin).read
+    local = [moment.astimezone(berlin).strftime("%d/%b/%Y:%H:%M:%S").encode() for moment in moments]
+    assert [read(text) for text in local] == [int(moment.timestamp()) * 10**9 for moment in moments]
 
 
 def test_fractions_of_a_second_are_kept() -> None:
@@ -619,6 +642,20 @@ def test_the_bundle_defaults_to_the_configured_one(
     monkeypatch.setenv("FAIRVISOR_CONFIG_FILE", "policy.json")
     assert run(["test", "--requests", "access.log"]) == 0
     capsys.readouterr()
+
+
+def test_the_zone_of_a_log_is_named(files: Path, capsys: Captured) -> None:
+    line = (
+        "203.0.113.7:1 [02/Mar/2026:01:34:56.000] fe be/s 0/0/0/0/0 200 9 - - ---- 1/1/0/0/0 0/0 "
+        '"GET /v1/x HTTP/1.1"'
+    )
+    (files / "access.log").write_text(line)
+    assert report(capsys, "--requests", "access.log")["from"] == "2026-03-02T01:34:56Z"
+    shown = report(capsys, "--requests", "access.log", "--time-zone", "Europe/Berlin")
+    assert shown["from"] == "2026-03-02T00:34:56Z"
+    for unknown in ("Europe/Berln", "Europe", "../etc/passwd", ""):
+        assert run(["test", "policy.json", "--requests", "access.log", "--time-zone", unknown]) == 3
+        assert "is not an IANA time zone such as Europe/Berlin" in capsys.readouterr().err
 
 
 def test_a_log_that_ends_early_is_reported_and_fails(files: Path, capsys: Captured) -> None:

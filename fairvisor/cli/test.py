@@ -10,6 +10,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
+from zoneinfo import ZoneInfo
 
 import click
 from rich.console import Console
@@ -33,6 +34,13 @@ _SHOWN_EVERY: Final = 5000  # requests between two looks at how far it has come
 _COLLECT_AFTER: Final = 50_000  # objects: a replay makes many and leaves no cycles
 
 
+def _zone(context: click.Context, option: click.Parameter, name: str | None) -> ZoneInfo | None:
+    try:
+        return ZoneInfo(name) if name is not None else None
+    except (KeyError, ValueError, OSError):  # unknown, a path that escapes, a folder such as "Europe"
+        raise click.BadParameter(f"{name!r} is not an IANA time zone such as Europe/Berlin") from None
+
+
 @click.command()
 @click.argument("file", required=False)
 @click.option(
@@ -51,6 +59,10 @@ _COLLECT_AFTER: Final = 50_000  # objects: a replay makes many and leaves no cyc
 )  # fmt: skip
 @click.option("--host", default="", help="The host of requests whose log names none.")
 @click.option(
+    "--time-zone", "zone", callback=_zone, metavar="ZONE",
+    help="That of times without one, as HAProxy writes them: Europe/Berlin. Default: UTC.",
+)  # fmt: skip
+@click.option(
     "--top", type=click.IntRange(0, 1000), default=5, show_default=True, help="Keys named for each rule."
 )
 @format_option
@@ -61,6 +73,7 @@ def test(
     assignments: tuple[str, ...],
     log_format: str,
     host: str,
+    zone: ZoneInfo | None,
     top: int,
     output_format: str,
 ) -> None:
@@ -78,7 +91,7 @@ def test(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--map'") from None
     parsed = read_bundle(name)
-    maker = Maker(settings.client_ip_header, host.lower())
+    maker = Maker(settings.client_ip_header, host.lower(), zone)
     if log_name is None:
         report = _try_each_policy(parsed, settings, maker, dry_run=dry_run, top=top)
     else:

@@ -71,7 +71,7 @@ def find(
     if log_format:
         builds = {log_format: KNOWN.get(log_format) or partial(LineFormat, log_format, open_end=False)}
         builds[log_format](mapping, maker)
-    best = _best(records, builds, mapping, maker) or _likely(records, builds)
+    best = _best(records, builds, mapping, maker.again()) or _likely(records, builds)
     if best is None:
         return None
     layers, name = best

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
+from datetime import tzinfo
 from typing import Final, NamedTuple
 from urllib.parse import quote_plus
 
@@ -140,15 +141,21 @@ class Logged(NamedTuple):
 class Maker:
     """What all requests of one log share.
 
-    `client_ip_header` is the setting of that name, `default_host` is used where the log names none.
+    `client_ip_header` is the setting of that name, `default_host` is used where the log names none, `zone` where a time
+    has none (None: UTC).
     """
 
-    __slots__ = ("client_ip_header", "default_host", "read_time")
+    __slots__ = ("client_ip_header", "default_host", "read_time", "zone")
 
-    def __init__(self, client_ip_header: str, default_host: str = "") -> None:
+    def __init__(self, client_ip_header: str, default_host: str = "", zone: tzinfo | None = None) -> None:
         self.client_ip_header = client_ip_header
         self.default_host = default_host
-        self.read_time = Times().read
+        self.zone = zone
+        self.read_time = Times(zone).read
+
+    def again(self) -> Maker:
+        """Return one for the same log that has read nothing yet."""
+        return Maker(self.client_ip_header, self.default_host, self.zone)
 
 
 class Plan:
