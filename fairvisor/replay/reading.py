@@ -116,7 +116,7 @@ class RequestLog:
             raise LogError(f"the log format {self.format!r} cannot be used: {error}") from None
         if found is None:
             raise LogError(
-                f"cannot tell the format of {self.name}, which starts with {_shown(begin)!r}: give --log-format, "
+                f'cannot tell the format of {self.name}, which starts with "{_shown(begin)}": give --log-format, '
                 f"one of {', '.join(NAMES)}, or the server's own format string"
             )
         if not archive:
