@@ -217,7 +217,7 @@ CLOUDFRONT_FIELDS = (
 )
 IIS_FIELDS = "#Fields: date time cs-method cs-uri-stem cs-uri-query c-ip cs(User-Agent) cs-host\n"
 
-# What stands before the lines, a line, and which of host and agent the format has.
+# What comes before the lines, a line, and which of host and agent the format has.
 WRITERS: dict[str, tuple[str, Callable[[Drawn], str], bool, bool]] = {
     "combined": ("", combined, False, True),
     "common": ("", lambda drawn: combined(drawn).partition(' "-"')[0], False, False),
@@ -348,7 +348,7 @@ def test_the_elements_of_an_array_are_found_wherever_the_pieces_end(
 
 
 @given(st.lists(JSON, max_size=4), st.lists(JSON, max_size=4), st.integers(1, 9))
-def test_the_entries_of_an_archive_are_told_from_its_other_lists(
+def test_the_entries_of_an_archive_are_kept_apart_from_its_other_lists(
     entries: list[Any], pages: list[Any], size: int
 ) -> None:
     elements = Elements(3, "entries")

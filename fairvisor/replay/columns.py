@@ -35,7 +35,7 @@ _ENCODED_TWICE: Final = re.compile(rb"%25([0-9A-Fa-f]{2})")
 
 
 class ColumnFormat:
-    """Reads one log. `mapping` says by the name of a column what it means, before what its name says."""
+    """Read one log. `mapping` says by the name of a column what it means, before what its name says."""
 
     def __init__(self, mapping: Mapping[str, str], maker: Maker) -> None:
         self._mapping = {normal_name(field): meaning for field, meaning in mapping.items()}
@@ -78,7 +78,7 @@ class ColumnFormat:
 
 
 def _chosen(names: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
-    """The column for each meaning: one that was mapped, else the best one by its name."""
+    """Return the column for each meaning: one that was mapped, else the best one by its name."""
     ranked: dict[str, tuple[int, str]] = {}
     for name in names:
         mapped = mapping.get(normal_name(name))
@@ -103,11 +103,12 @@ def _decoding(meaning: str) -> Callable[[bytes, bool], bytes]:
 
 
 def _of_target(value: bytes, tabs: bool) -> bytes:
-    """A target has escapes of its own, which stay."""
+    """Return a part of a target. The escapes that the client wrote are kept."""
     return _ENCODED_TWICE.sub(rb"%\1", value) if tabs else value
 
 
 def _of_text(value: bytes, tabs: bool) -> bytes:
+    """Return the value of a header as the client wrote it."""
     if not tabs:
         return value.replace(b"+", b" ")
     return unquote_to_bytes(_ENCODED_TWICE.sub(rb"%\1", value)) if b"%" in value else value

@@ -1,7 +1,7 @@
 """Which format a log has: the one in which most of its first records are requests.
 
-Every format that is known, and every wrapping around it, goes through the same trial; of equals the one that stands
-first wins, and none inside a wrapping wins over one without.
+Every known format, and every wrapping around it, goes through the same trial. Of equals the first in the tables wins,
+and a format without a wrapping wins over one inside.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def find(
 def _best(
     records: Sequence[bytes], builds: Mapping[str, Build], mapping: Mapping[str, str], maker: Maker
 ) -> tuple[tuple[str, ...], str] | None:
-    """The wrappings and the format in which most records are read; None where none is."""
+    """Return the wrappings and the format in which most records are read; None where none is."""
     most, best = 0, None
     lines = sum(1 for record in records if record.strip())
     for layers, inside in _layers(records, _DEEPEST):
@@ -96,7 +96,7 @@ def _best(
 
 
 def _likely(records: Sequence[bytes], builds: Mapping[str, Build]) -> tuple[tuple[str, ...], str] | None:
-    """The format of a log of which nothing could be read, by its looks: so that it is said what is the matter."""
+    """Return the format that a log seems to have of which nothing could be read, so that the error can say why."""
     if len(builds) == 1:
         return (), next(iter(builds))
     if any(record.startswith(FIELDS) for record in records):
@@ -123,7 +123,7 @@ def _unwrapped(wrapping: Wrapping, record: bytes) -> bytes | None:
 
 
 def _fitting(records: Sequence[bytes], build: Build, mapping: Mapping[str, str], maker: Maker) -> int:
-    """How many records are requests. A mapping to fields that the format does not have is complained of later."""
+    """Count the records that are requests. A mapping to fields that the format lacks is an error once it is chosen."""
     try:
         return sum(map(partial(_fits, build(mapping, maker)), records))
     except (ValueError, LogError):

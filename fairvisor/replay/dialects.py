@@ -88,13 +88,13 @@ def _apache_field(match: re.Match[str]) -> Field:
     if argument and letter in _APACHE_SOURCES:
         known = _APACHE_SOURCES[letter] + argument
         return Field(name, known if letter == "C" else normal_name(known))
-    if argument == "c":  # of the connection, where a proxy in between told the client's
+    if argument == "c":  # of the connection, which may be a proxy's
         return Field(name, f"connection_{letter}")
     return Field(name, "" if letter in "enL" else _APACHE_NAMES.get(letter, f"apache_{letter}"))
 
 
 def _unquoted(literal: str) -> str:
-    """A literal as a server's configuration writes it between quotes."""
+    """Return a literal without the escapes that it has in a server's configuration."""
     text = re.sub(
         r"\\(.)", lambda match: {"t": "\t", "n": ""}.get(match[1], match[1]), literal, flags=re.DOTALL
     )
@@ -176,7 +176,7 @@ def split(format_string: str, dialect: Dialect) -> tuple[list[str], list[Field]]
         literals.append(field.after + text)
     for (left, right), literal in zip(pairwise(fields), literals[1:-1], strict=True):
         if not literal:
-            raise ValueError(f"nothing stands between {left.name} and {right.name}")
+            raise ValueError(f"nothing is between {left.name} and {right.name}")
     return literals, fields
 
 

@@ -3,9 +3,9 @@
     {"time": "2026-03-02T12:00:00Z", "method": "GET", "path": "/v1/x?a=1", "host": "api.example.com",
      "ip": "203.0.113.7", "headers": {"X-API-Key": "k1"}, "body": "..."}
 
-Objects called `request`, `req`, `httpRequest` or `properties` are looked into, and `headers` wherever it stands: an
-object, or a list of names and values. Which fields a line has repeats from line to line, so where its request stands is
-worked out once for each set of keys. An entry of HAR (HTTP Archive 1.2) is such a document; it knows no client address.
+Objects called `request`, `req`, `httpRequest` or `properties` are looked into, and `headers` in them or outside: an
+object, or a list of names and values. Which fields a line has repeats from line to line, so where its request is found
+is worked out once for each set of keys. An entry of HAR (HTTP Archive 1.2) is such a document, without a client.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _paths(document: Document) -> Iterator[Path]:
 
 
 def _header_paths(document: Document) -> Iterator[Path]:
-    """Where headers stand; those of an object that is looked into come last, and win."""
+    """Yield the paths of headers; those in an object that is looked into come last, and win."""
     for field in document:
         if normal_name(field) in _HEADERS:
             yield (field,)

@@ -21,7 +21,7 @@ Token = tuple[int, int, int]  # kind, start, end
 
 
 class Elements:
-    """The values that stand `depth` brackets deep; with a `name`, only in the member of that name one level above.
+    """Find the values that are `depth` brackets deep; with a `name`, only in the member of that name one level above.
 
     Depth 0 is documents that follow each other, 1 the elements of arrays, 3 with `"entries"` those of an HTTP Archive.
     """

@@ -60,7 +60,7 @@ _ATOMS: Final = frozenset({
     "upstream_host", "ident", "sni", "upstream_addr", "upstream_status",
     "upstream_response_time", "response_time",
 })  # fmt: skip
-# And those of which more is known: a priority of syslog is not taken for a part of what stands first on a line.
+# And values of which more is known: a syslog priority is not a part of the address or name that begins a line.
 _WORDS: Final = {
     "scheme": "([a-z0-9]+)",
     "remote_port": "([0-9]*)",
@@ -82,14 +82,14 @@ class LineFormat:
         dialect = dialect_of(format_string)
         literals, fields = split(format_string, dialect)
         mapped = {normal_name(field): meaning for field, meaning in mapping.items()}
-        told = [mapped.get(normal_name(field.name)) or mapped.get(field.known) for field in fields]
+        mapped_to = [mapped.get(normal_name(field.name)) or mapped.get(field.known) for field in fields]
         unknown = mapped.keys() - {
             name for field in fields for name in (normal_name(field.name), field.known)
         }
         if unknown:
             names = ", ".join(field.name for field in fields)
             raise ValueError(f"the log's format has no field {sorted(unknown)[0]!r}; it has {names}")
-        meanings = _without_rivals(told, fields)
+        meanings = _without_rivals(mapped_to, fields)
         self._escape = dialect.escape
         self._original = _ORIGINALS[dialect.escape]
         self._match = _expression(literals, fields, meanings, dialect.escape, open_end).match
@@ -132,10 +132,10 @@ _ORIGINALS: Final = {b"\\": unescaped, b"#": _unhashed}
 # Meanings and the expression
 
 
-def _without_rivals(told: Sequence[str | None], fields: Sequence[Field]) -> list[str | None]:
-    """Of fields that mean the same only the best one keeps its meaning: one that was mapped, else by its rank."""
+def _without_rivals(mapped_to: Sequence[str | None], fields: Sequence[Field]) -> list[str | None]:
+    """Return the meaning of each field. Of fields that mean the same only the best has it: mapped, else by rank."""
     best: dict[str, tuple[int, int]] = {}
-    for index, (mapped, field) in enumerate(zip(told, fields, strict=True)):
+    for index, (mapped, field) in enumerate(zip(mapped_to, fields, strict=True)):
         meaning, rank = (mapped, -1) if mapped else meaning_of(field.known) or ("", 0)
         if meaning and (meaning not in best or rank < best[meaning][0]):
             best[meaning] = rank, index
@@ -152,7 +152,7 @@ def _expression(
     escape: bytes,
     open_end: bool,
 ) -> re.Pattern[bytes]:
-    """Captures the fields that mean something. `open_end`: more may follow on the line."""
+    """Return an expression that captures the fields with a meaning. `open_end`: more may follow on the line."""
     pattern = ""
     before = literals[0]
     for field, meaning, after in zip(fields, meanings, literals[1:], strict=True):
@@ -170,7 +170,7 @@ def _expression(
 
 
 def _value(known: str, before: str, after: str, quoted: str) -> str:
-    """The expression of a value that stands between these two texts; `quoted` is that of one in quotes."""
+    """Return the expression of a value between these two texts; `quoted` is that of one in quotes."""
     if after.startswith('"'):
         return quoted if before.endswith('"') else r'([^"]*)'
     if after[:1] in ("]", "|", "\t", ";", "}"):

@@ -105,7 +105,7 @@ class RequestLog:
         return self._file.lines(every)
 
     def _reader(self, first: list[bytes]) -> Inside:
-        """Raises LogError: the format cannot be told, or cannot be used."""
+        """Return the reader of the format. Raises LogError: it is not known, or cannot be used."""
         begin = next((record for record in first if record.strip()), None)
         if begin is None:
             raise LogError(f"{self.name} holds no request: it is empty{self._ending()}")
@@ -162,7 +162,7 @@ class RequestLog:
 
 
 def _is_archive(start: bytes) -> bool:
-    """Whether this begins an HTTP Archive, and not a line that is a document with a `log` of another kind."""
+    """Return whether this begins an HTTP Archive, and not a line that is a document with a `log` of another kind."""
     if not _ARCHIVE.match(start):
         return False
     line, ends, _ = start.lstrip().partition(b"\n")

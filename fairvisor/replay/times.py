@@ -2,7 +2,7 @@
 
 The forms of nginx, Apache and HAProxy (`02/Nov/2026:12:00:00 +0000`), ISO 8601 and RFC 3339 with any of its habits
 (`2026/11/02 12:00:00.000`), HTTP's (RFC 9110 5.6.7), and numbers of seconds, milli-, micro- or nanoseconds. A moment
-without a zone is of the zone that the log is said to be of, else UTC. Lines of the same second follow each other, so
+without a zone is of the zone that is given, else UTC. Lines of the same second follow each other, so
 the last reading is kept.
 """
 
@@ -91,7 +91,7 @@ def _calendar(match: re.Match[str], day: Callable[[str], int], zone: tzinfo | No
 
 @lru_cache(maxsize=64)
 def _offset_s(written: str) -> int:
-    """How far `+0530`, `-05:00` or `Z` is ahead of UTC."""
+    """Return how far `+0530`, `-05:00` or `Z` is ahead of UTC."""
     if written[0] not in "+-":
         return 0
     digits = written[1:].replace(":", "")
@@ -100,7 +100,7 @@ def _offset_s(written: str) -> int:
 
 
 def _local_offset_s(local_s: int, zone: tzinfo, fold: int) -> int:
-    """How far a zone is ahead of UTC when its clocks show this."""
+    """Return how far a zone is ahead of UTC when its clocks show this."""
     local = datetime(1970, 1, 1, tzinfo=zone) + timedelta(seconds=local_s)
     offset = local.replace(fold=fold).utcoffset()
     assert offset is not None, "zones of the database have one"

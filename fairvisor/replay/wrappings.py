@@ -43,7 +43,7 @@ Take = Callable[
 
 
 class Wrapping:
-    """Takes lines out of one log's lines; what is kept of a line whose end has not come is in `unfinished`."""
+    """Take lines out of one log's lines; what is kept of a line whose end has not come is in `unfinished`."""
 
     def __init__(self, name: str) -> None:
         self._take = WRAPPINGS[name]()
@@ -82,7 +82,7 @@ def _from_runtime(line: bytes) -> tuple[bytes, bytes, bool]:
 
 
 class _Documents:
-    """Takes lines out of JSON: a text, or an object that holds one.
+    """Take lines out of JSON: a text, or an object that holds one.
 
     Docker ends a line with a line feed and cuts it after 16 KiB, so that a part has none; Fluent Bit keeps the tag of
     the runtime. Collectors that take the line feeds off write no parts.
