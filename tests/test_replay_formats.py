@@ -15,6 +15,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
@@ -429,6 +430,13 @@ def test_other_packings_are_named_with_the_command_that_unpacks_them(tmp_path: P
 def test_a_mapped_column_that_a_log_does_not_have_is_named() -> None:
     with pytest.raises(LogError, match="no column 'nowhere'; it has date, time"):
         read_log(FOLDER / "cloudfront.log", nowhere="header:x")
+
+
+def test_the_times_of_columns_are_utc_whatever_zone_is_named() -> None:
+    with RequestLog(str(FOLDER / "iis.log"), "", {}, Maker("none", zone=ZoneInfo("Asia/Tokyo"))) as log:
+        assert [logged.wall_ns for logged in log.requests()] == [
+            each[0] for each in expected("iis")["requests"]
+        ]
 
 
 def test_a_column_is_mapped() -> None:

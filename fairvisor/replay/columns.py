@@ -39,7 +39,7 @@ class ColumnFormat:
 
     def __init__(self, mapping: Mapping[str, str], maker: Maker) -> None:
         self._mapping = {normal_name(field): meaning for field, meaning in mapping.items()}
-        self._maker = maker
+        self._maker = Maker(maker.client_ip_header, maker.default_host)  # without a zone: its times are UTC
         self._day = b""
         self._width = 0
         self._columns: list[tuple[int, Callable[[bytes, bool], bytes]]] = []
