@@ -258,7 +258,7 @@ def test_a_format_of_ones_own_is_read() -> None:
         ("no variable", "allowed are"),
         ("$request", "no field is a time"),
         ("$msec $status", "no field is a request line"),
-        ("$msec$request", "nothing stands between"),
+        ("$msec$request", "nothing is between"),
     ],
 )
 def test_a_format_that_cannot_be_used_says_why(own: str, complaint: str) -> None:

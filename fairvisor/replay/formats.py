@@ -64,7 +64,7 @@ _ATOMS: Final = frozenset({
 _WORDS: Final = {
     "scheme": "([a-z0-9]+)",
     "remote_port": "([0-9]*)",
-    **dict.fromkeys(("remote_addr", "client_addr", "vhost"), "([^ <>]*)"),
+    **dict.fromkeys(("remote_addr", "client_addr", "vhost"), r"([^ <>\r\n]*)"),
 }
 _ATOM_FAMILIES: Final = ("haproxy_", "apache_", "connection_")  # other fields of servers that write atoms
 
