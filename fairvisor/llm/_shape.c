@@ -46,7 +46,8 @@ static PyObject *count_members(PyObject *module, PyObject *text)
         case '{':
         case '[':
             depth++;
-            arrays++;
+            if (++arrays > MOST_ARRAYS)
+                return PyLong_FromLong(-1);
             break;
         case '}':
         case ']':
@@ -54,14 +55,12 @@ static PyObject *count_members(PyObject *module, PyObject *text)
             break;
         case ':':
             members += depth == 1;
-            signs++;
-            break;
+            /* fall through */
         case ',':
-            signs++;
+            if (++signs > MOST_SIGNS)
+                return PyLong_FromLong(-1);
             break;
         }
-        if (arrays > MOST_ARRAYS || signs > MOST_SIGNS)
-            return PyLong_FromLong(-1);
     }
     return PyLong_FromLong(members);
 }
