@@ -20,8 +20,9 @@ from fairvisor.reading import HOSTS, JOINED, METHODS, Repeated
 ENVOY_PREFIXES: Final = ("/v1/ext-authz/", "/v1/decision/")
 # Envoy sets it when it sends a body: "true" for one that it has cut at max_request_bytes (allow_partial_message).
 PARTIAL_HEADER: Final = "x-envoy-auth-partial-body"
-# A gateway that sends the beginning of a body, or nothing of it, sets it to the size of the whole. From a client it
-# only makes the client's own body count for more.
+# A gateway that sends the beginning of a body, or nothing of it, sets it to the size of the whole. Both are read only
+# where the gateways of an endpoint set or delete them: behind a gateway that sends no bodies, a client that says "1"
+# would reserve one token in place of its limit's default, and count for the model `unread` in place of the path's.
 SIZE_HEADER: Final = "x-fairvisor-body-bytes"
 # The content type of the original request, where the gateway cannot send it under its own name: Envoy takes a failed
 # question for an allow when the question itself says that it is a gRPC call.
@@ -68,7 +69,7 @@ class Endpoint:
     `source` finds the original request; `allow_status` is the status of an allow, None for the configured one;
     `carrier` says that a reject is a 403 with the real status in a header, for gateways that pass nothing else;
     `host_header` is what a request without a host is told to send; `joins` says that the gateway joins repeated header
-    lines with commas.
+    lines with commas; `size_headers` are those in which it says how much of a body it keeps back.
     """
 
     __slots__ = (
@@ -79,6 +80,7 @@ class Endpoint:
         "needs_id",
         "reads_body",
         "reads_id",
+        "size_headers",
         "source",
     )
 
@@ -92,6 +94,7 @@ class Endpoint:
         reads_body: bool = True,
         request_ids: RequestIds = RequestIds.IGNORED,
         joins: bool = False,
+        size_headers: tuple[str, ...] = (),
     ) -> None:
         self.source = source
         self.host_header = host_header
@@ -101,6 +104,7 @@ class Endpoint:
         self.reads_id = request_ids is not RequestIds.IGNORED
         self.needs_id = request_ids is RequestIds.REQUIRED
         self.joins = joins
+        self.size_headers = size_headers
 
     def request_id(self, headers: Mapping[str, bytes]) -> str:
         """Return the gateway's id of the request, "" when it has none. Raises RequestError where one is required."""
@@ -118,16 +122,20 @@ class Endpoint:
         """
         return JOINED if repeated is None else Repeated(repeated.lines, joined=True)
 
+    def missing_bytes(self, request: Request) -> int:
+        """Return how much is missing of the body, by what was read and what the gateway says. Raises RequestError."""
+        cut_bytes = request.cut_bytes
+        for name in self.size_headers:
+            if name in request.headers:
+                cut_bytes = max(cut_bytes, _kept_back(name, request.headers[name], request.body))
+        return cut_bytes
 
-def missing_bytes(request: Request) -> int:
-    """Return how much is missing of the body, by what was read and by what the gateway says. Raises RequestError."""
-    headers = request.headers
-    cut_bytes = request.cut_bytes
-    if not cut_bytes and PARTIAL_HEADER in headers and b"true" in headers[PARTIAL_HEADER]:
-        cut_bytes = 1
-    if SIZE_HEADER in headers:
-        return max(cut_bytes, _size(headers[SIZE_HEADER]) - len(request.body or b""))
-    return cut_bytes
+
+def _kept_back(name: str, value: bytes, body: bytes | None) -> int:
+    """Return how much of a body one header says is missing, 0 or less for nothing. Raises RequestError."""
+    if name == PARTIAL_HEADER:
+        return 1 if b"true" in value else 0
+    return _size(value) - len(body or b"")
 
 
 def _size(value: bytes) -> int:
@@ -255,7 +263,9 @@ def decision_endpoints(request_ids: bool) -> Mapping[str, Endpoint]:
     """
     ids = RequestIds.COUNT if request_ids else RequestIds.IGNORED
     table = {
-        "/v1/decision": Endpoint(EitherSource(), "X-Original-Host", request_ids=ids),
+        "/v1/decision": Endpoint(
+            EitherSource(), "X-Original-Host", request_ids=ids, size_headers=(SIZE_HEADER,)
+        ),
         "/v1/auth-request": _auth_request(FamilySource(ORIGINAL), "X-Original-Host"),
         "/v1/auth-request/once": _auth_request(
             FamilySource(ORIGINAL), "X-Original-Host", RequestIds.REQUIRED
@@ -266,7 +276,12 @@ def decision_endpoints(request_ids: bool) -> Mapping[str, Endpoint]:
     }
     for prefix in ENVOY_PREFIXES:
         table[prefix] = Endpoint(
-            RequestLineSource(prefix), "Host", allow_status=200, request_ids=ids, joins=True
+            RequestLineSource(prefix),
+            "Host",
+            allow_status=200,
+            request_ids=ids,
+            joins=True,
+            size_headers=(SIZE_HEADER, PARTIAL_HEADER),
         )
     return table
 

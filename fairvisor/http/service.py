@@ -33,7 +33,7 @@ from fairvisor.errors import (
 from fairvisor.follow import ActiveBundle
 from fairvisor.http.complaints import Complaints
 from fairvisor.http.debug import DebugSessions, explanation
-from fairvisor.http.gateways import ENVOY_PREFIXES, Endpoint, decision_endpoints, missing_bytes
+from fairvisor.http.gateways import ENVOY_PREFIXES, Endpoint, decision_endpoints
 from fairvisor.http.health import Health
 from fairvisor.http.hub import BodyRule
 from fairvisor.http.pages import NO_BODY, Decided, Page, Sliced, open_page, page_at, path_of
@@ -164,7 +164,7 @@ class Service:
         method, target, host = endpoint.source.describe(request)
         if not active.bundle.reads_model(active.bundle.routes.plan(method, host, target).policies):
             return None
-        return Decoding(coding, request.body, self._max_body.limit_bytes, missing_bytes(request))
+        return Decoding(coding, request.body, self._max_body.limit_bytes, endpoint.missing_bytes(request))
 
     def refusal(self, error: RequestError, peer: Peer, now: Now, target: str = "") -> Answer:
         """Return the answer to what cannot be answered as asked, counted and logged; `target` where it was read."""
@@ -236,7 +236,7 @@ class Service:
             now,
             request.body or None,  # an empty one may be what the gateway left of it
             endpoint.request_id(headers) if endpoint.reads_id else "",
-            missing_bytes(request),
+            endpoint.missing_bytes(request),
             endpoint.with_joined(request.repeated) if endpoint.joins else request.repeated,
         )
         if decoding is not None:
