@@ -21,10 +21,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairvisor.replay import reading
 from fairvisor.replay.detection import KNOWN
 from fairvisor.replay.elements import LONGEST_BYTES, Elements
 from fairvisor.replay.fields import Logged, Maker, read_mapping
-from fairvisor.replay.files import LogError
+from fairvisor.replay.files import LONGEST_LINE_BYTES, LogError, LogFile
 from fairvisor.replay.formats import FORMATS, LineFormat
 from fairvisor.replay.reading import NAMES, RequestLog
 from fairvisor.replay.times import read_time
@@ -382,6 +383,27 @@ def test_an_element_that_does_not_end_is_not_held_for_ever() -> None:
             list(elements.feed(b"y" * (8 << 20)))
 
 
+@pytest.mark.parametrize(
+    "size_bytes", [LONGEST_LINE_BYTES - 1, LONGEST_LINE_BYTES, 3 * LONGEST_LINE_BYTES + 7]
+)
+def test_of_a_line_without_end_the_beginning_is_held(size_bytes: int) -> None:
+    piece = b"y" * (1 << 18)
+    long = [piece] * (size_bytes // len(piece)) + [piece[: size_bytes % len(piece)]]
+    lines = list(LogFile("log").lines([b"a\nb", b"b\n", *long, b"\nc\n", *long]))
+    assert [line[:2] for line in lines] == [b"a", b"bb", b"yy", b"c", b"yy"]
+    assert len(lines[2]) == len(lines[4]) == min(size_bytes, LONGEST_LINE_BYTES)
+
+
+def test_the_format_is_found_out_from_a_bounded_part_of_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes((FOLDER / "nginx-combined.log").read_bytes() + (FOLDER / "plain.log").read_bytes() * 9)
+    assert read_log(path)[1].format == "json"
+    monkeypatch.setattr(reading, "_LOOKED_AT_BYTES", 10)
+    assert read_log(path)[1].format == "combined"
+
+
 @pytest.mark.parametrize("case", ["array", "session", "spread"])
 def test_json_that_ends_in_the_middle_counts_as_far_as_it_goes(case: str, tmp_path: Path) -> None:
     path = tmp_path / "log"
@@ -430,6 +452,13 @@ def test_other_packings_are_named_with_the_command_that_unpacks_them(tmp_path: P
 def test_a_mapped_column_that_a_log_does_not_have_is_named() -> None:
     with pytest.raises(LogError, match="no column 'nowhere'; it has date, time"):
         read_log(FOLDER / "cloudfront.log", nowhere="header:x")
+
+
+@pytest.mark.parametrize("text", ["9999-12-31 23:59:60", "9999-12-31 23:59:59", "0001-01-01 00:00:00"])
+def test_a_time_at_the_ends_of_the_calendar_is_none_in_any_zone(text: str) -> None:
+    for zone in (None, ZoneInfo("Asia/Tokyo"), ZoneInfo("America/New_York")):
+        with pytest.raises(ValueError, match="is not a time from 1970 to 2255"):
+            read_time(text, zone)
 
 
 def test_the_times_of_columns_are_utc_whatever_zone_is_named() -> None:

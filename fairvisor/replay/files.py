@@ -2,7 +2,8 @@
 
 gzip is known by its first bytes, also where several members follow each other. A byte order mark (Unicode 23.8) is not
 part of the text, and UTF-16, which it announces, is turned into UTF-8. What a damaged file gives before its damage
-counts. A record is a line, or an element of a JSON array (`elements.py`). This module knows no format of lines.
+counts. A record is a line, or an element of a JSON array (`elements.py`). However long a line is, a bounded part of it
+is kept. This module knows no format of lines.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fairvisor.replay.elements import Elements
 if TYPE_CHECKING:
     from io import BufferedReader
 
+LONGEST_LINE_BYTES: Final = 16 << 20
 _BATCH_BYTES: Final = 1 << 18
 _GZIP: Final = b"\x1f\x8b"
 # Other ways of packing, by their first bytes: the command that unpacks.
@@ -102,14 +104,18 @@ class LogFile:
             yield data
 
     def lines(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield the lines without their ends."""
+        """Yield the lines without their ends; of one that is longer than LONGEST_LINE_BYTES, its beginning."""
         begun: list[bytes] = []  # pieces of a line whose end has not come
+        begun_bytes = 0
         for data in pieces:
             first, *lines = data.split(b"\n")
-            begun.append(first)
+            if begun_bytes < LONGEST_LINE_BYTES:
+                begun.append(first)
+                begun_bytes += len(first)
             if lines:
                 yield b"".join(begun)
                 begun = [lines.pop()]
+                begun_bytes = len(begun[0])
                 yield from lines
         if last := b"".join(begun):
             yield last

@@ -23,6 +23,7 @@ HAR: Final = "har"
 NAMES: Final = (*KNOWN, HAR)
 KEPT_COMPLAINTS: Final = 5
 _LOOKED_AT: Final = 1000  # records from which the format is found out
+_LOOKED_AT_BYTES: Final = 64 << 20  # of them; the record that goes beyond is the last one
 _START_BYTES: Final = 4096  # from which it is found out what a record is
 _SHOWN_BYTES: Final = 100
 
@@ -80,7 +81,7 @@ class RequestLog:
     def requests(self) -> Iterator[Logged]:
         """Yield every request that can be read, in the order of the file."""
         records = self._records()
-        first = list(islice(records, _LOOKED_AT))
+        first = list(_beginning(records))
         reader = self._reader(first)
         yield from self._read(chain(first, records), reader)
 
@@ -159,6 +160,16 @@ class RequestLog:
 
     def _ending(self) -> str:
         return f" ({self.cut_short})" if self.cut_short else ""
+
+
+def _beginning(records: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the records from which the format is found out."""
+    size_bytes = 0
+    for record in islice(records, _LOOKED_AT):
+        yield record
+        size_bytes += len(record)
+        if size_bytes > _LOOKED_AT_BYTES:
+            return
 
 
 def _is_archive(start: bytes) -> bool:

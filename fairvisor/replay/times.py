@@ -101,7 +101,8 @@ def _offset_s(written: str) -> int:
 
 def _local_offset_s(local_s: int, zone: tzinfo, fold: int) -> int:
     """Return how far a zone is ahead of UTC when its clocks show this."""
-    local = datetime(1970, 1, 1, tzinfo=zone) + timedelta(seconds=local_s)
+    # Of what is too late to be a moment any offset will do; a calendar ends with the year 9999.
+    local = datetime(1970, 1, 1, tzinfo=zone) + timedelta(seconds=min(local_s, LATEST_NS // NS_PER_S))
     offset = local.replace(fold=fold).utcoffset()
     assert offset is not None, "zones of the database have one"
     return int(offset.total_seconds())
