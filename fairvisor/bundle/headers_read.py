@@ -1,4 +1,4 @@
-"""Which headers of a request a bundle reads: what a gateway must send along that sends only what it is told to.
+"""Which headers of a request a bundle reads: what a gateway that sends only named headers must send.
 
 Not among them is what a gateway says itself: the description of the request, the client's address, hints. This module
 knows the bundle's tree; it knows no gateway.

@@ -18,7 +18,7 @@ from edge_server import ROOT
 from fake_edge import ALLOW, FakeEdge
 from gateway_servers import CONFIGURATIONS, KINDS, Gateway, StartGateway
 
-from fairvisor.http.gateways import FORWARDED, ORIGINAL, URL_HEADER, decision_endpoints
+from fairvisor.http.gateways import FORWARDED, ORIGINAL, SIZE_HEADER, URL_HEADER, decision_endpoints
 from fairvisor.setting_values import HINTS
 
 # Of each column the gateways that it stands for, the endpoint that they ask, and what describes the request there.
@@ -135,6 +135,7 @@ def test_no_client_chooses_what_the_endpoint_believes(column: str) -> None:
     believed = (
         BELIEVED | set(describing) | ({"x-fairvisor-request-id"} if ENDPOINTS[path].reads_id else set())
     )
+    believed |= {SIZE_HEADER} & set(ENDPOINTS[path].size_headers)
     assert {by_name[header] for header in believed} <= {"set", "dropped", "appended to"}
     assert by_name["x_country_code"] == "dropped"
 

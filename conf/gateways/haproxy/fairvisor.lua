@@ -57,7 +57,7 @@ local function is_sent(name)
     return READS_ALL or READ[name]
 end
 
--- What Fairvisor is told of the request, and of how many lines of the client it consists.
+-- The headers of the question, and how many lines of the client are among them.
 local function question(txn)
     local headers, lines = {}, 0
     for name, values in pairs(txn.http:req_get_headers()) do
