@@ -24,7 +24,7 @@ NOT_BY = {
     "wsgi": re.compile("endpoints/|budgets/024"),  # framing; a worker that cannot wait
     "proxy": re.compile(
         "request-ids/|endpoints/|gateways/|failures/006|clients/0(16|17|18|20)"  # who describes requests, and how
-        "|loops/0(04|13)"  # a body that did not come: the proxy has seen that there is none
+        "|loops/0(04|13|14)"  # a body that did not come, or not whole: the proxy has seen it
         "|lines-that-arrive-joined|tokens-that-arrive-joined"
         "|budgets/024|selectors/01[05]"  # places to wait in; `OPTIONS *` is about the root
         "|llm/03[45]"  # a gateway that says it has cut the body
