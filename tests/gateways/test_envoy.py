@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import socket
 import threading
@@ -111,6 +112,14 @@ def test_of_a_body_that_is_cut_all_bytes_count(
     assert received.status == 200
     assert BURST - int(received.header("ratelimit-remaining") or 0) > 3_000_000 // 5
     assert b"x-fairvisor-body-bytes" not in received.body
+
+
+def test_a_compressed_body_is_read(start_edge: Callable[..., Edge], start_gateway: StartGateway) -> None:
+    gateway = start_gateway("envoy-bodies", start_edge("tokens").bind[1])
+    body = gzip.compress(b'{"model": "m", "prompt": "a", "max_tokens": 2000}')
+    head = "POST /v1/completions HTTP/1.1\r\nHost: edge\r\nX-API-Key: k\r\nContent-Encoding: gzip\r\n"
+    received = gateway.ask(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    assert BURST - int(received.header("ratelimit-remaining") or 0) > 2_000
 
 
 # Kept connections

@@ -34,6 +34,7 @@ _DROPPED = frozenset(
         "content-length",
         "expect",
         "accept-encoding",
+        "content-encoding",  # of what the client sent: the question has the body as LiteLLM read it
         "forwarded",
         "x-country-code",
         "x-asn",
