@@ -20,9 +20,9 @@ from fairvisor.lame_duck import LameDuck
 def take_signals(take: Callable[[], None], queued: SimpleQueue[int]) -> None:
     """Let a new worker take its signals, and heed those that were queued before.
 
-    Until then it queues them as the master does, and nobody reads its copy of the queue. A stop would be lost, and the
-    master, which tells each worker once, would wait for the whole time of a graceful stop. So is still one that comes
-    before Python is ready in the child: it clears what was noted for the process it was.
+    Until then it queues them as the master does, and its copy of the queue is never read. A stop would be lost, and the
+    master, which signals each worker once, would wait for the whole time of a graceful stop. One that comes before
+    Python is ready in the child is still lost: Python clears there what was noted for the parent.
     """
     take()
     for number in FOR_THE_MASTER:

@@ -30,7 +30,7 @@ class Published(NamedTuple):
     """What came of a bundle that was accepted.
 
     `generation` counts the bundles of this segment. `changed` is False when it was the active one already. `durable`:
-    a copy stands in the state directory. `lagging`: pids of workers that had not switched after 5 s; every other
+    a copy is in the state directory. `lagging`: pids of workers that had not switched after 5 s; every other
     worker decides by the new bundle when this is returned.
     """
 

@@ -1,7 +1,7 @@
 """`fairvisor status`: what an edge is doing, and whether something is wrong.
 
 Asked of the admin listener, which knows everything. Where `--edge-url` leads to a listener for decisions or probes
-instead, its /readyz tells whether it is ready and by which bundle it decides, and /metrics how it decided and what it
+instead, its /readyz says whether it is ready and by which bundle it decides, and /metrics how it decided and what it
 could not decide.
 """
 
