@@ -213,7 +213,7 @@ def test_a_link_that_only_we_can_have_made_is_followed(tmp_path: Path) -> None:
 def test_a_file_that_was_opened_for_writing_only_is_written_on(tmp_path: Path) -> None:
     """As a shell opens standard output: it cannot be looked whether it ends in a whole line."""
     descriptor = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
-    log = LineFile(None, descriptor)
+    log = LineFile(None, descriptor=descriptor)
     log.append([b"one\n"])
     log.append([b"two\n"])
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
