@@ -6,9 +6,12 @@ Three fields are added at the end of a line, `chain`, `seq` and `prev`, and two 
 
 `seq` counts the lines of a chain from 1. `prev` is the hash of the line with the number before, over its exact bytes
 without the line end; null in the first line. It is SHA-256 (FIPS 180-4), or HMAC-SHA256 (RFC 2104) where there is a
-key: then a chain cannot be made anew by whoever can write the file. `torn` is how many bytes are between the line
-before and this one: the beginning of a line whose writer was killed, or found the disk full. The hash covers them too:
-it is that of the line's hash, a newline and these bytes. `lost` counts the events before it that are in no line.
+key. `torn` is how many bytes are between the line before and this one: the beginning of a line whose writer was
+killed, or found the disk full. The hash covers them too: it is that of the line's hash, a newline and these bytes.
+`lost` counts the events before it that are in no line.
+
+Where there is a key, a line ends with `mac`, the HMAC of all that is before it. Without that, whoever can write the
+file could write the next line: the hash of the last one is in the head, and in the `prev` of a line that was cut off.
 
 A `Head` says where a chain has got to; the next line continues from it, in whichever file and process. It is kept as
 text with a checksum, made with the same key. This module knows lines and hashes, and neither files nor what lines say.
@@ -30,6 +33,7 @@ HEAD_BYTES: Final = 512  # of a head as text, padded: it replaces another one in
 OF_FILE: Final = "file"
 OF_PROCESS: Final = "process"
 _LINE_END: Final = b"}\n"
+_MAC: Final = b',"mac":'
 
 
 class Head(NamedTuple):
@@ -52,6 +56,7 @@ class Link(NamedTuple):
     prev: str
     torn: int
     lost: int
+    mac: str
 
 
 def keys_of(secret: Sequence[str]) -> tuple[bytes, ...]:
@@ -82,7 +87,7 @@ def link(
     """Return lines with their places in the chain, and the hash of each. Each is a JSON object and a newline."""
     linked, digests = [], []
     before, seq = over(key, head.digest, torn), head.seq
-    more = b""
+    more = b""  # of the first line
     if lost:
         more += b',"lost":%d' % lost
     if torn:
@@ -92,12 +97,20 @@ def link(
         assert line.endswith(_LINE_END), "a line is a JSON object and a newline"
         seq += 1
         prev = b'"%b"' % before.encode("ascii") if before else b"null"
-        whole = b'%b%b,"chain":"%b","seq":%d,"prev":%b}' % (line[:-2], more, chain, seq, prev)
+        text = b'%b%b,"chain":"%b","seq":%d,"prev":%b' % (line[:-2], more, chain, seq, prev)
+        whole = b'%b%b"%b"}' % (text, _MAC, digest(key, text).encode("ascii")) if key else text + b"}"
         before = digest(key, whole)
         linked.append(whole + b"\n")
         digests.append(before)
         more = b""
     return linked, digests
+
+
+def is_authentic(line: bytes, *keys: bytes) -> bool:
+    """Return whether the `mac` of a line was made with one of the keys. No other hash is made of a text like the one
+    before it: they end in a brace, or begin with the name of the hash."""
+    text, _, mac = line.rpartition(_MAC)
+    return is_one_of(mac, [b'"%b"}' % digest(key, text).encode("ascii") for key in keys if key])
 
 
 def link_of(line: bytes) -> Link | None:
@@ -112,23 +125,26 @@ def link_of(line: bytes) -> Link | None:
 def link_in(document: Mapping[str, Any]) -> Link | None:
     """Return the chain fields of a parsed line, or None if it has none."""
     chain, seq, prev = document.get("chain"), document.get("seq"), document.get("prev")
-    torn, lost = document.get("torn", 0), document.get("lost", 0)
-    if not isinstance(chain, str) or not isinstance(prev, str | None):
+    torn, lost, mac = document.get("torn", 0), document.get("lost", 0), document.get("mac", "")
+    if not isinstance(chain, str) or not isinstance(prev, str | None) or not isinstance(mac, str):
         return None
     if type(seq) is not int or type(torn) is not int or type(lost) is not int:
         return None
-    return Link(chain, seq, prev or "", torn, lost)
+    return Link(chain, seq, prev or "", torn, lost, mac)
 
 
-def follow(head: Head, found: bytes, key: bytes) -> tuple[Head, bytes]:
+def follow(head: Head, found: bytes, key: bytes, *earlier: bytes) -> tuple[Head, bytes]:
     """Return the head after the lines in `found` that continue its chain, and the bytes after those lines.
 
-    There are such lines when a writer was killed after it wrote them and before it updated the head.
+    There are such lines when a writer was killed after it wrote them and before it updated the head. Where there is a
+    key, they must have been written with it or an earlier one.
     """
     while found:
         line, _, rest = found.partition(b"\n")
         place = link_of(line)
         if place is None or (place.chain, place.seq, place.prev) != (head.chain, head.seq + 1, head.digest):
+            break
+        if key and not is_authentic(line, key, *earlier):
             break
         head, found = head._replace(seq=place.seq, digest=digest(key, line), lost=0), rest
     return head, found

@@ -151,7 +151,7 @@ class LineFile:
             return chain.begin(chain.OF_FILE), b""
         stray = os.pread(fd, status.st_size - start, start)
         assert self._key is not None, "the file has a chain"
-        head, stray = chain.follow(head, stray, self._key)
+        head, stray = chain.follow(head, stray, self._key, *self._earlier)
         return head, stray.removesuffix(_NEWLINE)
 
     def _read(self, heads: int) -> Head:

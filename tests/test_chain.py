@@ -57,6 +57,24 @@ def test_the_hash_is_made_with_the_key_where_there_is_one(path: Path) -> None:
     assert b'"prev":"hmac-sha256:' in path.read_bytes()
 
 
+def test_a_line_with_a_key_proves_itself(path: Path) -> None:
+    LineFile(path, KEY).append([line("one")])
+    one = path.read_bytes().rstrip()
+    assert chain.is_authentic(one, b"another key", KEY)
+    assert not chain.is_authentic(one, b"another key")
+    assert not chain.is_authentic(one.replace(b"one", b"two"), KEY)
+    assert not chain.is_authentic(one, b"")
+
+
+def test_a_line_that_a_killed_writer_made_with_the_earlier_key_is_of_the_chain(path: Path) -> None:
+    LineFile(path, b"earlier").append([line("one")])
+    noted = path.with_name(path.name + CHAIN_SUFFIX).read_bytes()
+    LineFile(path, b"earlier").append([line("two")])
+    path.with_name(path.name + CHAIN_SUFFIX).write_bytes(noted)
+    LineFile(path, KEY, b"earlier").append([line("three")])
+    assert links(path.read_bytes()) == [(1, "one"), (2, "two"), (3, "three")]
+
+
 def test_a_chain_goes_on_after_a_rotation_and_in_another_process(path: Path) -> None:
     log = LineFile(path, b"")
     log.append([line("one")])

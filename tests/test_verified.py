@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_linefile import largest_file
 
 from fairvisor.cli.main import run
-from fairvisor.linefile import CHAIN_SUFFIX, LineFile, PartlyWritten
+from fairvisor.linefile import CHAIN_SUFFIX, LineFile, PartlyWritten, read_head
 
 Captured = pytest.CaptureFixture[str]
 KEY = "a-key-of-this-many-bytes-or-more-of-them"
@@ -108,7 +108,7 @@ def test_a_change_of_any_byte_is_found(
 def test_a_first_line_that_is_no_longer_of_the_chain_is_found(log: Log, change: tuple[bytes, bytes]) -> None:
     log.write(3)
     log.lines = [log.lines[0].replace(*change), *log.lines[1:]]
-    assert log.found() == [("altered", 2)]
+    assert log.found()[-1] == ("altered", 2)
 
 
 def test_an_altered_line_is_named(log: Log) -> None:
@@ -203,6 +203,35 @@ def test_a_foreign_line_that_the_next_writer_met_is_no_torn_one(log: Log) -> Non
         file.write(b'{"time":"2026-03-02T10:00:00Z","action":"limit_reset"}\n')
     log.write(2)
     assert log.found() == [("inserted", 3)]
+
+
+@pytest.mark.parametrize(("mac", "kind"), [("", "unkeyed"), ("hmac-sha256:" + "0" * 64, "altered")])
+def test_a_line_that_continues_the_chain_without_the_key_is_found(log: Log, mac: str, kind: str) -> None:
+    log.write(3)
+    head = read_head(log.path, KEY.encode())  # whoever can write the log can read it, too
+    assert head is not None
+    forged = {
+        "number": 3,
+        "chain": head.chain,
+        "seq": 4,
+        "prev": head.digest,
+        **({"mac": mac} if mac else {}),
+    }
+    with log.path.open("ab") as file:
+        file.write(json.dumps(forged).encode() + b"\n")
+    assert log.found() == [(kind, 4)]
+    log.write(2)
+    assert log.found()[0] == (kind, 4)  # the next writer does not vouch for it
+
+
+def test_a_line_in_the_place_of_one_that_was_cut_off_is_found_also_with_the_older_head(log: Log) -> None:
+    log.write(3)
+    older = log.path.with_name("audit.log" + CHAIN_SUFFIX).read_bytes()
+    log.write(1)
+    log.lines = [each.replace(b'"number": 3', b'"number": 9') for each in log.lines]
+    log.path.with_name("audit.log" + CHAIN_SUFFIX).write_bytes(older)
+    log.write(1)
+    assert log.found()[0] == ("altered", 4)
 
 
 def test_a_chain_that_was_made_anew_without_the_key_is_found(log: Log) -> None:
@@ -326,7 +355,7 @@ def test_a_table_tells_people_the_same(log: Log, capsys: Captured) -> None:
     assert head.split() == ["file", "lines", "first", "last", "result"]
     assert first.endswith("2026-03-02T10:00:00.200Z  as written")
     assert second.endswith("1 wrong")
-    assert finding == f"altered  {log.path} line 2: it is not as it was when the line after it was written"
+    assert finding == f"altered  {log.path} line 2: it is not as it was written"
 
 
 def test_very_many_faults_are_counted_and_the_first_are_shown(log: Log) -> None:

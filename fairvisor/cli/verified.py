@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from fairvisor.chain import OF_FILE, Head, Link, digest, link_in, over
+from fairvisor.chain import OF_FILE, Head, Link, digest, is_authentic, link_in, over
 from fairvisor.cli.logfiles import document_of, lines_of
 from fairvisor.cli.screen import print_json, print_line
 from fairvisor.linefile import read_head
@@ -19,7 +19,6 @@ from fairvisor.linefile import read_head
 MAX_FINDINGS: Final = 100  # that are kept; the rest is counted
 TORN: Final = "torn"
 _MAX_STRAY: Final = 10_000  # lines between two of the chain: a batch that is cut short leaves one
-_KEYED: Final = "hmac-sha256:"
 
 
 class Place(NamedTuple):
@@ -44,6 +43,7 @@ class _Last(NamedTuple):
     seq: int
     digests: tuple[str, ...]  # with each of the keys
     place: Place
+    is_authentic: bool  # without a key: as far as it can be known
 
 
 class _Gap:
@@ -123,6 +123,7 @@ class Verifier:
     def _follow(self, place: Place, line: bytes, link: Link) -> None:
         last, head = self._lasts.get(link.chain), self._head
         own = tuple([digest(key, line) for key in self._keys])
+        authentic = self._authenticate(place, line, link)
         if last is None:
             self._begin(place, link)
         elif link.seq <= last.seq:
@@ -131,9 +132,10 @@ class Verifier:
         elif link.seq > last.seq + 1:
             self._skip(place, link, last)
         else:
-            self._compare(place, link, last)
-        self._lasts[link.chain] = _Last(link.seq, own, place)
-        if head is not None and (head.chain, head.seq) == (link.chain, link.seq) and head.digest not in own:
+            self._compare(link, last, authentic=authentic)
+        self._lasts[link.chain] = _Last(link.seq, own, place, authentic)
+        known = head.digest if head is not None and (head.chain, head.seq) == (link.chain, link.seq) else ""
+        if known and authentic and known not in own:
             self._find("altered", place, "it is not the line whose hash is in the .chain file")
 
     def _begin(self, place: Place, link: Link) -> None:
@@ -172,27 +174,31 @@ class Verifier:
         else:
             self._add(_Gap(last.seq + 1, link.seq, place))
 
-    def _compare(self, place: Place, link: Link, last: _Last) -> None:
-        """Compare the `prev` of a line with the hash of the line before."""
-        keyed = link.prev.startswith(_KEYED)
-        if keyed and not self._is_keyed:
-            self._find("no_key", place, "its hash was made with FAIRVISOR_AUDIT_KEY, which is not set")
-        elif self._is_keyed and not keyed:
-            self._find(
-                "unkeyed",
-                place,
-                "its hash was made without the key, as whoever can write the file can make it",
-            )
-        elif not self._follows(link, last):
-            other = ", or the key is another one" if self._is_keyed and not self._has_matched else ""
-            self._find(
-                "altered", last.place, f"it is not as it was when the line after it was written{other}"
-            )
-        else:
+    def _authenticate(self, place: Place, line: bytes, link: Link) -> bool:
+        """Report a line that was not written with one of the keys; return whether it was, as far as it can be known."""
+        if not self._is_keyed:
+            if link.mac:
+                self._find("no_key", place, "it was written with FAIRVISOR_AUDIT_KEY, which is not set")
+            return not link.mac
+        if not link.mac:
+            text = "it was written without the key, as whoever can write the file can do it"
+            self._find("unkeyed", place, text)
+            return False
+        if is_authentic(line, *self._keys):
             self._has_matched = True
-            if link.chain.startswith(OF_FILE):
-                self._judge_stray(vouched=bool(link.torn))
+            return True
+        other = "" if self._has_matched else ", or the key is another one"
+        self._find("altered", place, f"it is not as it was written{other}")
+        return False
+
+    def _compare(self, link: Link, last: _Last, *, authentic: bool) -> None:
+        """Compare the `prev` of a line with the hash of the line before, unless one of them is reported already."""
+        follows = self._follows(link, last)
+        if authentic and last.is_authentic and not follows:
+            self._find("altered", last.place, "it is not as it was when the line after it was written")
         if link.chain.startswith(OF_FILE):
+            if follows:
+                self._judge_stray(vouched=bool(link.torn))
             self._stray.clear()
 
     def _follows(self, link: Link, last: _Last) -> bool:
