@@ -234,6 +234,16 @@ def test_a_line_in_the_place_of_one_that_was_cut_off_is_found_also_with_the_olde
     assert log.found()[0] == ("altered", 4)
 
 
+@pytest.mark.parametrize("key", [KEY, ""], ids=["with a key", "without"])
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_line_of_a_process_does_not_belong_into_a_file_with_a_chain(log: Log, key: str, at: int) -> None:
+    log.key = key
+    log.write(4)
+    forged = b'{"action":"limit_reset","chain":"process-0123456789ab","seq":1,"prev":null}\n'
+    log.lines = [*log.lines[:at], forged, *log.lines[at:]]
+    assert log.found() == [("inserted", at + 1)]
+
+
 def test_a_chain_that_was_made_anew_without_the_key_is_found(log: Log) -> None:
     log.write()
     log.path.unlink()
