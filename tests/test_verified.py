@@ -304,6 +304,16 @@ def test_a_line_that_is_cut_short_at_the_end_of_the_log_is_torn(log: Log) -> Non
     assert log.verify()["intact"]
 
 
+def test_a_line_that_is_cut_short_at_the_end_of_a_rotated_file_is_torn(log: Log) -> None:
+    log.write(5)
+    with log.path.open("ab") as file:
+        file.write(b'{"time":"2026')
+    log.rotate("audit.log.1")
+    log.write(2)
+    assert log.found() == [("torn", 6)]
+    assert log.verify()["intact"]
+
+
 def test_what_was_torn_cannot_be_altered_either(log: Log) -> None:
     log.write(5)
     with log.path.open("ab") as file:

@@ -97,6 +97,8 @@ class Verifier:
 
     def line(self, place: Place, line: bytes) -> None:
         """Take the next line, without its end."""
+        if place.file != self._place.file:  # no line of the next file vouches for what ends this one
+            self._judge_stray(vouched=True)
         self._place = place
         link = link_in(document_of(line))
         # A chain of a process is not written to a file that has its own: its first line would need no proof.
