@@ -40,6 +40,11 @@ class FileRecord:
         """Note what was offered."""
         self._table.word_set(Word.FILE_OFFERED, digest)
 
+    def forget_rejected(self) -> None:
+        """Let the bytes that were offered last be offered again, unless they came into force."""
+        if not self.was_applied(self._table.word_get(Word.FILE_OFFERED)):
+            self._table.word_set(Word.FILE_OFFERED, 0)
+
     def applied(self, digest: int) -> None:
         """Note what came into force, or was it already."""
         self._table.word_set(Word.FILE_APPLIED, digest)

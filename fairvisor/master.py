@@ -228,10 +228,11 @@ class Master(BaseApplication):  # type: ignore[misc]
     def _read_secrets(self) -> None:
         """Take over what the files of secrets hold now: nothing else can have changed. A wrong one changes nothing."""
         try:
-            self.settings = self.publisher.settings = self._read_settings()
+            self.settings = self._read_settings()
         except SettingsError as error:
             _log.error("the secrets stay as they are: %s", error)
             return
+        self.publisher.use(self.settings)
         self._log.use(self.settings)  # no line shows the new ones either
 
 

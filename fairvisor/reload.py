@@ -104,6 +104,12 @@ class Publisher:
                 return None
         return None
 
+    def use(self, settings: Settings) -> None:
+        """Take over settings that were read again. With another signing key, a file that was rejected may be valid."""
+        if settings.bundle_signing_key != self.settings.bundle_signing_key:
+            self._record.forget_rejected()
+        self.settings = settings
+
     @property
     def _file_decides(self) -> bool:
         return self.settings.bundle_order == FILE_ORDER

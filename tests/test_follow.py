@@ -16,6 +16,7 @@ from processes.edge_server import remove_shared_memory
 
 from fairvisor.bundle import shared
 from fairvisor.bundle.compile import Compiler
+from fairvisor.bundle.load import sign
 from fairvisor.bundle.shared import SharedBundle, object_name
 from fairvisor.bundle.slices import Compiled, in_use, take_apart
 from fairvisor.clock import NS_PER_S, Now
@@ -611,6 +612,27 @@ class TestVersionOrder:
             assert not file.publisher.offer_file(bundle(3, policy("a")))
         file.is_looked_at()
         assert file.in_force == {"a"}
+
+    @pytest.mark.parametrize("order", ["version", "file"])
+    def test_a_file_that_was_signed_before_its_key_was_set_is_offered_again(
+        self, instance: Instance, order: str
+    ) -> None:
+        file = File(instance, order)
+        file.publisher.use(replace(file.publisher.settings, bundle_signing_key=("the old key",)))
+        file.becomes(sign(NEW, b"the new key"))
+        assert "invalid_signature" in instance.active.reason
+        file.is_looked_at()
+        file.publisher.use(replace(file.publisher.settings, bundle_signing_key=("the new key",)))
+        file.is_looked_at()
+        assert file.in_force == {"new"}
+
+    def test_another_key_makes_no_unchanged_file_undo_a_push(self, instance: Instance) -> None:
+        file = File(instance, "file")
+        file.becomes(NEW)
+        file.publisher.push(PUSHED, take_over=True)
+        file.publisher.use(replace(file.publisher.settings, bundle_signing_key=("a key",)))
+        file.is_looked_at()
+        assert file.in_force == {"pushed"}
 
     def test_a_push_needs_a_greater_version_and_no_take_over(self, file: File) -> None:
         with pytest.raises(BundleRefused, match="not greater"):
