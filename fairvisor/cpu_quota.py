@@ -37,12 +37,17 @@ def usable_processors(root: Path = _ROOT) -> int:
 def _quotas(root: Path) -> Iterator[Fraction]:
     """Give the quota of each control group that this process is in, in processors."""
     with suppress(OSError):
-        mounts = list(_mounts((root / "proc/self/mountinfo").read_text()))
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        mounts = list(_mounts(_text(root / "proc/self/mountinfo")))
+        groups = _text(root / "proc/self/cgroup").split("\n")
         for version, group in _own(groups):
             for mount in mounts:
                 if mount.version == version:
                     yield from _upwards(root, mount, group)
+
+
+def _text(file: Path) -> str:
+    """Return the text of a file with names in it, which may be any bytes."""
+    return file.read_text("utf-8", "surrogateescape")
 
 
 def _own(lines: list[str]) -> Iterator[tuple[int, PurePosixPath]]:
@@ -59,7 +64,7 @@ def _own(lines: list[str]) -> Iterator[tuple[int, PurePosixPath]]:
 def _mounts(table: str) -> Iterator[_Mount]:
     """Give the hierarchies in which quotas are, from /proc/self/mountinfo (proc(5)): the fields before ` - ` have the
     root and the mount point, those after it the type and the options."""
-    for line in table.splitlines():
+    for line in table.split("\n"):
         place, _, kind = line.partition(" - ")
         before, after = place.split(" "), kind.split(" ")
         if len(before) < 5 or len(after) < 3:

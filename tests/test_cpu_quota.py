@@ -31,7 +31,7 @@ class Tree:
     def write(self, path: str, text: str) -> None:
         place = self.root / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text)
+        place.write_text(text, "utf-8", "surrogateescape")
 
     def v2(self, group: str, quota: str) -> None:
         self.write(f"sys/fs/cgroup{group}/cpu.max", f"{quota}\n")
@@ -122,6 +122,15 @@ def test_the_affinity_bounds_it_as_well(tmp_path: Path, monkeypatch: pytest.Monk
     tree.v2("", "400000 100000")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {2, 3, 5})
     assert tree.found == 3
+
+
+@pytest.mark.parametrize("name", ["\udce9t\udce9", "a\x0cb\u2028c"], ids=["no UTF-8", "odd line ends"])
+def test_names_of_other_mounts_and_groups_may_be_any_bytes(tmp_path: Path, name: str) -> None:
+    tree = Tree(
+        tmp_path, f"31 23 8:1 / /mnt/{name} rw - ext4 /dev/sda rw\n" + V2.format(root="/"), f"0::/{name}\n"
+    )
+    tree.v2(f"/{name}", "200000 100000")
+    assert tree.found == 2
 
 
 def test_what_is_not_there_bounds_nothing(tmp_path: Path) -> None:
