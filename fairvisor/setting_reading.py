@@ -87,4 +87,6 @@ def _printable(given: str) -> str:
     found = _CONTROL.search(given)
     if found is not None:
         raise ValueError(f"it holds the control character {found[0]!r}, which no setting may")
+    if not given.isascii() and any("\ud800" <= char <= "\udfff" for char in given):  # PEP 383
+        raise ValueError("it is not UTF-8, which every setting is")
     return given

@@ -115,6 +115,8 @@ def test_white_space_around_a_value_does_not_count_and_a_control_byte_within_is_
     for control in ("\n", "\r", "\0", "\x1b", "\x7f", "\x9b"):
         with pytest.raises(SettingsError, match=f"{setting.variable}: .* is wrong: .*control character"):
             load(**more, **{setting.name: f"{value}{control}{value}"})
+    with pytest.raises(SettingsError, match=f"{setting.variable}: .* is wrong: it is not UTF-8"):
+        load(**more, **{setting.name: f"{value}\udce9"})
     for blank in (" ", "\n"):
         assert load(**{setting.name: blank}) == load()
 
