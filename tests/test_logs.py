@@ -192,10 +192,29 @@ def test_a_log_that_is_not_there_or_goes_to_standard_output_is_an_error(
     assert "standard output" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [[], ["--changes"]])
+@pytest.mark.parametrize(
+    "name", ["time", "action", "reason", "policy", "rule", "key", "count", "actor", "claimed"]
+)
+@pytest.mark.parametrize("odd", [7, "x", None, [1], {"a": [1]}])
+def test_a_line_of_another_program_is_shown_as_well_as_it_can_be(
+    log: Path, capsys: Captured, flags: list[str], name: str, odd: object
+) -> None:
+    change = {
+        **LINE,
+        "action": "bundle",
+        "actor": {"kind": "file", "name": "f", "claimed": odd},
+        "previous": odd,
+    }
+    log.write_text("".join(json.dumps({**each, name: odd}) + "\n" for each in (LINE, change)))
+    assert run(["logs", "--file", str(log), "--no-follow", *flags]) == 0
+    assert "2026-03-02" in capsys.readouterr().out or name in ("time", "actor")
+
+
 def test_a_line_is_shown_without_its_place_in_the_chain_and_a_change_with_who_made_it(
     log: Path, capsys: Captured
 ) -> None:
-    chain = {"lost": 1, "torn": 2, "chain": "file-1", "seq": 7, "prev": "sha256:0"}
+    chain = {"lost": 1, "torn": 2, "chain": "file-1", "seq": 7, "prev": "sha256:0", "mac": "hmac-sha256:0"}
     reject = {
         "time": "T",
         "action": "reject",

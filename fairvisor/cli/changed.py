@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from fairvisor.cli.logfiles import document_of, lines_of
+from fairvisor.cli.logfiles import document_of, key_of, lines_of, members_of, place_of
 from fairvisor.cli.screen import print_document, print_line
 
 EVERYTHING: Final = ""
@@ -45,9 +45,8 @@ def _concerns(document: Mapping[str, Any], wanted: str) -> bool:
 
 def print_change(document: Mapping[str, Any]) -> None:
     """Print one line for people."""
-    place = "/".join(document[name] for name in ("policy", "rule") if document.get(name))
-    key = ", ".join(f"{name}={value}" for name, value in (document.get("key") or {}).items())
-    parts = [part for part in (place, document.get("field", ""), key, _from_to(document)) if part]
+    what = (place_of(document), document.get("field"), key_of(document), _from_to(document))
+    parts = [str(part) for part in what if part]
     reason = f"  ({document['reason']})" if document.get("reason") else ""
     print_line(
         f"{document.get('time', '')}  ", (_who(document["actor"]), "bold"), f"  {document.get('action', '')}",
@@ -59,7 +58,7 @@ def _from_to(document: Mapping[str, Any]) -> str:
     if "old" in document or "new" in document:
         return f"{_shown(document.get('old'))} -> {_shown(document.get('new'))}"
     if document.get("action") == "bundle":
-        previous = document.get("previous") or {}
+        previous = members_of(document, "previous")
         return f"version {previous.get('version', 'none')} -> {document.get('version')}"
     return str(document.get("error", ""))
 
@@ -69,6 +68,6 @@ def _shown(value: object) -> str:
 
 
 def _who(actor: Mapping[str, Any]) -> str:
-    claimed = ", ".join(f"{name} {value}" for name, value in (actor.get("claimed") or {}).items())
+    claimed = ", ".join(f"{name} {value}" for name, value in members_of(actor, "claimed").items())
     owner = f" of {actor['user']}" if actor.get("kind") == "file" and "user" in actor else ""
     return f"{actor.get('kind')} {actor.get('name')}{owner}{f' [claims {claimed}]' if claimed else ''}"

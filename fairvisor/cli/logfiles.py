@@ -87,6 +87,22 @@ def _opened(file: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(file, "rb")) if file.suffix == GZIP else file.open("rb")
 
 
+def members_of(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return an object in a document; empty if there is none of this name."""
+    found = document.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def place_of(document: Mapping[str, Any]) -> str:
+    """Return the policy of a line, and its rule if it has one."""
+    return "/".join(str(document[name]) for name in ("policy", "rule") if document.get(name))
+
+
+def key_of(document: Mapping[str, Any]) -> str:
+    """Return the key of a line as people read it."""
+    return ", ".join(f"{name}={value}" for name, value in members_of(document, "key").items())
+
+
 def document_of(line: bytes) -> Mapping[str, Any]:
     """Return a parsed line; empty if it is no JSON object."""
     try:

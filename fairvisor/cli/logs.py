@@ -19,7 +19,7 @@ import click
 from fairvisor.chain import Link, keys_of
 from fairvisor.cli.changed import EVERYTHING, print_change, show_changes
 from fairvisor.cli.exits import FAILED
-from fairvisor.cli.logfiles import document_of, files_of, in_order
+from fairvisor.cli.logfiles import document_of, files_of, in_order, key_of, place_of
 from fairvisor.cli.screen import print_document, print_line
 from fairvisor.cli.verified import show_verified
 from fairvisor.errors import FairvisorError
@@ -222,14 +222,11 @@ def _show(line: bytes) -> None:
     if isinstance(document.get("actor"), dict):
         print_change(document)
         return
-    action = document["action"]
-    place = "/".join(document[name] for name in ("policy", "rule") if document.get(name))
-    count = document.get("count", 1)
-    key = document.get("key") or {}
-    who = ", ".join(f"{name}={value}" for name, value in key.items())
+    action, count = str(document["action"]), document.get("count", 1)
     more = ", ".join(f"{name}={value}" for name, value in document.items() if name not in _KNOWN)
-    parts = [part for part in (document.get("reason", ""), place, who, more) if part]
-    times = f" × {count:,}" if count != 1 else ""
+    said = (document.get("reason"), place_of(document), key_of(document), more)
+    parts = [str(part) for part in said if part]
+    times = f" × {count:,}" if isinstance(count, int) and count != 1 else ""
     print_line(
         f"{document.get('time', '')} ", (action, COLOURS.get(action, "")), f"{times}  {'  '.join(parts)}"
     )
