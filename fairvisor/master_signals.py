@@ -3,7 +3,7 @@
 The master is who acts on HUP (read the policy again, replace the workers), USR2 (start another master) and the keys of
 a terminal. `pkill -HUP fairvisor` and `systemctl kill` reach the workers too: they ignore those, so that no request in
 flight is cut off. SIGTERM to the master is heeded FAIRVISOR_LAME_DUCK_S later: until then /readyz says no and decisions
-go on; a second one is heeded at once.
+go on; a second one is heeded at once, and so is the first one during an upgrade.
 """
 
 from __future__ import annotations
@@ -32,11 +32,15 @@ def take_signals(take: Callable[[], None], queued: SimpleQueue[int]) -> None:
 
 
 def be_lame_before_stopping(server: Any, lame_duck: LameDuck, seconds: int) -> None:
-    """Make SIGTERM to gunicorn's master begin the lame duck, whose end, or a second SIGTERM, is the stop."""
+    """Make SIGTERM to gunicorn's master begin the lame duck, whose end, or a second SIGTERM, is the stop.
+
+    During an upgrade (USR2) the other master goes on with the same sockets, so senders need not go elsewhere.
+    """
     stop = server.handle_term
 
     def asked_to_stop() -> None:
-        if not seconds or lame_duck.has_begun:
+        upgrades = server.reexec_pid or server.master_pid
+        if not seconds or lame_duck.has_begun or upgrades:
             stop()
             return
         lame_duck.begin()

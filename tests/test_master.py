@@ -148,6 +148,8 @@ class Arbiter:
     def __init__(self) -> None:
         self.stopped = 0
         self.queued: list[int] = []
+        self.reexec_pid = 0
+        self.master_pid = 0
         self.log = logging.getLogger(__name__)
 
     def handle_term(self) -> None:
@@ -176,6 +178,17 @@ def test_a_stop_comes_after_the_lame_duck(alarms: list[float]) -> None:
     arbiter.handle_term()
     assert arbiter.stopped == 1
     assert alarms == [5]
+
+
+@pytest.mark.parametrize("other", ["reexec_pid", "master_pid"])
+def test_while_another_master_has_the_same_sockets_a_stop_comes_at_once(
+    alarms: list[float], other: str
+) -> None:
+    arbiter, lame_duck = Arbiter(), LameDuck()
+    setattr(arbiter, other, 4711)
+    be_lame_before_stopping(arbiter, lame_duck, 5)
+    arbiter.handle_term()
+    assert (lame_duck.has_begun, arbiter.stopped, alarms) == (False, 1, [])
 
 
 def test_without_a_lame_duck_a_stop_comes_at_once(alarms: list[float]) -> None:
