@@ -54,15 +54,26 @@ def value_of(
     if not given:
         return () if declared.secret else None
     in_file = declared.secret and where != declared.variable
-    # A URL may hold a password or a token.
-    hidden = not in_file if declared.secret else "@" in given or "?" in given
     try:
         if in_file:
             return rotating(parse)(secret_file(_printable(given.strip())))
         return parse(given if declared.secret else _printable(given))
     except ValueError as error:
-        shown = "(a secret)" if hidden else repr(given)
+        shown = _shown(given, declared, in_file=in_file)
         raise SettingsError(f"{where}: {shown} is wrong: {error}") from None
+
+
+def _shown(given: str, declared: Declared, *, in_file: bool) -> str:
+    """Return a wrong value for a message, unless it may be a secret: a URL may hold a password or a token, and the
+    secret itself is given by mistake where the path of its file should be."""
+    if in_file:
+        is_path = given.lstrip().startswith(("/", "./", "../"))
+        return (
+            repr(given)
+            if is_path
+            else "(not shown, as it may be the secret; allowed is the path of its file)"
+        )
+    return "(a secret)" if declared.secret or "@" in given or "?" in given else repr(given)
 
 
 def _given(declared: Declared, environ: Mapping[str, str], flags: Mapping[str, str]) -> tuple[str, str]:

@@ -327,6 +327,14 @@ def test_a_file_that_cannot_be_a_secret_names_itself(tmp_path: Path) -> None:
             load(admin_token_file=str(path))
 
 
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_in_the_place_of_its_file_is_not_shown(name: str) -> None:
+    for given in (GOOD, f"{GOOD}/{GOOD}", f" {GOOD}\n"):
+        with pytest.raises(SettingsError, match=f"{name.upper()}_FILE: .*the path of its file") as caught:
+            load(**{f"{name}_file": given})
+        assert GOOD not in str(caught.value)
+
+
 def test_operators_over_tcp_have_one_token_or_several_in_a_file() -> None:
     admin = {"FAIRVISOR_ADMIN_BIND": "127.0.0.1:9091"}
     with pytest.raises(SettingsError, match=r"needs FAIRVISOR_ADMIN_TOKEN or FAIRVISOR_ADMIN_TOKENS_FILE$"):
