@@ -6,6 +6,7 @@ import os
 import pwd
 import socket
 import stat
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -349,6 +350,18 @@ def test_a_connection_is_for_one_request(unix: AdminServer, place: Path) -> None
 def test_over_a_unix_socket_the_kernel_says_who_asks(unix: AdminServer, place: Path, api: Api) -> None:
     assert send(place, b"GET / HTTP/1.1\r\nHost: e\r\nAuthorization: Bearer x\r\n\r\n")[0] == 200
     assert api.who.actor == {"kind": "user", "name": pwd.getpwuid(os.getuid()).pw_name, "uid": os.getuid()}
+
+
+def test_a_user_with_a_very_great_number_is_named_by_it(
+    unix: AdminServer, place: Path, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """User namespaces and directories of users give numbers beyond 2^31."""
+    uid = 2**32 - 16
+    monkeypatch.setattr(
+        socket.socket, "getsockopt", lambda *_: struct.pack("iII", 1, uid, uid), raising=False
+    )
+    assert send(place, b"GET / HTTP/1.1\r\nHost: e\r\n\r\n")[0] == 200
+    assert api.who.actor == {"kind": "user", "name": str(uid), "uid": uid}
 
 
 class TestNamedTokens:

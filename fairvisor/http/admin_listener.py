@@ -50,7 +50,7 @@ STOPPED_WITHIN_S: Final = 6.0  # a push that is under way is answered after 5 s
 _POLL_S: Final = 0.25
 _READ_BYTES: Final = 1 << 16  # of a body at a time: other threads run in between
 _BACKLOG: Final = 64
-_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
+_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
 _BUSY: Final = "admin-request-"  # begins the names of threads that answer
 
 _log = logging.getLogger(__name__)
