@@ -331,6 +331,14 @@ def test_lines_from_before_the_chain_are_counted_and_no_fault(log: Log) -> None:
     assert (report["findings"], report["unchained"], report["lines"]) == ([], 3, 2)
 
 
+def test_lines_of_a_process_from_before_the_chain_are_counted_as_such(log: Log) -> None:
+    log.key = ""
+    log.path.write_bytes(b'{"action":"bundle","chain":"process-0123456789ab","seq":1,"prev":null}\n')
+    log.write(2)
+    report = log.verify()
+    assert (report["findings"], report["unchained"], report["lines"]) == ([], 1, 2)
+
+
 def test_events_that_were_lost_are_added_up(log: Log) -> None:
     for lost in (2, 3):
         lines = LineFile(log.path, KEY.encode())

@@ -155,6 +155,10 @@ class Verifier:
                     place,
                     f"it is line {link.seq} of the chain, and what is before it is not of it",
                 )
+            if (
+                not self._has_file
+            ):  # lines of a process may be there from a time when the file was standard output
+                self.unchained, self.lines = self.unchained + self.lines - 1, 1
             self.begins_at = self.begins_at or link.seq
             self._has_file = True
             self._judge_stray(vouched=False)
