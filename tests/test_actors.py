@@ -53,6 +53,7 @@ class Operator:
         return answer.status, json.loads(answer.body)
 
     def logged(self) -> list[dict[str, Any]]:
+        self.audit.log(records(self.instance))
         self.audit.flush(self.instance.now())
         lines, self.log.lines = self.log.lines, []
         return lines
@@ -162,6 +163,7 @@ class TestBundles:
 class TestCounters:
     def test_a_reset_is_logged_with_what_was_left_and_is(self, instance: Instance) -> None:
         instance.publisher.publish(bundle(1, policy("a", burst=5)))
+        records(instance)
         operator = Operator(instance)
         assert operator.ask("DELETE", "limits", policy="a", rule="bucket", reason="asked")[0] == 200
         (line,) = operator.logged()
@@ -173,6 +175,7 @@ class TestCounters:
     def test_a_breaker_is_logged_with_its_states(self, instance: Instance) -> None:
         breaker = {"enabled": True, "spend_rate_threshold_per_minute": 5, "scope": "policy"}
         instance.publisher.publish(bundle(1, policy("a", circuit_breaker=breaker)))
+        records(instance)
         operator = Operator(instance)
         for action in ("trip", "trip", "reset"):
             assert operator.ask("POST", f"breaker/{action}", policy="a")[0] == 200
@@ -182,8 +185,15 @@ class TestCounters:
             ("breaker_reset", "open", "closed"),
         ]
 
+    def test_a_change_is_logged_also_when_the_worker_that_made_it_is_killed(self, instance: Instance) -> None:
+        instance.publisher.publish(bundle(1, policy("a")))
+        records(instance)
+        assert Operator(instance).ask("DELETE", "limits", policy="a", rule="bucket")[0] == 200
+        assert [line["action"] for line in Operator(instance).logged()] == ["limit_reset"]
+
     def test_who_only_looks_leaves_nothing(self, instance: Instance) -> None:
         instance.publisher.publish(bundle(1, policy("a")))
+        records(instance)
         operator = Operator(instance)
         assert operator.ask("GET", "limits", policy="a", rule="bucket", reason="curious")[0] == 200
         assert operator.logged() == []
@@ -203,6 +213,7 @@ class TestWhatIsClaimed:
         self, instance: Instance, name: str, value: str
     ) -> None:
         instance.publisher.publish(bundle(1, policy("a")))
+        records(instance)
         operator = Operator(instance)
         status, answer = operator.ask("DELETE", "limits", policy="a", rule="bucket", **{name: value})
         assert status == 400

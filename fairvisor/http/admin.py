@@ -24,7 +24,7 @@ from typing import Final
 from urllib.parse import parse_qsl
 
 from fairvisor.actor import By, claiming
-from fairvisor.audit import Audit
+from fairvisor.audit import Audit, record_of
 from fairvisor.clock import NS_PER_S, Now
 from fairvisor.counters.segment import Segment
 from fairvisor.decision import UNIT_U
@@ -169,7 +169,7 @@ class Admin:
             "old": _remaining(found),
             "new": _remaining(left),
         }
-        self._audit.record("limit_reset", fields, now)
+        self._record("limit_reset", fields, now)
         return json_answer(HTTPStatus.OK, {**left.report(), "forgotten": forgotten})
 
     def _top(self, request: Request, parameters: Parameters, by: By, now: Now) -> Answer:
@@ -218,7 +218,7 @@ class Admin:
             "old": other if changed else new,
             "new": new,
         }
-        self._audit.record(action, fields, now)
+        self._record(action, fields, now)
         return self._breaker_answer(parameters, now, changed=changed)
 
     def _breaker(self, parameters: Parameters, now: Now) -> tuple[Breaker, str | None]:
@@ -235,6 +235,10 @@ class Admin:
             **more,
         }
         return json_answer(HTTPStatus.OK, report)
+
+    def _record(self, action: str, fields: Mapping[str, object], now: Now) -> None:
+        """Leave a change for the audit log where it outlives this process."""
+        self._publisher.records.post([record_of(action, fields, now)], now)
 
     def _lookup(self) -> Lookup:
         current = self._current()
