@@ -164,6 +164,19 @@ def test_lines_that_are_gone_at_the_end_are_missing(log: Log) -> None:
     assert log.verify()["findings"][0]["text"] == "lines 1 to 6 of the chain should follow it"
 
 
+@pytest.mark.parametrize("chain", [None, b"", b"{}", b'{"head":{},"sum":""}'])
+def test_an_end_that_is_cut_off_with_what_says_where_it_is_is_not_taken_as_written(
+    log: Log, chain: bytes | None
+) -> None:
+    log.write(6)
+    log.lines = log.lines[:4]
+    place = log.path.with_name("audit.log" + CHAIN_SUFFIX)
+    place.unlink()
+    if chain is not None:
+        place.write_bytes(chain)
+    assert log.found() == [("no_end", 4)]
+
+
 def test_old_files_that_rotation_removed_are_no_fault(log: Log) -> None:
     log.write()
     log.rotate("audit.log.1").unlink()

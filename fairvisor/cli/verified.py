@@ -29,8 +29,8 @@ class Place(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One finding. `torn` is no fault; the other kinds are altered, missing, reordered, inserted, new_chain, no_key
-    and unkeyed."""
+    """One finding. `torn` is no fault; the other kinds are altered, missing, reordered, inserted, new_chain, no_end,
+    no_key and unkeyed."""
 
     kind: str
     place: Place
@@ -69,14 +69,16 @@ class _Gap:
 class Verifier:
     """Follows the lines of a log, given in order with `line`, and says with `end` what was found."""
 
-    def __init__(self, keys: Sequence[bytes], head: Head | None) -> None:
+    def __init__(self, keys: Sequence[bytes], head: Head | None, *, ends: bool = False) -> None:
         """`keys` are the key of the chain and the earlier one, if it is being replaced.
 
-        `head` is that of the file's chain before the log was read, None if it is not known.
+        `head` is that of the file's chain before the log was read, None if it is not known. `ends`: the end of the
+        chain is among the lines, so there must be a head.
         """
         self._keys = keys
         self._is_keyed = any(keys)
         self._head = head
+        self._ends = ends
         # what changes
         self.lines = 0  # of a chain
         self.unchained = 0  # before the chain begins
@@ -121,6 +123,9 @@ class Verifier:
         if head is not None and head.seq > (last.seq if last is not None else 0):
             first = last.seq + 1 if last is not None else 1
             self._find("missing", self._place, f"lines {first} to {head.seq} of the chain should follow it")
+        if self._ends and self._has_file and head is None and not self._number:
+            text = "whether lines are missing after it is not known: the .chain file was removed or altered"
+            self._find("no_end", self._place, text)
         return [each.finding() if isinstance(each, _Gap) else each for each in self._found], self._number
 
     def _follow(self, place: Place, line: bytes, link: Link) -> None:
@@ -233,7 +238,7 @@ class Verifier:
 
 def show_verified(files: Sequence[Path], log: Path | None, keys: Sequence[bytes], output_format: str) -> bool:
     """Print and return whether these files, in this order, are intact. `log` is the one that is being written."""
-    verifier = Verifier(keys, read_head(log, *keys) if log is not None else None)
+    verifier = Verifier(keys, read_head(log, *keys) if log is not None else None, ends=log is not None)
     spans = {}
     for file in files:
         spans[str(file)] = _read(file, verifier)
@@ -301,7 +306,7 @@ def _remarks(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"the first {report['unchained']:,} lines are from before the chain, which says nothing of them"
     if report["begins_at"] > 1:
         yield f"the chain is there from line {report['begins_at']:,} on: of files before that it says nothing"
-    if report["lines"] and not report["end_is_known"]:
+    if report["intact"] and report["lines"] and not report["end_is_known"]:
         yield "whether lines are missing at the end is not known: there is no file that says where the chain has got to"
     if report["lost"]:
         yield f"{report['lost']:,} events could not be written, and were counted"
