@@ -14,7 +14,8 @@ Where there is a key, a line ends with `mac`, the HMAC of all that is before it.
 file could write the next line: the hash of the last one is in the head, and in the `prev` of a line that was cut off.
 
 A `Head` says where a chain has got to; the next line continues from it, in whichever file and process. It is kept as
-text with a checksum, made with the same key. This module knows lines and hashes, and neither files nor what lines say.
+text with a checksum for each key: while the key is replaced, writers that know only the earlier one go on with it.
+This module knows lines and hashes, and neither files nor what lines say.
 """
 
 from __future__ import annotations
@@ -150,10 +151,11 @@ def follow(head: Head, found: bytes, key: bytes, *earlier: bytes) -> tuple[Head,
     return head, found
 
 
-def pack(head: Head, key: bytes) -> bytes:
-    """Return a head as text, HEAD_BYTES long."""
+def pack(head: Head, *keys: bytes) -> bytes:
+    """Return a head as text, HEAD_BYTES long, for all that know one of the keys."""
     text = orjson.dumps(head._asdict())
-    return orjson.dumps({"head": head._asdict(), "sum": digest(key, text)}).ljust(HEAD_BYTES - 1) + b"\n"
+    sums = [digest(key, text) for key in keys]
+    return orjson.dumps({"head": head._asdict(), "sums": sums}).ljust(HEAD_BYTES - 1) + b"\n"
 
 
 def unpack(data: bytes, *keys: bytes) -> Head | None:
@@ -161,8 +163,9 @@ def unpack(data: bytes, *keys: bytes) -> Head | None:
     try:
         document = orjson.loads(data)
         head = Head(**document["head"])
-        checksum = str(document["sum"])
+        sums = [str(each).encode() for each in document["sums"]]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return None
     text = orjson.dumps(head._asdict())
-    return head if is_one_of(checksum.encode(), [digest(key, text).encode() for key in keys]) else None
+    known = [digest(key, text).encode() for key in keys]
+    return head if any(is_one_of(each, known) for each in sums) else None

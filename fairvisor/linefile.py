@@ -165,7 +165,7 @@ class LineFile:
 
     def _write_head(self, heads: int, head: Head) -> None:
         assert self._key is not None, "the file has a chain"
-        if os.pwrite(heads, chain.pack(head, self._key), 0) < chain.HEAD_BYTES:
+        if os.pwrite(heads, chain.pack(head, self._key, *self._earlier), 0) < chain.HEAD_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path) + CHAIN_SUFFIX)
 
 

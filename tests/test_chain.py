@@ -171,7 +171,7 @@ def test_what_was_in_the_file_before_the_chain_begins_is_left_as_it_is(path: Pat
     assert_chained([one])
 
 
-@pytest.mark.parametrize("wrong", [b"", b"{}", b"\0" * 512, b'{"head":{},"sum":""}'])
+@pytest.mark.parametrize("wrong", [b"", b"{}", b"\0" * 512, b'{"head":{},"sums":[""]}'])
 def test_where_nobody_knows_where_the_chain_has_got_to_another_one_begins(path: Path, wrong: bytes) -> None:
     LineFile(path, b"").append([line("one")])
     path.with_name(path.name + CHAIN_SUFFIX).write_bytes(wrong)
@@ -234,6 +234,14 @@ def test_a_head_is_what_was_packed_and_nothing_else() -> None:
     assert chain.unpack(data, KEY) == head
     assert chain.unpack(data.replace(b'"seq":7', b'"seq":8'), KEY) is None
     assert chain.unpack(chain.pack(head, b""), KEY) is None
+
+
+def test_the_longest_head_with_two_keys_has_room() -> None:
+    most = 2**64 - 1
+    head = Head("file-389a0354e310", most, chain.digest(KEY, b""), most, most, most, most)
+    data = chain.pack(head, KEY, b"earlier")
+    assert len(data) == chain.HEAD_BYTES
+    assert chain.unpack(data, b"earlier") == chain.unpack(data, KEY) == head
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_lines_that_are_gone_at_the_end_are_missing(log: Log) -> None:
     assert log.verify()["findings"][0]["text"] == "lines 1 to 6 of the chain should follow it"
 
 
-@pytest.mark.parametrize("chain", [None, b"", b"{}", b'{"head":{},"sum":""}'])
+@pytest.mark.parametrize("chain", [None, b"", b"{}", b'{"head":{},"sums":[""]}'])
 def test_an_end_that_is_cut_off_with_what_says_where_it_is_is_not_taken_as_written(
     log: Log, chain: bytes | None
 ) -> None:
@@ -297,6 +297,24 @@ def test_a_chain_goes_on_while_its_key_is_replaced(
     log.lines = [each.replace(b'"number": 2', b'"number": 9') for each in log.lines]
     assert run(["logs", "--verify"]) == 1
     assert "altered" in capsys.readouterr().out
+
+
+def test_a_chain_goes_on_while_writers_with_the_old_and_the_new_key_run_together(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a HUP: the workers before it know the old key alone until they end."""
+    new = "another-key-of-this-many-bytes-or-more"
+    before = LineFile(log.path, KEY.encode())
+    between = LineFile(log.path, new.encode(), KEY.encode())
+    after = LineFile(log.path, new.encode())
+    for writer in (before, between, before, between, after, between, after):
+        writer.append([b'{"number":1}\n', b'{"number":2}\n'])
+    keys = tmp_path / "keys"
+    keys.write_text(f"{new}\n{KEY}\n")
+    keys.chmod(0o600)
+    monkeypatch.setenv("FAIRVISOR_AUDIT_KEY_FILE", str(keys))
+    assert run(["logs", "--verify", "--file", str(log.path)]) == 0
+    assert [json.loads(line)["seq"] for line in log.lines] == list(range(1, 15))
 
 
 def test_a_line_that_a_full_disk_cut_short_is_torn_and_no_fault(log: Log) -> None:
