@@ -64,6 +64,10 @@ class Beside:
         self._follower.stop()
         self._reporter.stop()
 
+    def resign(self) -> None:
+        """Leave to another worker what one does for all: this one finishes, with secrets that may be old by now."""
+        self._leader.resign()
+
     @property
     def leads(self) -> bool:
         """Whether this worker does what one must do for all."""

@@ -143,7 +143,7 @@ class Leader:
         self._clock = clock
         self._lease = Lease(segment.table)
         failures = Counter(segment, THREAD_FAILURES, "leader")
-        self._periodic = Periodic("leader", TICK_S, self.step, failures.add, end=self._lease.release)
+        self._periodic = Periodic("leader", TICK_S, self.step, failures.add, end=self._end)
         # while it leads
         self.leads = False
         self._file = BundleFile(None)
@@ -157,6 +157,14 @@ class Leader:
     def stop(self) -> None:
         """Give the lease back, unless a slow file keeps us: then it runs out."""
         self._periodic.stop(STOP_S)
+
+    def resign(self) -> None:
+        """Let another worker lead, after the step that is under way; nothing waits for that."""
+        self._periodic.stopped.set()
+
+    def _end(self) -> None:
+        self.leads = False
+        self._lease.release()
 
     def step(self) -> None:
         """Renew the lease and do what is due, if we lead."""

@@ -264,6 +264,16 @@ class TestLeader:
         self.run(second, noted, 12)
         assert noted.seconds("save") == [13], "3 s for the lease, then 10 s"
 
+    def test_a_worker_that_is_stopping_leaves_leading_to_another_at_once(
+        self, segment: Segment, noted: Noted
+    ) -> None:
+        first, second = self.leader(segment, noted), self.leader(segment, noted)
+        first.step()
+        first.resign()
+        first._periodic.run()  # what its thread does: no step any more
+        second.step()
+        assert (first.leads, second.leads) == (False, True)
+
     def test_slots_that_have_run_out_are_free_within_a_minute(self, segment: Segment, noted: Noted) -> None:
         for key in range(1, 2000):
             segment.table.count(key, START_NS, NS_PER_S)

@@ -134,6 +134,7 @@ class EdgeWorker(Worker):  # type: ignore[misc]
         self._tick()
         self._beat()
         await self.stop_asked.wait()
+        self.app.beside.resign()
         acceptor.stop()
         if side is not None:
             side.stop()
