@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from copy import copy
 from typing import Any
 
 import pytest
@@ -13,8 +12,10 @@ from edge import CLIENT, identity_of, moment
 from fairvisor.bundle.fields import FIXED_DESCRIPTORS
 from fairvisor.context import Context
 from fairvisor.descriptors import compile_descriptor, compile_match
+from fairvisor.identity import Identity
 from fairvisor.identity.tokens import Tokens
 from fairvisor.llm.models import compile_aliases
+from fairvisor.settings import Settings
 
 TRUSTED = (("FAIRVISOR_TRUSTED_HINTS", "x-country-code,x-asn,x-asn-type,x-tor-exit"),)
 
@@ -245,7 +246,7 @@ def test_every_known_descriptor_can_be_read() -> None:
 
 
 def test_nothing_is_looked_up_that_no_policy_asks_for() -> None:
-    identity = copy(identity_of(()))
+    identity = Identity.from_settings(Settings.load({}, {}))
     identity.tokens = Tokens(lambda: None)
     refused: list[str] = []
     identity.tokens.refused.told = refused.append

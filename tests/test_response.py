@@ -429,8 +429,8 @@ def test_where_a_deny_must_be_403_its_real_status_and_body_stand_in_headers() ->
 
 
 def test_errors_are_json_with_their_status() -> None:
-    answer = error_answer(BodyTooLarge("64 KiB at most"), "Connection: close\r\n")
-    assert (answer.status, answer.head) == (413, "Content-Type: application/json\r\nConnection: close\r\n")
+    answer = error_answer(BodyTooLarge("64 KiB at most"))
+    assert (answer.status, answer.head) == (413, "Content-Type: application/json\r\n")
     assert json.loads(answer.body)["error"]["message"] == "64 KiB at most"
     assert error_answer(RequestError("no")).status == 400
     assert json_answer(200, {"a": 1}).body == b'{"a":1}'

@@ -531,7 +531,7 @@ def test_each_question_of_an_auditor_is_answered_by_one_command(
         run(edge, "connect", "--push", str(pushed), "--reason", "ACME grows", "--as", "bob").returncode == 0
     )
     log = tmp_path / "state" / "audit.log"
-    wait_until(lambda: b'"bundle_change"' in log.read_bytes())
+    wait_until(lambda: log.exists() and b'"bundle_change"' in log.read_bytes())
     edge.write(bundle_of(per_client(9), version=3))
     wait_until(lambda: log.read_bytes().count(b'"bundle_change"') == 2)
     edge.signal(signal.SIGHUP)
