@@ -40,6 +40,7 @@ from fairvisor.notes import Notes
 from fairvisor.offered import Published
 from fairvisor.pending import Pending
 from fairvisor.processes import identity, pid_of
+from fairvisor.secret_values import encoded, is_one_of
 from fairvisor.settings import FILE_ORDER, Settings
 from fairvisor.state import StateDirectory
 
@@ -106,7 +107,8 @@ class Publisher:
 
     def use(self, settings: Settings) -> None:
         """Take over settings that were read again. With another signing key, a file that was rejected may be valid."""
-        if settings.bundle_signing_key != self.settings.bundle_signing_key:
+        known = encoded(self.settings.bundle_signing_key)
+        if not all(is_one_of(key, known) for key in encoded(settings.bundle_signing_key)):
             self._record.forget_rejected()
         self.settings = settings
 

@@ -61,8 +61,16 @@ def test_a_comparison_that_leaks_is_noticed(source: str) -> None:
 
 def test_secrets_are_compared_where_they_are_asked_for() -> None:
     """The decision token, the admin token, the debug secret and its cookie, reservations, the bundle's signature, and
-    where the chain of the audit log has got to."""
+    where the chain of the audit log has got to; and a signing key that was read again with the one before."""
     users = {path.name for path in PACKAGE.rglob("*.py") if re.search(r"\bis_one_of\(", path.read_text())}
-    assert users == {"service.py", "admin_tokens.py", "debug.py", "load.py", "secret_values.py", "chain.py"}
+    assert users == {
+        "service.py",
+        "admin_tokens.py",
+        "debug.py",
+        "load.py",
+        "secret_values.py",
+        "chain.py",
+        "reload.py",
+    }
     digests = {path.name for path in PACKAGE.rglob("*.py") if "hmac.compare_digest(" in path.read_text()}
     assert digests == {"reservation.py", "secret_values.py"}
