@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 sys.path += [str(HERE.parent), str(HERE.parent / "processes")]  # what the tests beside us share
 
 from edge_server import Edge, reserve_port, wait_until  # noqa: E402
+from fake_edge import FakeEdge  # noqa: E402
 from gateway_servers import KINDS, OTHERS, Edits, Gateway, StartGateway  # noqa: E402
 
 WORKERS = {"FAIRVISOR_WORKER_PROCESSES": "2"}
@@ -61,6 +62,20 @@ def start_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
         edge.process.terminate()  # all at once: a WSGI worker takes a moment
     for edge in edges:
         edge.clean_up()
+
+
+@pytest.fixture(scope="module")
+def edge(start_edge: Callable[..., Edge]) -> Edge:
+    """An edge with the bundle of the stories. A module that needs another has a fixture of this name."""
+    return start_edge("stories")
+
+
+@pytest.fixture(scope="module")
+def fake_edge() -> Iterator[FakeEdge]:
+    """An edge that answers what a test says."""
+    fake = FakeEdge()
+    yield fake
+    fake.stop()
 
 
 @pytest.fixture(scope="module")

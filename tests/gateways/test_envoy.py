@@ -6,7 +6,7 @@ import gzip
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from email.message import Message
 from pathlib import Path
@@ -30,18 +30,6 @@ def call(
     gateway: Gateway, key: str, path: str = "/plain/pkg.Service/M", kind: str = "application/grpc"
 ) -> Received:
     return gateway.ask(CALL.format(path=path, key=key, kind=kind).encode())
-
-
-@pytest.fixture(scope="module")
-def edge(start_edge: Callable[..., Edge]) -> Edge:
-    return start_edge("stories")
-
-
-@pytest.fixture(scope="module")
-def fake_edge() -> Iterator[FakeEdge]:
-    fake = FakeEdge()
-    yield fake
-    fake.stop()
 
 
 @pytest.mark.parametrize("name", ["envoy", "envoy-bodies"])

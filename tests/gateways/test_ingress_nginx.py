@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,6 @@ needs = pytest.mark.needs
 FILES = CONFIGURATIONS / "ingress-nginx"
 NGINX = CONFIGURATIONS / "nginx" / "fairvisor"
 BODY = b'{"error":{"code":"x"}}'
-
-
-@pytest.fixture(scope="module")
-def edge(start_edge: Callable[..., Edge]) -> Edge:
-    return start_edge("stories")
-
-
-@pytest.fixture(scope="module")
-def fake_edge() -> Iterator[FakeEdge]:
-    fake = FakeEdge()
-    yield fake
-    fake.stop()
 
 
 def ask(gateway: Gateway, path: str, *lines: str, host: str = "edge") -> Received:

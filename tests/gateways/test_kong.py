@@ -52,13 +52,6 @@ def kong(
 
 
 @pytest.fixture(scope="module")
-def fake_edge() -> Iterator[FakeEdge]:
-    fake = FakeEdge()
-    yield fake
-    fake.stop()
-
-
-@pytest.fixture(scope="module")
 def kong_of_fake(
     fake_edge: FakeEdge, shared_application: Application, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:

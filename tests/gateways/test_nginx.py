@@ -40,11 +40,6 @@ def start_sites(tmp_path_factory: pytest.TempPathFactory, application: int) -> I
 
 
 @pytest.fixture(scope="module")
-def edge(start_edge: Callable[..., Edge]) -> Edge:
-    return start_edge("stories")
-
-
-@pytest.fixture(scope="module")
 def allows_with_200(start_edge: Callable[..., Edge]) -> Edge:
     return start_edge("stories", FAIRVISOR_ALLOW_STATUS="200")
 

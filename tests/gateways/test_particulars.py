@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
 
 import pytest
 from edge_server import Edge, wait_until
@@ -13,11 +12,6 @@ from gateway_servers import CONFIGURATIONS, KINDS, Gateway, StartGateway
 from request_checks import Received
 
 needs = pytest.mark.needs
-
-
-@pytest.fixture(scope="module")
-def edge(start_edge: Callable[..., Edge]) -> Edge:
-    return start_edge("stories")
 
 
 def post(gateway: Gateway, path: str, key: str, body: bytes, *lines: str) -> Received:
@@ -48,13 +42,6 @@ def test_nginx_asks_again_on_an_internal_redirect_and_is_charged_once(
     answers = [gateway.ask(raw) for _ in range(4)]
     assert [answer.status for answer in answers] == [200, 200, 200, 429]
     assert [answer.header("ratelimit-remaining") for answer in answers] == ["2", "1", "0", "0"]
-
-
-@pytest.fixture(scope="module")
-def fake_edge() -> Iterator[FakeEdge]:
-    fake = FakeEdge()
-    yield fake
-    fake.stop()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 from edge_server import Edge
@@ -75,11 +74,6 @@ CASES = [
         for word, rewrite in HAPROXY_REWRITES.items()
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def edge(start_edge: Callable[..., Edge]) -> Edge:
-    return start_edge("stories")
 
 
 @pytest.mark.parametrize(
