@@ -77,7 +77,6 @@ class Identity:
     def __init__(self, process: _Process, issuers: tuple[JwksUrl, ...] = ()) -> None:
         """Without keys of a bundle; `issuers` are those of another bundle, whose key sets may be used on."""
         self._process = process
-        self._file = process.file
         self.sets = process.sets
         self.addresses = process.addresses
         self.trusted_peer = process.addresses.trusted_peer
@@ -143,7 +142,7 @@ class Identity:
     def refresh(self, now: Now) -> None:
         """Take over what changed outside. Reads files: never on a request's way."""
         self._process.places.refresh()
-        self.refresh_keys(now, also=self._file is not None and self._file.refresh())
+        self.refresh_keys(now, also=self._process.file is not None and self._process.file.refresh())
 
     def refresh_keys(self, now: Now, *, also: bool = False) -> None:
         """Take over key sets that were fetched; quick when there are none. `also`: other keys changed."""
@@ -171,7 +170,7 @@ class Identity:
 
     def problems(self) -> tuple[str, ...]:
         """Why the process is not ready: sources of keys that the operator configured and that have none."""
-        sources = [source for source in (self._file, self._process.url) if source is not None]
+        sources = [source for source in (self._process.file, self._process.url) if source is not None]
         return self._bundle_problems + tuple(text for source in sources if (text := source.problem()))
 
     def warnings(self) -> tuple[str, ...]:
@@ -180,7 +179,7 @@ class Identity:
         An issuer without keys is among them: a bundle that names one must not take every other caller's edge away.
         """
         without = tuple(text for url in self._issuers if (text := url.problem()))
-        sources = [source for source in (self._file, *self._urls) if source is not None]
+        sources = [source for source in (self._process.file, *self._urls) if source is not None]
         late = tuple(text for source in sources for text in source.warnings())
         return self._process.places.warnings() + without + late + self.sets.warnings()
 
@@ -229,10 +228,10 @@ class Identity:
 
     def _apply(self) -> None:
         """Read tokens with the keys of the moment; the lock is held."""
-        if not (self._jwt_keys or self._file is not None or self._urls):
+        if not (self._jwt_keys or self._process.file is not None or self._urls):
             self.tokens.use(None)
             return
-        outside = self._file.keys if self._file is not None else ()
+        outside = self._process.file.keys if self._process.file is not None else ()
         outside += tuple(key for url in self._urls for key in url.keys)
         apart = [url.endpoint.issuer for url in self._issuers if url.endpoint.issuer is not None]
         self.tokens.use(self._bundle_keys + outside, apart, self._awaited())
@@ -242,7 +241,7 @@ class Identity:
         for url in self._urls:
             if url.awaited:
                 yield url.endpoint.issuer
-        if self._file is not None and not self._file.was_read:
+        if self._process.file is not None and not self._process.file.was_read:
             yield self._process.settings.jwks_issuer
         if self._bundle_problems:
             yield None
